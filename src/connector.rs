@@ -1,0 +1,322 @@
+//! `Connector`: the contract between the generic layer and whatever keeps the bytes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::ConnectorConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Format, Key};
+use crate::pending::Pending;
+use crate::region::{Region, RegionMut};
+
+/// A place where objects live: bytes in, key out; key in, bytes out.
+///
+/// Implementors write the required methods; users call those of [`ConnectorExt`] as well, which is implemented for
+/// everything. `connectors/memory.rs` is the short reference implementation, and the contract below is executable: the
+/// cases of [`conformance`](crate::conformance) run against every connector of the table, and against yours in six lines.
+///
+/// # Contract
+/// * **Write once.** A key names one object for ever. Bytes become visible to `get` all at once, by [`commit`](Self::commit),
+///   and never change. A producer that is killed before that leaves nothing visible.
+/// * **Missing is ordinary.** `get` and [`take`](Self::take) of an evicted, never committed or unknown object give `None`,
+///   `exists` gives false, `evict` succeeds: cheap, and no error, however the object went away and whatever races.
+/// * **Never other bytes.** A key of another scheme or instance is `ForeignKey`; a locator that this connector cannot have
+///   made is `Invalid`; stored bytes whose length is not the key's are `Corrupt`.
+/// * **Regions outlive everything.** What `get` returned stays readable and unchanged after evict, close, and drop of the
+///   connector, until its last clone is dropped. It starts at a multiple of [`ALIGNMENT`](crate::region::ALIGNMENT).
+/// * **Reservations are lent.** A `RegionMut` that is dropped instead of committed gives its memory back. One from another
+///   connector may be committed here: its bytes are copied.
+/// * **Close is not delete.** [`close`](Self::close) is idempotent, releases what this handle holds, and leaves objects that
+///   outlive processes in place. Every later operation is `Closed`.
+/// * **Threads.** All methods may be called from any number of threads; none waits for another's operation on another key.
+/// * **Time.** A method returns at once with a [`Pending`]; what may take long happens in it.
+pub trait Connector: Send + Sync + 'static {
+    /// The configuration that opens this connector again, in this process or another one.
+    ///
+    /// Its scheme is the scheme of all keys that the connector makes.
+    fn config(&self) -> &ConnectorConfig;
+
+    /// What this connector can do beyond the required methods.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Lends memory for one object of at most `len` bytes.
+    ///
+    /// # Cost
+    /// Connector-specific; must not touch the memory.
+    ///
+    /// # Errors
+    /// `NoSpace`, `TooLarge`, `Closed`.
+    fn reserve(&self, len: usize) -> Result<RegionMut>;
+
+    /// Makes the bytes written to `region` an object and returns its key.
+    ///
+    /// # Cost
+    /// No copy for memory that [`reserve`](Self::reserve) of the same connector lent; one copy otherwise.
+    fn commit(&self, region: RegionMut, format: Format) -> Pending<Key>;
+
+    /// Reads an object; `None` when there is none.
+    ///
+    /// # Cost
+    /// No copy with [`Capabilities::ZERO_COPY_GET`].
+    fn get(&self, key: &Key) -> Pending<Option<Region>>;
+
+    /// Whether the object can be read now.
+    fn exists(&self, key: &Key) -> Pending<bool>;
+
+    /// Removes the object; silent when there is none. Regions that were handed out stay valid.
+    fn evict(&self, key: &Key) -> Pending<()>;
+
+    /// Reads and removes the object in one step: of any number of racing callers, in any process, exactly one gets it.
+    fn take(&self, key: &Key) -> Pending<Option<Region>>;
+
+    /// Releases what this handle holds; idempotent.
+    fn close(&self) -> Result<()>;
+
+    /// Stores a copy of `bytes`.
+    ///
+    /// # Cost
+    /// One copy, in addition to what `commit` costs. Override where the operating system can take the bytes directly.
+    fn put(&self, bytes: &[u8], format: Format) -> Pending<Key> {
+        match self.reserve(bytes.len()) {
+            Ok(mut region) => {
+                bytes::BufMut::put_slice(&mut region, bytes);
+                self.commit(region, format)
+            }
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    /// Makes several objects; either all keys come back, or an error and none of the objects stays.
+    ///
+    /// # Cost
+    /// The default commits one by one. Override where one message can carry many.
+    fn commit_batch(&self, regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
+        let mut keys = Vec::with_capacity(regions.len());
+        for (region, format) in regions {
+            match self.commit(region, format).wait() {
+                Ok(key) => keys.push(key),
+                Err(error) => {
+                    for key in keys {
+                        // The failure that is reported is the first one.
+                        let _ = self.evict(&key).wait();
+                    }
+                    return Pending::ready(Err(error));
+                }
+            }
+        }
+        Pending::ready(Ok(keys))
+    }
+
+    /// Reads several objects, in the order of `keys`.
+    ///
+    /// # Cost
+    /// The default starts one `get` each. Override where one message can carry many.
+    fn get_batch(&self, keys: &[Key]) -> Pending<Vec<Option<Region>>> {
+        Pending::all(keys.iter().map(|key| self.get(key)).collect())
+    }
+
+    /// Whether the objects can be read now, in the order of `keys`.
+    fn exists_batch(&self, keys: &[Key]) -> Pending<Vec<bool>> {
+        Pending::all(keys.iter().map(|key| self.exists(key)).collect())
+    }
+
+    /// Removes several objects.
+    fn evict_batch(&self, keys: &[Key]) -> Pending<()> {
+        Pending::all(keys.iter().map(|key| self.evict(key)).collect()).and_then(|_| Ok(()))
+    }
+
+    /// Makes the key of an object that will be committed later, by this process or another: a deferred key.
+    ///
+    /// Its length is [`Key::UNKNOWN_LEN`]. Until [`commit_at`](Self::commit_at), `get` gives `None`. Needs
+    /// [`Capabilities::DEFERRED`].
+    fn declare(&self, format: Format) -> Result<Key> {
+        let _ = format;
+        Err(self.unsupported("declare"))
+    }
+
+    /// Makes the bytes of `region` the object of a declared key.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when it was committed before; `Unsupported` without [`Capabilities::DEFERRED`].
+    fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
+        let _ = (key, region);
+        Pending::ready(Err(self.unsupported("commit_at")))
+    }
+
+    /// Waits until the object of a declared key is committed, by notification where the connector can, and reads it.
+    ///
+    /// # Errors
+    /// `Timeout` at the deadline of the `Pending`; `Unsupported` without [`Capabilities::DEFERRED`].
+    fn get_when_committed(&self, key: &Key) -> Pending<Region> {
+        let _ = key;
+        Pending::ready(Err(self.unsupported("get_when_committed")))
+    }
+
+    /// The error of a method that this connector does not have.
+    #[doc(hidden)]
+    fn unsupported(&self, op: &'static str) -> Error {
+        let scheme = self.config().scheme().to_owned();
+        Error::new(ErrorKind::Unsupported, op, "this connector has no deferred keys").with_connector(scheme)
+    }
+}
+
+/// Conveniences on every connector. Implemented for all of them; not to be implemented.
+pub trait ConnectorExt: Connector {
+    /// The scheme of the connector and of its keys.
+    fn scheme(&self) -> &str {
+        self.config().scheme()
+    }
+
+    /// Refuses keys that another kind of connector made.
+    ///
+    /// # Errors
+    /// `ForeignKey` with both schemes.
+    fn check_scheme(&self, op: &'static str, key: &Key) -> Result<()> {
+        if key.scheme() == self.scheme() {
+            return Ok(());
+        }
+        let context = format!("the key belongs to a {} store, this is {}", key.scheme(), self.scheme());
+        Err(Error::new(ErrorKind::ForeignKey, op, context).with_connector(self.scheme().to_owned()))
+    }
+
+    /// Stores copies of several byte strings.
+    ///
+    /// # Cost
+    /// One copy each.
+    fn put_batch(&self, objects: &[(&[u8], Format)]) -> Pending<Vec<Key>> {
+        let mut regions = Vec::with_capacity(objects.len());
+        for (bytes, format) in objects {
+            match self.reserve(bytes.len()) {
+                Ok(mut region) => {
+                    bytes::BufMut::put_slice(&mut region, bytes);
+                    regions.push((region, *format));
+                }
+                Err(error) => return Pending::ready(Err(error)),
+            }
+        }
+        self.commit_batch(regions)
+    }
+
+    /// Reads an object that must be there.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not.
+    fn fetch(&self, key: &Key) -> Pending<Region> {
+        let missing = not_found("get", self.scheme(), key);
+        self.get(key).and_then(move |found| found.ok_or_else(missing))
+    }
+}
+
+impl<C: Connector + ?Sized> ConnectorExt for C {}
+
+/// Makes the `NotFound` of `key`, when it is needed.
+pub(crate) fn not_found(op: &'static str, scheme: &str, key: &Key) -> impl FnOnce() -> Error + Send + 'static {
+    let (scheme, key) = (scheme.to_owned(), *key);
+    move || {
+        let context = format!("{key:?} was evicted, taken, or never committed");
+        Error::new(ErrorKind::NotFound, op, context).with_connector(scheme)
+    }
+}
+
+/// What a connector can do: a set of bits.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(u32);
+
+impl Capabilities {
+    /// `get` returns the stored bytes themselves.
+    pub const ZERO_COPY_GET: Self = Self(1 << 0);
+    /// `reserve` lends the memory in which the object will stay.
+    pub const ZERO_COPY_PUT: Self = Self(1 << 1);
+    /// Declared keys: `declare`, `commit_at`, `get_when_committed`.
+    pub const DEFERRED: Self = Self(1 << 2);
+    /// Waiters for a declared key are notified, not polling.
+    pub const NOTIFY: Self = Self(1 << 3);
+    /// Other processes of the node can open the same objects.
+    pub const CROSS_PROCESS: Self = Self(1 << 4);
+    /// Processes on other nodes can open the same objects.
+    pub const CROSS_NODE: Self = Self(1 << 5);
+    /// Objects outlive the process that put them.
+    pub const OUTLIVES_PRODUCER: Self = Self(1 << 6);
+
+    /// Whether all bits of `other` are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Names of the set bits, in a fixed order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        NAMES.iter().filter(move |(bit, _)| self.contains(*bit)).map(|(_, name)| *name)
+    }
+}
+
+const NAMES: [(Capabilities, &str); 7] = [
+    (Capabilities::ZERO_COPY_GET, "zero-copy get"),
+    (Capabilities::ZERO_COPY_PUT, "zero-copy put"),
+    (Capabilities::DEFERRED, "deferred keys"),
+    (Capabilities::NOTIFY, "notify"),
+    (Capabilities::CROSS_PROCESS, "cross-process"),
+    (Capabilities::CROSS_NODE, "cross-node"),
+    (Capabilities::OUTLIVES_PRODUCER, "outlives producer"),
+];
+
+impl std::ops::BitOr for Capabilities {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        self.union(other)
+    }
+}
+
+impl fmt::Debug for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+/// One row of the table of connectors: how a scheme is opened.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct Registration {
+    /// Scheme in URLs and keys.
+    pub scheme: &'static str,
+    /// Who can reach the objects: `process`, `node`, `shared directory`, `cluster`.
+    pub reach: &'static str,
+    /// One sentence for `proxystore info` and the README.
+    pub summary: &'static str,
+    /// Names of the options that its URL may carry; any other is refused before `open` is called.
+    pub options: &'static [&'static str],
+    /// What its connectors can do.
+    pub capabilities: Capabilities,
+    /// Opens a connector. May block; is called once per distinct configuration and process.
+    pub open: fn(&ConnectorConfig) -> Result<Arc<dyn Connector>>,
+}
+
+impl Registration {
+    /// Describes a connector of yours, for [`connectors::register`](crate::connectors::register).
+    pub const fn new(
+        scheme: &'static str,
+        reach: &'static str,
+        summary: &'static str,
+        options: &'static [&'static str],
+        capabilities: Capabilities,
+        open: fn(&ConnectorConfig) -> Result<Arc<dyn Connector>>,
+    ) -> Self {
+        Self { scheme, reach, summary, options, capabilities, open }
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("scheme", &self.scheme)
+            .field("reach", &self.reach)
+            .field("capabilities", &self.capabilities)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,186 @@
+//! Every `PROXYSTORE_*` variable: one table that the code reads and `proxystore info` prints.
+
+use std::env;
+use std::str::FromStr;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+/// One variable of the environment.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Variable {
+    /// Full name.
+    pub name: &'static str,
+    /// What applies when it is not set.
+    pub default: &'static str,
+    /// Meaning, in one sentence.
+    pub doc: &'static str,
+}
+
+/// All variables that this version reads.
+pub const VARIABLES: &[Variable] = &[STORE, TIMEOUT, CACHE_BYTES, BLOCKING_THREADS];
+
+const STORE: Variable = Variable {
+    name: "PROXYSTORE_STORE",
+    default: "file:// in $TMPDIR/proxystore-UID",
+    doc: "URL of the store that Store::open_default and the program use",
+};
+const TIMEOUT: Variable = Variable {
+    name: "PROXYSTORE_TIMEOUT",
+    default: "10s",
+    doc: "deadline of operations whose store sets none (ms, s, m)",
+};
+const CACHE_BYTES: Variable = Variable {
+    name: "PROXYSTORE_CACHE_BYTES",
+    default: "256MiB",
+    doc: "byte budget of the cache of resolved objects, for stores that set none; 0 disables it",
+};
+const BLOCKING_THREADS: Variable = Variable {
+    name: "PROXYSTORE_BLOCKING_THREADS",
+    default: "4 a core, at least 8",
+    doc: "most threads that run blocking calls for awaited and detached operations",
+};
+
+impl Variable {
+    /// The value set in the environment, where there is one and it is text.
+    pub fn value(&self) -> Option<String> {
+        env::var(self.name).ok()
+    }
+}
+
+/// The `PROXYSTORE_*` variables that are set but mean nothing to this version: almost always typing errors.
+pub fn unknown() -> Vec<String> {
+    let mut names: Vec<String> = env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with("PROXYSTORE_") && VARIABLES.iter().all(|known| known.name != name))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Warns once per process, on standard error, about variables that nobody reads.
+pub(crate) fn warn_of_unknown() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        for name in unknown() {
+            warn(&format!("{name} is not a variable of this version, see `proxystore info`"));
+        }
+    });
+}
+
+/// URL of the default store.
+pub(crate) fn store() -> Option<String> {
+    STORE.value().filter(|url| !url.is_empty())
+}
+
+/// Deadline of operations whose store sets none.
+pub(crate) fn timeout() -> Duration {
+    static VALUE: OnceLock<Duration> = OnceLock::new();
+    *VALUE.get_or_init(|| read(TIMEOUT, parse_duration).unwrap_or(Duration::from_secs(10)))
+}
+
+/// Cache budget of stores that set none, in bytes.
+pub(crate) fn cache_bytes() -> u64 {
+    static VALUE: OnceLock<u64> = OnceLock::new();
+    *VALUE.get_or_init(|| read(CACHE_BYTES, parse_bytes).unwrap_or(256 << 20))
+}
+
+/// Upper bound of the pool of blocking threads.
+pub(crate) fn blocking_threads() -> usize {
+    static VALUE: OnceLock<usize> = OnceLock::new();
+    *VALUE.get_or_init(|| {
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        read(BLOCKING_THREADS, |text| usize::from_str(text).ok().filter(|n| *n > 0)).unwrap_or((4 * cores).max(8))
+    })
+}
+
+/// Reads a number of bytes: `4096`, `64KiB`, `1 GiB`, `10MB` (powers of 1024 with the `i`, of 1000 without).
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let factor: u64 = match text[digits..].trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(factor)
+}
+
+/// Reads a duration: `250ms`, `10s`, `2m`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    match text[digits..].trim() {
+        "us" => Some(Duration::from_micros(number)),
+        "ms" => Some(Duration::from_millis(number)),
+        "" | "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+fn read<T>(variable: Variable, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let text = variable.value()?;
+    let value = parse(&text);
+    if value.is_none() {
+        warn(&format!("{}={text:?} is malformed, using the default ({})", variable.name, variable.default));
+    }
+    value
+}
+
+/// A warning must reach the person at the terminal even where nobody installed a subscriber.
+fn warn(message: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(target: "proxystore", "{message}");
+    if !cfg!(feature = "tracing") || cfg!(feature = "cli") {
+        eprintln!("proxystore: warning: {message}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_durations() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("64KiB", Some(65536)),
+            (" 1 GiB ", Some(1 << 30)),
+            ("10MB", Some(10_000_000)),
+            ("16777216T", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("", None),
+            ("GiB", None),
+            ("5 apples", None),
+        ] {
+            assert_eq!(parse_bytes(text), value, "{text:?}");
+        }
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_duration("10"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2 weeks"), None);
+        assert_eq!(parse_duration(&format!("{}h", u64::MAX)), None);
+    }
+
+    #[test]
+    fn names_are_unique_and_prefixed() {
+        for (i, variable) in VARIABLES.iter().enumerate() {
+            assert!(variable.name.starts_with("PROXYSTORE_"));
+            assert!(VARIABLES[..i].iter().all(|other| other.name != variable.name));
+        }
+    }
+}
