@@ -282,7 +282,7 @@ impl<'de> Deserialize<'de> for StoreConfig {
             Quantity::Text(text) => parse_bytes(&text),
         };
         let time = |quantity: Quantity| match quantity {
-            Quantity::Number(n) => Some(Duration::from_secs(n)).filter(|limit| !limit.is_zero()),
+            Quantity::Number(n) => Some(Duration::from_secs(n)).filter(is_deadline),
             Quantity::Text(text) => positive_duration(&text),
         };
         let cache_bytes = match table.cache_bytes {
@@ -417,7 +417,12 @@ fn parse_own<T>(
 }
 
 fn positive_duration(text: &str) -> Option<Duration> {
-    parse_duration(text).filter(|limit| !limit.is_zero())
+    parse_duration(text).filter(is_deadline)
+}
+
+/// Whether a deadline has a text form: 0 is none, and 600,000 years of microseconds are enough.
+fn is_deadline(limit: &Duration) -> bool {
+    (1..=u128::from(u64::MAX)).contains(&limit.as_micros())
 }
 
 /// The shortest exact text of a duration; anything below a microsecond is rounded up, for a deadline of 0 is none.
@@ -486,6 +491,7 @@ mod tests {
             ("file:///a#b", ErrorKind::Invalid, "%23"),
             ("file:///x?cache_bytes=lots", ErrorKind::Config, "bytes, as 64MiB"),
             ("file:///x?deadline=0s", ErrorKind::Config, "duration"),
+            ("file:///x?deadline=18446744073709551615s", ErrorKind::Config, "duration"),
             ("file:///x?metrics=maybe", ErrorKind::Config, "on or off"),
         ] {
             let error = text.parse::<StoreConfig>().unwrap_err();
