@@ -133,16 +133,31 @@ impl<T> Shared<T> {
     }
 }
 
-#[cfg(all(test, loom))]
+/// Under loom every order of events, else (and so under Miri) some that happen.
+#[cfg(test)]
 mod tests {
     use std::task::Wake;
 
-    use loom::sync::atomic::{AtomicUsize, Ordering};
-    use loom::thread;
+    #[cfg(loom)]
+    use loom::{
+        model,
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+    #[cfg(not(loom))]
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
 
     use super::super::{Limit, Operation};
     use super::*;
     use crate::error::ErrorKind;
+
+    #[cfg(not(loom))]
+    fn model(f: impl Fn()) {
+        (0..20).for_each(|_| f());
+    }
 
     /// Counts what happens to a task that loom's own executor does not run.
     struct Counter(AtomicUsize);
@@ -188,7 +203,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_wait() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let other = thread::spawn(move || completer.complete(Ok(7)));
             assert_eq!(receiver.wait(Limit::NONE).unwrap(), 7);
@@ -198,7 +213,7 @@ mod tests {
 
     #[test]
     fn loom_drop_completer_against_wait() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(completer));
             assert_eq!(receiver.wait(Limit::NONE).unwrap_err().kind(), ErrorKind::Cancelled);
@@ -208,7 +223,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_poll() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let other = thread::spawn(move || completer.complete(Ok(7)));
             assert_eq!(block_on(&mut receiver).unwrap(), 7);
@@ -218,7 +233,7 @@ mod tests {
 
     #[test]
     fn loom_drop_completer_against_poll() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(completer));
             assert_eq!(block_on(&mut receiver).unwrap_err().kind(), ErrorKind::Cancelled);
@@ -228,7 +243,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_change_of_waker() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let (first, second) = (counter(), counter());
             assert!(receiver.poll(&mut Context::from_waker(&first.1)).is_pending());
@@ -249,7 +264,7 @@ mod tests {
 
     #[test]
     fn loom_polled_then_waited_for() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let (_, waker) = counter();
             let other = thread::spawn(move || completer.complete(Ok(7)));
@@ -263,7 +278,7 @@ mod tests {
 
     #[test]
     fn loom_drop_receiver_against_complete() {
-        loom::model(|| {
+        model(|| {
             let drops = Arc::new(AtomicUsize::new(0));
             let (completer, receiver) = channel();
             let value = Value(Arc::clone(&drops));
@@ -277,7 +292,7 @@ mod tests {
 
     #[test]
     fn loom_detached_is_seen() {
-        loom::model(|| {
+        model(|| {
             let (completer, receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(receiver));
             // Either answer is right while the other thread runs.
