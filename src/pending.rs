@@ -68,6 +68,11 @@ pub trait Source<T>: Send {
 
     /// Polls once, and arranges for a wake-up when the result is not there yet.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
+
+    /// Called instead of both when the waiting side is dropped: sees to what must still happen after the operation.
+    fn detach(self: Box<Self>, deadline: Option<Instant>) {
+        let _ = deadline;
+    }
 }
 
 impl<T> Pending<T> {
@@ -174,7 +179,7 @@ impl<T: Send + 'static> Pending<T> {
 
     /// Continues with `f` when the operation ends, in success or failure, on the thread that sees the end.
     ///
-    /// `f` is dropped unused when the result is abandoned while somebody else holds the operation.
+    /// It runs also when the `Pending` is dropped: on a thread of the pool, which waits for the operation's end.
     ///
     /// # Cost
     /// A ready operation runs `f` at once and allocates nothing; the others cost one allocation.
@@ -286,8 +291,10 @@ impl<T> Unpin for Pending<T> {}
 
 impl<T> Drop for Pending<T> {
     fn drop(&mut self) {
-        if let State::Blocking { work, .. } = std::mem::replace(&mut self.state, State::Taken) {
-            work.detach(self.limit);
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Blocking { work, .. } => work.detach(self.limit),
+            State::Waiting(source) => source.detach(self.limit),
+            State::Ready(_) | State::Taken => {}
         }
     }
 }

@@ -32,8 +32,8 @@ impl<T, F> Then<T, F> {
 
 impl<T, U, F> Source<U> for Then<T, F>
 where
-    T: Send,
-    F: FnOnce(Result<T>) -> Result<U> + Send,
+    T: Send + 'static,
+    F: FnOnce(Result<T>) -> Result<U> + Send + 'static,
 {
     fn wait(&mut self, deadline: Option<Instant>) -> Result<U> {
         let result = self.source.wait(deadline);
@@ -44,6 +44,12 @@ where
         match self.source.poll(cx) {
             Poll::Ready(result) => Poll::Ready(self.apply(result)),
             Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn detach(mut self: Box<Self>, deadline: Option<Instant>) {
+        if self.f.is_some() {
+            super::pool::spawn(Box::new(move || drop(self.wait(deadline))));
         }
     }
 }
@@ -62,9 +68,9 @@ impl<T, U, F> Chain<T, U, F> {
 
 impl<T, U, F> Source<U> for Chain<T, U, F>
 where
-    T: Send,
-    U: Send,
-    F: FnOnce(T) -> Pending<U> + Send,
+    T: Send + 'static,
+    U: Send + 'static,
+    F: FnOnce(T) -> Pending<U> + Send + 'static,
 {
     fn wait(&mut self, deadline: Option<Instant>) -> Result<U> {
         if let Some((mut first, f)) = self.first.take() {
@@ -89,6 +95,12 @@ where
         match &mut self.second {
             Some(second) => Pin::new(second).poll(cx),
             None => Poll::Ready(Err(super::taken())),
+        }
+    }
+
+    fn detach(mut self: Box<Self>, deadline: Option<Instant>) {
+        if self.first.is_some() {
+            super::pool::spawn(Box::new(move || drop(self.wait(deadline))));
         }
     }
 }
