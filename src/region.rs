@@ -139,7 +139,7 @@ impl fmt::Debug for Region {
 /// From construction to drop, wherever the value itself moves: [`as_ptr`](Self::as_ptr) returns the same pointer,
 /// aligned to [`ALIGNMENT`]; [`capacity`](Self::capacity) bytes behind it are valid for reads and writes by the holder of
 /// the value alone; and the first [`initialized`](Self::initialized) of them hold some value.
-pub unsafe trait Memory: Any + Send + Sync {
+pub unsafe trait Memory: AsAny + Send + Sync {
     /// First byte.
     fn as_ptr(&self) -> NonNull<u8>;
 
@@ -150,6 +150,25 @@ pub unsafe trait Memory: Any + Send + Sync {
     /// as `&mut [u8]` without being zeroed first.
     fn initialized(&self) -> usize {
         0
+    }
+}
+
+/// Lets a connector find its own type behind `dyn Memory`; implemented for every type.
+// Rust 1.85 cannot convert `dyn Memory` into `dyn Any` by itself.
+pub trait AsAny: Any {
+    /// The value as [`Any`].
+    fn as_any(&self) -> &dyn Any;
+    /// The box as [`Any`].
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<T: Any> AsAny for T {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
     }
 }
 
@@ -244,7 +263,7 @@ impl RegionMut {
 
     /// Whether the memory behind is an `M`: how a connector recognises its own reservations.
     pub fn is_memory<M: Memory>(&self) -> bool {
-        (&*self.memory as &dyn Any).is::<M>()
+        (*self.memory).as_any().is::<M>()
     }
 
     /// Splits into the memory and the number of bytes written.
@@ -256,7 +275,7 @@ impl RegionMut {
             return Err(self);
         }
         let len = self.len;
-        match (self.memory as Box<dyn Any>).downcast::<M>() {
+        match self.memory.into_any().downcast::<M>() {
             Ok(memory) => Ok((memory, len)),
             Err(_) => unreachable!("checked by is_memory"),
         }
