@@ -128,10 +128,7 @@ impl<T: Clone + Send + 'static> Operation<T> for Participant<T> {
                 drop(middle);
                 return self.shared.drive(operation.within(limit));
             }
-            middle = match super::completer::wait_on(&self.shared.changed, middle, limit.at) {
-                Ok(middle) => middle,
-                Err(timeout) => return Err(timeout),
-            };
+            middle = super::completer::wait_on(&self.shared.changed, middle, limit.at)?;
         }
     }
 
