@@ -94,10 +94,10 @@ impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         let mut slot = lock(&self.shared.slot);
         slot.detached = true;
-        let (result, waker) = (slot.result.take(), slot.waker.take());
+        let waker = slot.waker.take();
         drop(slot);
-        // Outside the lock: both may run foreign code.
-        drop((result, waker));
+        // Outside the lock: it may run foreign code. A result that is there goes with the last of both sides.
+        drop(waker);
     }
 }
 
@@ -131,21 +131,13 @@ struct Slot<T> {
 impl<T> Shared<T> {
     fn put(&self, result: Result<T>) {
         let mut slot = lock(&self.slot);
+        slot.result = Some(result);
         let waker = slot.waker.take();
-        let unwanted = match slot.detached {
-            true => Some(result),
-            false => {
-                slot.result = Some(result);
-                None
-            }
-        };
         drop(slot);
         self.filled.notify_all();
         if let Some(waker) = waker {
             super::wake(waker);
         }
-        // Outside the lock: it may run foreign code.
-        drop(unwanted);
     }
 }
 
