@@ -1,5 +1,5 @@
-//! Object transport for HPC jobs: what travels is a [`Proxy`], a typed reference of about a hundred characters; the bytes
-//! move once, directly, when it is first used.
+#![cfg_attr(feature = "file", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "file"), doc = "Objects by reference for HPC jobs; see the README.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The modules, in the order of the bytes' way. A module depends on those below it only; `tests/layering.rs` checks that.

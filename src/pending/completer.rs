@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, lock};
+use crate::sync::modelled::{Arc, Condvar, Mutex, MutexGuard, lock};
 
 /// The side that ends a [`Pending`](super::Pending).
 ///
