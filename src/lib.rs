@@ -1,21 +1,37 @@
-//! WIP
+#![cfg_attr(feature = "file", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "file"), doc = "Objects by reference for HPC jobs; see the README.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-pub mod config;
-pub mod connector;
+
+// The modules, in the order of the bytes' way. A module depends on those below it only; `tests/layering.rs` checks that.
+pub mod proxy;
+pub mod factory;
+pub mod store;
+pub mod cache;
+mod flight;
+pub mod telemetry;
+#[expect(unsafe_code, reason = "views keep pointers into regions that they own")]
+pub mod codec;
 pub mod connectors;
-pub mod environment;
-pub mod error;
-pub mod key;
+pub mod connector;
 pub mod pending;
 #[expect(unsafe_code, reason = "memory lent by others is reached through pointers")]
 pub mod region;
+pub mod token;
+pub mod config;
+pub mod key;
+pub mod environment;
+pub mod error;
 mod sync;
+
+pub use bytes;
 
 pub use config::{ConnectorConfig, StoreConfig};
 pub use connector::{Capabilities, Connector, ConnectorExt};
 pub use error::{Error, ErrorKind, Result};
+pub use factory::Factory;
 pub use key::{Format, Key};
 pub use pending::Pending;
+pub use proxy::Proxy;
 pub use region::{Region, RegionMut};
-/// x
-pub struct Store;
+pub use store::Store;
+pub use token::Token;

@@ -13,9 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 mod completer;
 mod join;
 mod pool;
+mod shared;
 mod timer;
 
 pub use completer::Completer;
+pub(crate) use shared::Shared;
 
 /// A started operation that ends in a `T` or an [`Error`].
 ///
@@ -181,7 +183,10 @@ impl<T> Pending<T> {
     /// # Cost
     /// For a blocking operation two allocations and a thread hop; nothing for the others.
     pub fn start(mut self) -> Self {
-        self.begin();
+        match &mut self.state {
+            State::Waiting(operation) => operation.start(),
+            _ => self.begin(),
+        }
         self
     }
 
@@ -379,6 +384,8 @@ trait Operation<T>: Send {
     fn wait(&mut self, limit: Limit) -> Result<T>;
     /// As [`Source::poll`].
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
+    /// Sees to it that the operation makes progress without its waiter.
+    fn start(&mut self) {}
     /// The result for a caller who stopped waiting because of `error`; nothing else is called afterwards.
     fn fail(&mut self, error: Error) -> Result<T> {
         Err(error)

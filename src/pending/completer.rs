@@ -1,11 +1,12 @@
 //! Completion by another thread: one slot under a mutex, one waiter, two ways to wake it.
 
 use std::fmt;
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Arc, Condvar, Mutex, lock};
+use crate::sync::modelled::{Arc, Condvar, Mutex, MutexGuard, lock};
 
 /// The side that ends a [`Pending`](super::Pending).
 ///
@@ -63,16 +64,7 @@ impl<T: Send> super::Operation<T> for Receiver<T> {
             if let Some(result) = slot.result.take() {
                 return result;
             }
-            slot = match limit.at {
-                None => self.shared.filled.wait(slot).unwrap_or_else(|poison| poison.into_inner()),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(super::timed_out());
-                    }
-                    self.shared.filled.wait_timeout(slot, left).unwrap_or_else(|poison| poison.into_inner()).0
-                }
-            };
+            slot = wait_on(&self.shared.filled, slot, limit.at)?;
         }
     }
 
@@ -107,6 +99,22 @@ impl<T> Drop for Receiver<T> {
         // Outside the lock: it may run foreign code. A result that is there goes with the last of both sides.
         drop(waker);
     }
+}
+
+/// Waits for a notification, or for the deadline, which is an error.
+pub(super) fn wait_on<'a, T>(
+    changed: &Condvar,
+    guard: MutexGuard<'a, T>,
+    deadline: Option<Instant>,
+) -> Result<MutexGuard<'a, T>> {
+    let Some(deadline) = deadline else {
+        return Ok(changed.wait(guard).unwrap_or_else(PoisonError::into_inner));
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(super::timed_out());
+    }
+    Ok(changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0)
 }
 
 struct Shared<T> {

@@ -47,6 +47,10 @@ where
         }
     }
 
+    fn start(&mut self) {
+        self.operation.start();
+    }
+
     fn fail(&mut self, error: Error) -> Result<U> {
         let result = self.operation.fail(error);
         self.apply(result)
@@ -93,6 +97,12 @@ where
         match &mut self.second {
             Some(second) => Pin::new(second).poll(cx),
             None => Poll::Ready(Err(super::taken())),
+        }
+    }
+
+    fn start(&mut self) {
+        if let Some((first, _)) = &mut self.first {
+            first.start();
         }
     }
 
@@ -159,6 +169,15 @@ impl<T: Send> Operation<Vec<T>> for All<T> {
         match self.missing {
             0 => Poll::Ready(Ok(self.take_values())),
             _ => Poll::Pending,
+        }
+    }
+
+    fn start(&mut self) {
+        for (operation, value) in self.operations.iter_mut().zip(&self.values) {
+            if value.is_none() {
+                let taken = std::mem::replace(operation, Pending::ready(Err(super::taken())));
+                *operation = taken.start();
+            }
         }
     }
 }

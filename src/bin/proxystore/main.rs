@@ -1,0 +1,3 @@
+//! The program `proxystore`.
+
+fn main() {}
