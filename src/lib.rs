@@ -1,15 +1,17 @@
 //! WIP
 #![cfg_attr(docsrs, feature(doc_cfg))]
-pub mod config;
-pub mod connector;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod connectors;
-pub mod environment;
-pub mod error;
-pub mod key;
+pub mod connector;
+pub mod config;
 pub mod pending;
 #[expect(unsafe_code, reason = "memory lent by others is reached through pointers")]
 pub mod region;
+pub mod key;
+pub mod environment;
 mod sync;
+pub mod error;
 
 pub use config::{ConnectorConfig, StoreConfig};
 pub use connector::{Capabilities, Connector, ConnectorExt};
