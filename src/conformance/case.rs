@@ -84,6 +84,8 @@ impl Case {
         let own = subject.lent();
         let spawned = thread::Builder::new().name(self.name.to_owned()).spawn(move || {
             let outcome = catch_unwind(AssertUnwindSafe(|| check(&own)));
+            // What the subject's functions own is given back before anybody hears of the end.
+            drop(own);
             let _ = report
                 .send(outcome.unwrap_or_else(|payload| Err(Fault::new(format!("panicked: {}", text(&*payload))))));
         });
