@@ -316,6 +316,23 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_joins_what_the_pool_drives_is_woken() {
+        let (completer, operation) = Pending::channel();
+        let shared = Shared::new(operation, |_| {});
+        drop(Shared::join(&shared));
+        let (woken, waker) = counter();
+        let mut task = Shared::join(&shared);
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        completer.complete(Ok(5));
+        let start = std::time::Instant::now();
+        while woken.0.load(Ordering::Relaxed) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "nobody woke it");
+            thread::yield_now();
+        }
+        assert_eq!(task.wait().unwrap(), 5);
+    }
+
+    #[test]
     fn start_moves_a_blocking_call_off_the_waiters() {
         let here = thread::current().id();
         let shared = Shared::new(Pending::blocking(|| Ok(thread::current().id())), |_| {});
@@ -450,17 +467,32 @@ mod models {
     }
 
     #[test]
+    fn loom_a_thread_and_a_task_that_sleeps_for_ever() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (mut sleeper, waiter) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || waiter.wait());
+            let asleep = Waker::from(std::sync::Arc::new(Asleep));
+            let _ = Pin::new(&mut sleeper).poll(&mut Context::from_waker(&asleep));
+            completer.complete(Ok(7));
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
     fn loom_a_task_that_is_dropped_when_woken() {
         model(|| {
             let (completer, operation) = Pending::channel();
             let shared = Shared::new(operation, |_| {});
             let (mut dropped, task) = (Shared::join(&shared), Shared::join(&shared));
             let other = thread::spawn(move || block_on(task));
+            let end = thread::spawn(move || completer.complete(Ok(7)));
             let asleep = Waker::from(std::sync::Arc::new(Asleep));
             let _ = Pin::new(&mut dropped).poll(&mut Context::from_waker(&asleep));
-            completer.complete(Ok(7));
             drop(dropped);
             assert_eq!(other.join().unwrap().unwrap(), 7);
+            end.join().unwrap();
         });
     }
 }
