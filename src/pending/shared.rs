@@ -267,7 +267,9 @@ mod tests {
     #[test]
     fn a_task_that_polls_while_another_polls_is_not_forgotten() {
         /// Completes nothing itself, but lets something happen during its first poll.
-        struct During(Option<Box<dyn FnOnce(&Waker) + Send>>, Pending<i32>);
+        struct During(Option<Happen>, Pending<i32>);
+
+        type Happen = Box<dyn FnOnce(&Waker) + Send>;
 
         impl super::super::Source<i32> for During {
             fn wait(&mut self, _deadline: Option<std::time::Instant>) -> Result<i32> {
