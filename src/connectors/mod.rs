@@ -7,9 +7,13 @@ use crate::config::{ConnectorConfig, nearest};
 use crate::connector::{Connector, Registration};
 use crate::error::{Error, ErrorKind, Result};
 
+#[cfg(feature = "file")]
+pub mod file;
 #[cfg(feature = "memory")]
 pub mod memory;
 
+#[cfg(feature = "file")]
+pub use file::FileConnector;
 #[cfg(feature = "memory")]
 pub use memory::MemoryConnector;
 
@@ -17,6 +21,8 @@ pub use memory::MemoryConnector;
 pub const TABLE: &[Registration] = &[
     #[cfg(feature = "memory")]
     memory::REGISTRATION,
+    #[cfg(feature = "file")]
+    file::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
