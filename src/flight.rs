@@ -1,97 +1,72 @@
 //! Single flight: however many ask at once, one operation runs and all get its result.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::pending::{Completer, Pending};
-use crate::sync::lock;
+use crate::pending::{Pending, Shared};
+use crate::sync::{Arc, Mutex, lock};
 
 /// One operation that many may want at the same time.
 ///
-/// The first to ask is the leader and drives the operation; those who ask before it ends wait for the same result, or the
-/// same error. After the end the flight is idle again.
-pub(crate) struct Flight<V> {
-    waiters: Mutex<Option<Vec<Completer<V>>>>,
+/// Those who ask while it goes on get the same result, or the same error; after the end the flight is idle again.
+pub(crate) struct Flight<V: Clone + Send + 'static> {
+    current: Mutex<Option<Arc<Shared<V>>>>,
 }
 
 impl<V: Clone + Send + 'static> Flight<V> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { waiters: Mutex::new(None) })
+        Arc::new(Self { current: Mutex::new(None) })
     }
 
     /// Joins the operation in flight, or starts one.
     ///
     /// `known` is asked first, under the lock: what an earlier flight landed. `start` gives the operation and what keeps
-    /// its result before anybody sees it; the latter is dropped unused when the operation fails or is lost.
+    /// its result before anybody sees it; the latter is dropped unused when the operation fails.
     pub(crate) fn join<L: FnOnce(&V) + Send + 'static>(
         self: &Arc<Self>,
         known: impl FnOnce() -> Option<V>,
         start: impl FnOnce() -> (Pending<V>, L),
     ) -> Pending<V> {
-        let mut state = lock(&self.waiters);
+        let mut current = lock(&self.current);
         if let Some(value) = known() {
             return Pending::ready(Ok(value));
         }
-        if let Some(waiters) = &mut *state {
-            let (completer, pending) = Pending::channel();
-            waiters.push(completer);
-            return pending;
+        if let Some(shared) = &*current {
+            return shared.join();
         }
-        *state = Some(Vec::new());
-        drop(state);
-        let mut leader = Leader { flight: Some(Arc::clone(self)) };
         let (operation, land) = start();
-        operation.then(move |result| {
-            match &result {
+        if operation.is_ready() {
+            let result = operation.wait();
+            if let Ok(value) = &result {
+                land(value);
+            }
+            return Pending::ready(result);
+        }
+        let flight = Arc::clone(self);
+        let shared = Shared::new(operation, move |result| {
+            match result {
                 Ok(value) => land(value),
                 Err(_) => drop(land),
             }
-            leader.end(&result);
-            result
-        })
-    }
-
-    fn end(&self, result: &Result<V>) {
-        let waiters = lock(&self.waiters).take();
-        for waiter in waiters.into_iter().flatten() {
-            waiter.complete(result.clone());
-        }
+            // One flight at a time: what is there is the one that ends.
+            *lock(&flight.current) = None;
+        });
+        current.insert(shared).join()
     }
 }
 
-impl<V> fmt::Debug for Flight<V> {
+impl<V: Clone + Send + 'static> fmt::Debug for Flight<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Flight")
     }
 }
 
-/// Ends the flight, also when its operation is lost by a panic.
-struct Leader<V: Clone + Send + 'static> {
-    /// `None` once ended: a new flight may have begun since, which is not ours to end.
-    flight: Option<Arc<Flight<V>>>,
-}
-
-impl<V: Clone + Send + 'static> Leader<V> {
-    fn end(&mut self, result: &Result<V>) {
-        if let Some(flight) = self.flight.take() {
-            flight.end(result);
-        }
-    }
-}
-
-impl<V: Clone + Send + 'static> Drop for Leader<V> {
-    fn drop(&mut self) {
-        self.end(&Err(Error::new(ErrorKind::Cancelled, "resolve", "the operation was lost, probably by a panic")));
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::error::{Error, ErrorKind};
 
     fn nowhere(_: &u32) {}
 

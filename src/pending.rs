@@ -1,9 +1,11 @@
 //! `Pending<T>`: an operation that has been started, to be waited for by a thread or by a task.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -11,9 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 mod completer;
 mod join;
 mod pool;
+mod shared;
 mod timer;
 
 pub use completer::Completer;
+pub(crate) use shared::Shared;
 
 /// A started operation that ends in a `T` or an [`Error`].
 ///
@@ -43,17 +47,54 @@ pub use completer::Completer;
 #[must_use = "an operation that nobody waits for may outlive what it is for; call `.wait()` or `.await`"]
 pub struct Pending<T> {
     state: State<T>,
-    limit: Option<Instant>,
-    /// Whether the caller asked for the limit, so that even an uninterruptible call must be left behind in time.
-    explicit: bool,
+    limit: Limit,
     alarm: Option<timer::Alarm>,
 }
 
 enum State<T> {
     Ready(Result<T>),
     Blocking { work: Box<dyn Work<T>>, cooperative: bool },
-    Waiting(Box<dyn Source<T>>),
+    Waiting(Box<dyn Operation<T>>),
     Taken,
+}
+
+/// When an operation ends for its caller at the latest.
+#[derive(Clone, Copy)]
+struct Limit {
+    at: Option<Instant>,
+    /// Whether the caller asked for it, so that even a call that cannot be interrupted must be left behind in time.
+    explicit: bool,
+}
+
+impl Limit {
+    const NONE: Self = Self { at: None, explicit: false };
+
+    fn from_now(limit: Duration, explicit: bool) -> Self {
+        let at = Instant::now().checked_add(limit);
+        Self { at, explicit: explicit && at.is_some() }
+    }
+
+    /// The one that holds of two: an explicit one before a default, else the earlier.
+    fn and(self, other: Self) -> Self {
+        match (self.at, other.at) {
+            (None, _) => other,
+            (_, None) => self,
+            _ if self.explicit != other.explicit => {
+                if self.explicit {
+                    self
+                } else {
+                    other
+                }
+            }
+            (own, others) => {
+                if own <= others {
+                    self
+                } else {
+                    other
+                }
+            }
+        }
+    }
 }
 
 /// An operation in progress elsewhere, as a fabric or a node service implements it.
@@ -68,11 +109,6 @@ pub trait Source<T>: Send {
 
     /// Polls once, and arranges for a wake-up when the result is not there yet.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
-
-    /// Called instead of both when the waiting side is dropped: sees to what must still happen after the operation.
-    fn detach(self: Box<Self>, deadline: Option<Instant>) {
-        let _ = deadline;
-    }
 }
 
 impl<T> Pending<T> {
@@ -85,12 +121,15 @@ impl<T> Pending<T> {
     }
 
     /// An operation whose end somebody else reports.
+    ///
+    /// # Cost
+    /// One allocation.
     pub fn from_source(source: impl Source<T> + 'static) -> Self {
-        Self::from_state(State::Waiting(Box::new(source)))
+        Self::from_state(State::Waiting(Box::new(Foreign(source))))
     }
 
     const fn from_state(state: State<T>) -> Self {
-        Self { state, limit: None, explicit: false, alarm: None }
+        Self { state, limit: Limit::NONE, alarm: None }
     }
 
     /// Whether the result is there already, so that waiting costs nothing.
@@ -100,21 +139,22 @@ impl<T> Pending<T> {
 
     /// Bounds the operation: past `limit` from now it ends in [`ErrorKind::Timeout`] for the caller, and goes on detached.
     ///
+    /// The bound covers what the operation is at this moment: set it after [`chain`](Self::chain) to cover both parts.
+    ///
     /// # Cost
     /// Reads the clock. A blocking call that cannot be interrupted then runs on the pool, which costs a thread hop.
     pub fn deadline(mut self, limit: Duration) -> Self {
         if !self.is_ready() {
-            self.limit = Instant::now().checked_add(limit);
-            self.explicit = self.limit.is_some();
+            self.limit = Limit::from_now(limit, true);
         }
         self
     }
 
-    /// As [`deadline`](Self::deadline), but yields to one that is set already, and is not enforced on blocking calls that
-    /// cannot be interrupted: a store's default.
+    /// As [`deadline`](Self::deadline), but yields to one that is set already, and is not enforced on a blocking call that
+    /// cannot be interrupted, neither under `.wait()` nor under `.await`: a store's default.
     pub fn default_deadline(mut self, limit: Duration) -> Self {
-        if !self.is_ready() && self.limit.is_none() {
-            self.limit = Instant::now().checked_add(limit);
+        if !self.is_ready() && self.limit.at.is_none() {
+            self.limit = Limit::from_now(limit, false);
         }
         self
     }
@@ -125,14 +165,15 @@ impl<T> Pending<T> {
     /// Nothing for a ready operation. A blocking one runs here, on this thread.
     ///
     /// # Errors
-    /// The operation's own, `Timeout` past the deadline, `Cancelled` when the completing side disappeared.
+    /// The operation's own, `Timeout` past the deadline, `Cancelled` when the completing side disappeared or a blocking
+    /// call panicked.
     pub fn wait(mut self) -> Result<T> {
         let limit = self.limit;
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(result) => result,
-            State::Blocking { work, cooperative } if cooperative || !self.explicit => work.run(limit),
-            State::Blocking { work, .. } => work.start(limit).wait(limit),
-            State::Waiting(mut source) => source.wait(limit),
+            State::Blocking { work, cooperative } if cooperative || !limit.explicit => work.run(limit.at),
+            State::Blocking { work, .. } => pool::lend_place(|| work.start(limit.at).wait(limit)),
+            State::Waiting(mut operation) => pool::lend_place(|| operation.wait(limit)),
             State::Taken => Err(taken()),
         }
     }
@@ -140,19 +181,50 @@ impl<T> Pending<T> {
     /// Sees to it that the operation makes progress now, whoever waits for it and when: a blocking one moves to the pool.
     ///
     /// # Cost
-    /// For a blocking operation one allocation and a thread hop; nothing for the others.
+    /// For a blocking operation two allocations and a thread hop; nothing for the others.
     pub fn start(mut self) -> Self {
-        let limit = self.limit;
-        self.state = match std::mem::replace(&mut self.state, State::Taken) {
-            State::Blocking { work, .. } => State::Waiting(work.start(limit)),
-            other => other,
-        };
+        match &mut self.state {
+            State::Waiting(operation) => operation.start(),
+            _ => self.begin(),
+        }
         self
+    }
+
+    fn begin(&mut self) {
+        if !matches!(self.state, State::Blocking { .. }) {
+            return;
+        }
+        if let State::Blocking { work, cooperative } = std::mem::replace(&mut self.state, State::Taken) {
+            self.state = State::Waiting(work.start(self.limit.at));
+            if !cooperative && !self.limit.explicit {
+                self.limit = Limit::NONE;
+            }
+        }
+    }
+
+    /// Ends within `limit` too, for operations made of this one.
+    fn within(mut self, limit: Limit) -> Self {
+        self.limit = self.limit.and(limit);
+        self
+    }
+
+    /// Ends with `error` for its caller, who stopped waiting.
+    fn fail(&mut self, error: Error) -> Result<T> {
+        self.alarm = None;
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Waiting(mut operation) => operation.fail(error),
+            other => {
+                self.state = other;
+                Err(error)
+            }
+        }
     }
 }
 
 impl<T: Send + 'static> Pending<T> {
     /// A call that blocks its thread and cannot be interrupted, such as file I/O.
+    ///
+    /// A panic of the call is caught wherever it runs; the operation ends in `Cancelled` with the panic's message.
     ///
     /// # Cost
     /// One allocation.
@@ -174,12 +246,13 @@ impl<T: Send + 'static> Pending<T> {
     /// Two allocations.
     pub fn channel() -> (Completer<T>, Self) {
         let (completer, receiver) = completer::channel();
-        (completer, Self::from_source(receiver))
+        (completer, Self::from_state(State::Waiting(Box::new(receiver))))
     }
 
     /// Continues with `f` when the operation ends, in success or failure, on the thread that sees the end.
     ///
-    /// It runs also when the `Pending` is dropped: on a thread of the pool, which waits for the operation's end.
+    /// A deadline that passes while somebody else holds the operation is such a failure. `f` is dropped unused when the
+    /// `Pending` is dropped meanwhile. A panic of `f` is one of the call it continues, or of the thread that waits.
     ///
     /// # Cost
     /// A ready operation runs `f` at once and allocates nothing; the others cost one allocation.
@@ -188,16 +261,16 @@ impl<T: Send + 'static> Pending<T> {
         U: Send + 'static,
         F: FnOnce(Result<T>) -> Result<U> + Send + 'static,
     {
-        let (limit, explicit) = (self.limit, self.explicit);
+        let limit = self.limit;
         let state = match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(result) => State::Ready(f(result)),
             State::Blocking { work, cooperative } => {
                 State::Blocking { work: Box::new(Call(move |limit| f(work.run(limit)))), cooperative }
             }
-            State::Waiting(source) => State::Waiting(Box::new(join::Then::new(source, f))),
+            State::Waiting(operation) => State::Waiting(Box::new(join::Then::new(operation, f))),
             State::Taken => State::Ready(f(Err(taken()))),
         };
-        Pending { state, limit, explicit, alarm: None }
+        Pending { state, limit, alarm: None }
     }
 
     /// Continues with `f` when the operation succeeds.
@@ -221,37 +294,36 @@ impl<T: Send + 'static> Pending<T> {
         U: Send + 'static,
         F: FnOnce(T) -> Pending<U> + Send + 'static,
     {
-        let (limit, explicit) = (self.limit, self.explicit);
+        let limit = self.limit;
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(Ok(value)) => f(value),
             State::Ready(Err(error)) => Pending::ready(Err(error)),
             State::Blocking { work, .. } => {
-                let call = move |limit| {
-                    let mut next = f(work.run(limit)?);
-                    next.limit = limit;
-                    next.wait()
-                };
+                let call = move |at| f(work.run(at)?).within(Limit { at, explicit: false }).wait();
                 let state = State::Blocking { work: Box::new(Call(call)), cooperative: false };
-                Pending { state, limit, explicit, alarm: None }
+                Pending { state, limit, alarm: None }
             }
-            State::Waiting(source) => {
-                let state = State::Waiting(Box::new(join::Chain::new(source, f)) as Box<dyn Source<U>>);
-                Pending { state, limit, explicit, alarm: None }
+            State::Waiting(operation) => {
+                let state = State::Waiting(Box::new(join::Chain::new(operation, f)));
+                Pending { state, limit, alarm: None }
             }
             State::Taken => Pending::ready(Err(taken())),
         }
     }
 
-    /// Waits for many operations, in the order given; the first failure is the result, the rest detach.
+    /// Waits for many operations; the first failure that is seen is the result, the rest detach.
+    ///
+    /// Under `.wait()` they are waited for in the order given, under `.await` together. Their own deadlines hold beside
+    /// one of the whole.
     ///
     /// # Cost
-    /// One allocation for the results, one more unless all are ready. Blocking operations run one after the other under
-    /// `.wait()`; [`start`](Self::start) them first to overlap them.
+    /// One allocation for the results, some more unless all are ready, one an operation under `.await`. Blocking
+    /// operations run one after the other under `.wait()`; [`start`](Self::start) them first to overlap them.
     pub fn all(operations: Vec<Self>) -> Pending<Vec<T>> {
         if operations.iter().all(Self::is_ready) {
             return Pending::ready(operations.into_iter().map(Self::wait).collect());
         }
-        Pending::from_source(join::All::new(operations))
+        Pending::from_state(State::Waiting(Box::new(join::All::new(operations))))
     }
 }
 
@@ -260,24 +332,21 @@ impl<T> Future for Pending<T> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         let this = self.get_mut();
-        if let State::Blocking { .. } = this.state {
-            let State::Blocking { work, .. } = std::mem::replace(&mut this.state, State::Taken) else {
-                return Poll::Ready(Err(taken()));
-            };
-            this.state = State::Waiting(work.start(this.limit));
-        }
-        if let State::Waiting(source) = &mut this.state {
-            match source.poll(cx) {
-                Poll::Ready(result) => this.state = State::Ready(result),
-                Poll::Pending => match this.limit {
-                    Some(limit) if Instant::now() >= limit => this.state = State::Ready(Err(timed_out())),
+        this.begin();
+        if let State::Waiting(operation) = &mut this.state {
+            if let Poll::Ready(result) = operation.poll(cx) {
+                this.state = State::Ready(result);
+            } else {
+                match this.limit.at {
+                    Some(limit) if Instant::now() >= limit => this.state = State::Ready(this.fail(timed_out())),
                     Some(limit) => {
                         timer::Alarm::set(&mut this.alarm, limit, cx.waker());
                         return Poll::Pending;
                     }
                     None => return Poll::Pending,
-                },
+                }
             }
+            this.alarm = None;
         }
         match std::mem::replace(&mut this.state, State::Taken) {
             State::Ready(result) => Poll::Ready(result),
@@ -291,10 +360,8 @@ impl<T> Unpin for Pending<T> {}
 
 impl<T> Drop for Pending<T> {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.state, State::Taken) {
-            State::Blocking { work, .. } => work.detach(self.limit),
-            State::Waiting(source) => source.detach(self.limit),
-            State::Ready(_) | State::Taken => {}
+        if let State::Blocking { work, .. } = std::mem::replace(&mut self.state, State::Taken) {
+            work.detach(self.limit.at);
         }
     }
 }
@@ -311,12 +378,38 @@ impl<T> fmt::Debug for Pending<T> {
     }
 }
 
+/// A [`Source`], or an operation of this module: those also know whether the limit was asked for.
+trait Operation<T>: Send {
+    /// As [`Source::wait`].
+    fn wait(&mut self, limit: Limit) -> Result<T>;
+    /// As [`Source::poll`].
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
+    /// Sees to it that the operation makes progress without its waiter.
+    fn start(&mut self) {}
+    /// The result for a caller who stopped waiting because of `error`; nothing else is called afterwards.
+    fn fail(&mut self, error: Error) -> Result<T> {
+        Err(error)
+    }
+}
+
+struct Foreign<S>(S);
+
+impl<T, S: Source<T>> Operation<T> for Foreign<S> {
+    fn wait(&mut self, limit: Limit) -> Result<T> {
+        self.0.wait(limit.at)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.0.poll(cx)
+    }
+}
+
 /// A blocking call, so that `Pending<T>` itself needs no bounds on `T`.
 trait Work<T>: Send {
     /// Runs here.
     fn run(self: Box<Self>, limit: Option<Instant>) -> Result<T>;
-    /// Runs in the pool; the source ends with its result.
-    fn start(self: Box<Self>, limit: Option<Instant>) -> Box<dyn Source<T>>;
+    /// Runs in the pool; the operation ends with its result.
+    fn start(self: Box<Self>, limit: Option<Instant>) -> Box<dyn Operation<T>>;
     /// Runs in the pool for nobody.
     fn detach(self: Box<Self>, limit: Option<Instant>);
 }
@@ -329,18 +422,44 @@ where
     F: FnOnce(Option<Instant>) -> Result<T> + Send + 'static,
 {
     fn run(self: Box<Self>, limit: Option<Instant>) -> Result<T> {
-        (self.0)(limit)
+        // The call is consumed either way, so nobody can see what the panic left half done.
+        catch_unwind(AssertUnwindSafe(move || (self.0)(limit))).unwrap_or_else(|payload| Err(panicked(payload)))
     }
 
-    fn start(self: Box<Self>, limit: Option<Instant>) -> Box<dyn Source<T>> {
+    fn start(self: Box<Self>, limit: Option<Instant>) -> Box<dyn Operation<T>> {
         let (completer, receiver) = completer::channel();
-        pool::spawn(Box::new(move || completer.complete((self.0)(limit))));
+        pool::spawn(Box::new(move || completer.complete(self.run(limit))));
         Box::new(receiver)
     }
 
     fn detach(self: Box<Self>, limit: Option<Instant>) {
-        pool::spawn(Box::new(move || drop((self.0)(limit))));
+        pool::spawn(Box::new(move || drop(self.run(limit))));
     }
+}
+
+/// Wakes a task. A waker is foreign code; the thread that completes others' operations outlives its panic.
+fn wake(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        discard(payload);
+    }
+}
+
+/// Drops what a panic carried, which may panic again.
+fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> Error {
+    let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text.as_str(),
+        _ => "no message",
+    };
+    let error = Error::new(ErrorKind::Cancelled, "wait", format!("the call panicked: {message}"));
+    discard(payload);
+    error
 }
 
 fn timed_out() -> Error {

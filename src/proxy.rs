@@ -69,6 +69,9 @@ struct Shared<T: Object + ?Sized> {
     flight: Arc<Flight<T::View>>,
 }
 
+/// Unresolved proxies of one store.
+type Members<T> = Vec<(Key, Arc<Shared<T>>)>;
+
 impl<T: Object + ?Sized> Proxy<T> {
     fn from_source(source: Source<T>) -> Self {
         let shared = Shared { source, view: OnceLock::new(), flight: Flight::new() };
@@ -158,7 +161,7 @@ impl<T: Object + ?Sized> Proxy<T> {
     /// # Errors
     /// The first failure. Proxies whose objects were found are resolved even so.
     pub fn resolve_all<'a>(proxies: impl IntoIterator<Item = &'a Self>) -> Pending<()> {
-        let mut by_store: HashMap<Arc<str>, (Store, Vec<(Key, Arc<Shared<T>>)>)> = HashMap::new();
+        let mut by_store: HashMap<Arc<str>, (Store, Members<T>)> = HashMap::new();
         let mut operations = Vec::new();
         for proxy in proxies {
             if Self::is_resolved(proxy) {

@@ -367,12 +367,12 @@ impl Fnv {
         for (i, byte) in name.bytes().enumerate() {
             if byte.is_ascii() && !byte.is_ascii_alphanumeric() && byte != b'_' {
                 if byte != b':' {
-                    self = self.bytes(name[start..=i].as_bytes());
+                    self = self.bytes(&name.as_bytes()[start..=i]);
                 }
                 start = i + 1;
             }
         }
-        self.bytes(name[start..].as_bytes())
+        self.bytes(&name.as_bytes()[start..])
     }
 }
 

@@ -1,22 +1,22 @@
 //! Operations made of operations: continue one, wait for many.
 
-use std::task::{Context, Poll};
-use std::time::Instant;
-
-use super::{Pending, Source};
-use crate::error::Result;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 
-/// Applies a function to the result of another source.
+use super::{Limit, Operation, Pending};
+use crate::error::{Error, Result};
+
+/// Applies a function to the result of another operation.
 pub(super) struct Then<T, F> {
-    source: Box<dyn Source<T>>,
+    operation: Box<dyn Operation<T>>,
     f: Option<F>,
 }
 
 impl<T, F> Then<T, F> {
-    pub(super) fn new(source: Box<dyn Source<T>>, f: F) -> Self {
-        Self { source, f: Some(f) }
+    pub(super) fn new(operation: Box<dyn Operation<T>>, f: F) -> Self {
+        Self { operation, f: Some(f) }
     }
 
     fn apply<U>(&mut self, result: Result<T>) -> Result<U>
@@ -30,67 +30,69 @@ impl<T, F> Then<T, F> {
     }
 }
 
-impl<T, U, F> Source<U> for Then<T, F>
+impl<T, U, F> Operation<U> for Then<T, F>
 where
-    T: Send + 'static,
-    F: FnOnce(Result<T>) -> Result<U> + Send + 'static,
+    T: Send,
+    F: FnOnce(Result<T>) -> Result<U> + Send,
 {
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<U> {
-        let result = self.source.wait(deadline);
+    fn wait(&mut self, limit: Limit) -> Result<U> {
+        let result = self.operation.wait(limit);
         self.apply(result)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<U>> {
-        match self.source.poll(cx) {
+        match self.operation.poll(cx) {
             Poll::Ready(result) => Poll::Ready(self.apply(result)),
             Poll::Pending => Poll::Pending,
         }
     }
 
-    fn detach(mut self: Box<Self>, deadline: Option<Instant>) {
-        if self.f.is_some() {
-            super::pool::spawn(Box::new(move || drop(self.wait(deadline))));
-        }
+    fn start(&mut self) {
+        self.operation.start();
+    }
+
+    fn fail(&mut self, error: Error) -> Result<U> {
+        let result = self.operation.fail(error);
+        self.apply(result)
     }
 }
 
 /// Runs a second operation after the first.
 pub(super) struct Chain<T, U, F> {
-    first: Option<(Box<dyn Source<T>>, F)>,
+    first: Option<(Box<dyn Operation<T>>, F)>,
     second: Option<Pending<U>>,
 }
 
 impl<T, U, F> Chain<T, U, F> {
-    pub(super) fn new(first: Box<dyn Source<T>>, f: F) -> Self {
+    pub(super) fn new(first: Box<dyn Operation<T>>, f: F) -> Self {
         Self { first: Some((first, f)), second: None }
     }
 }
 
-impl<T, U, F> Source<U> for Chain<T, U, F>
+impl<T, U, F> Operation<U> for Chain<T, U, F>
 where
-    T: Send + 'static,
-    U: Send + 'static,
-    F: FnOnce(T) -> Pending<U> + Send + 'static,
+    T: Send,
+    U: Send,
+    F: FnOnce(T) -> Pending<U> + Send,
 {
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<U> {
+    fn wait(&mut self, limit: Limit) -> Result<U> {
         if let Some((mut first, f)) = self.first.take() {
-            self.second = Some(f(first.wait(deadline)?));
+            self.second = Some(f(first.wait(limit)?));
         }
-        let Some(mut second) = self.second.take() else { return Err(super::taken()) };
-        (second.limit, second.explicit) = (deadline, deadline.is_some());
-        second.wait()
+        match self.second.take() {
+            Some(second) => second.within(limit).wait(),
+            None => Err(super::taken()),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<U>> {
-        if let Some((mut first, f)) = self.first.take() {
-            match first.poll(cx) {
-                Poll::Ready(Ok(value)) => self.second = Some(f(value)),
+        if let Some((first, _)) = &mut self.first {
+            let value = match first.poll(cx) {
+                Poll::Ready(Ok(value)) => value,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    self.first = Some((first, f));
-                    return Poll::Pending;
-                }
-            }
+                Poll::Pending => return Poll::Pending,
+            };
+            self.second = self.first.take().map(|(_, f)| f(value));
         }
         match &mut self.second {
             Some(second) => Pin::new(second).poll(cx),
@@ -98,9 +100,17 @@ where
         }
     }
 
-    fn detach(mut self: Box<Self>, deadline: Option<Instant>) {
-        if self.first.is_some() {
-            super::pool::spawn(Box::new(move || drop(self.wait(deadline))));
+    fn start(&mut self) {
+        if let Some((first, _)) = &mut self.first {
+            first.start();
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Result<U> {
+        match (&mut self.first, &mut self.second) {
+            (Some((first, _)), _) => first.fail(error.clone()).and(Err(error)),
+            (None, Some(second)) => second.fail(error),
+            (None, None) => Err(error),
         }
     }
 }
@@ -108,46 +118,105 @@ where
 /// Waits for all of a list.
 pub(super) struct All<T> {
     operations: Vec<Pending<T>>,
-    results: Vec<Option<T>>,
+    values: Vec<Option<T>>,
+    missing: usize,
+    /// One for each operation, so that a wake-up costs one poll and not a poll of all; empty until the first poll.
+    wakers: Vec<Waker>,
+    woken: Arc<Woken>,
 }
 
 impl<T> All<T> {
     pub(super) fn new(operations: Vec<Pending<T>>) -> Self {
-        let results = operations.iter().map(|_| None).collect();
-        Self { operations, results }
+        let values = operations.iter().map(|_| None).collect();
+        let woken = Arc::new(Woken(Mutex::new(Wakes { indices: Vec::new(), task: None })));
+        Self { missing: operations.len(), operations, values, wakers: Vec::new(), woken }
+    }
+
+    fn take_values(&mut self) -> Vec<T> {
+        self.operations.clear();
+        self.values.drain(..).flatten().collect()
     }
 }
 
-impl<T: Send> Source<Vec<T>> for All<T> {
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Vec<T>> {
-        let mut values = Vec::with_capacity(self.operations.len());
-        for (mut operation, known) in self.operations.drain(..).zip(self.results.drain(..)) {
-            if deadline.is_some() {
-                (operation.limit, operation.explicit) = (deadline, true);
+impl<T: Send> Operation<Vec<T>> for All<T> {
+    fn wait(&mut self, limit: Limit) -> Result<Vec<T>> {
+        for (operation, value) in self.operations.drain(..).zip(&mut self.values) {
+            if value.is_none() {
+                *value = Some(operation.within(limit).wait()?);
             }
-            values.push(match known {
-                Some(value) => value,
-                None => operation.wait()?,
-            });
         }
-        Ok(values)
+        Ok(self.take_values())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<T>>> {
-        let mut missing = false;
-        for (operation, slot) in self.operations.iter_mut().zip(&mut self.results) {
-            if slot.is_some() {
+        let mut indices = self.woken.arm(cx.waker());
+        if self.wakers.is_empty() {
+            let waker = |index| Waker::from(Arc::new(WakeOne { index, woken: Arc::clone(&self.woken) }));
+            self.wakers.extend((0..self.operations.len()).map(waker));
+            indices = (0..self.operations.len()).collect();
+        }
+        for index in indices {
+            if self.values[index].is_some() {
                 continue;
             }
-            match Pin::new(operation).poll(cx) {
-                Poll::Ready(Ok(value)) => *slot = Some(value),
+            match Pin::new(&mut self.operations[index]).poll(&mut Context::from_waker(&self.wakers[index])) {
+                Poll::Ready(Ok(value)) => self.values[index] = Some(value),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => missing = true,
+                Poll::Pending => continue,
+            }
+            self.missing -= 1;
+        }
+        match self.missing {
+            0 => Poll::Ready(Ok(self.take_values())),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn start(&mut self) {
+        for (operation, value) in self.operations.iter_mut().zip(&self.values) {
+            if value.is_none() {
+                let taken = std::mem::replace(operation, Pending::ready(Err(super::taken())));
+                *operation = taken.start();
             }
         }
-        match missing {
-            true => Poll::Pending,
-            false => Poll::Ready(Ok(self.results.drain(..).flatten().collect())),
+    }
+}
+
+/// Which operations of a list were woken since the last poll, and the task that waits for them.
+struct Woken(Mutex<Wakes>);
+
+struct Wakes {
+    indices: Vec<usize>,
+    task: Option<Waker>,
+}
+
+impl Woken {
+    /// Takes what was woken; the next wake-up wakes `task`.
+    fn arm(&self, task: &Waker) -> Vec<usize> {
+        // Outside the lock, as the drop below: wakers are foreign code.
+        let task = task.clone();
+        let mut wakes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let indices = std::mem::take(&mut wakes.indices);
+        let old = wakes.task.replace(task);
+        drop(wakes);
+        drop(old);
+        indices
+    }
+}
+
+struct WakeOne {
+    index: usize,
+    woken: Arc<Woken>,
+}
+
+impl Wake for WakeOne {
+    fn wake(self: Arc<Self>) {
+        let mut wakes = self.woken.0.lock().unwrap_or_else(PoisonError::into_inner);
+        wakes.indices.push(self.index);
+        let task = wakes.task.take();
+        drop(wakes);
+        if let Some(task) = task {
+            task.wake();
         }
     }
 }

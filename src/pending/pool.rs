@@ -1,38 +1,70 @@
 //! The small pool of threads that runs blocking calls for tasks and for detached operations.
 //!
 //! Threads are made when work finds none idle, up to `PROXYSTORE_BLOCKING_THREADS`, and end after some idle seconds, so a
-//! program that never awaits a blocking call never has one.
+//! program that never awaits a blocking call never has one. A thread that itself waits for another operation is not
+//! counted meanwhile: were it, calls that wait for calls could fill the pool and wait for ever.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::environment;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs `job` on a pool thread; on this one if no thread can be made and none exists.
 pub(super) fn spawn(job: Job) {
-    let mut queue = POOL.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before the lock: it reads the environment once, and may warn.
+    let most = environment::blocking_threads();
+    let mut queue = lock();
     queue.jobs.push_back(job);
-    if queue.idle >= queue.jobs.len() || queue.threads >= environment::blocking_threads() {
-        drop(queue);
-        POOL.arrived.notify_one();
+    grow(queue, most);
+    POOL.arrived.notify_one();
+}
+
+/// Runs `wait`, which blocks until other operations end. What it needs may be in the queue behind this thread, so a pool
+/// thread lends its place to another meanwhile.
+pub(super) fn lend_place<T>(wait: impl FnOnce() -> T) -> T {
+    struct TakeBack;
+
+    impl Drop for TakeBack {
+        fn drop(&mut self) {
+            lock().threads += 1;
+            COUNTED.set(true);
+        }
+    }
+
+    if !COUNTED.replace(false) {
+        return wait();
+    }
+    let _take_back = TakeBack;
+    let mut queue = lock();
+    queue.threads -= 1;
+    grow(queue, environment::blocking_threads());
+    wait()
+}
+
+/// Makes a thread if the idle ones are too few for the queue and `most` allows it.
+fn grow(mut queue: MutexGuard<'_, Queue>, most: usize) {
+    if queue.idle >= queue.jobs.len() || queue.threads >= most {
         return;
     }
     queue.threads += 1;
     drop(queue);
-    if thread::Builder::new().name("proxystore-blocking".into()).spawn(work).is_err() {
-        let mut queue = POOL.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.threads -= 1;
-        // With other threads alive the job is theirs. Alone, late is better than never.
-        let orphan = if queue.threads == 0 { queue.jobs.pop_back() } else { None };
+    if thread::Builder::new().name("proxystore-blocking".into()).spawn(work).is_ok() {
+        return;
+    }
+    let mut queue = lock();
+    queue.threads -= 1;
+    // With other threads alive the jobs are theirs. Alone, late is better than never.
+    while queue.threads == 0 {
+        let Some(job) = queue.jobs.pop_front() else { return };
         drop(queue);
-        if let Some(job) = orphan {
-            run(job);
-        }
+        run(job);
+        queue = lock();
     }
 }
 
@@ -43,6 +75,7 @@ struct Pool {
 
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Threads that run a job or look for one.
     threads: usize,
     idle: usize,
 }
@@ -50,13 +83,30 @@ struct Queue {
 static POOL: Pool =
     Pool { queue: Mutex::new(Queue { jobs: VecDeque::new(), threads: 0, idle: 0 }), arrived: Condvar::new() };
 
+thread_local! {
+    /// Whether this thread is one of `Queue::threads`.
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn lock() -> MutexGuard<'static, Queue> {
+    POOL.queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn work() {
-    let mut queue = POOL.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    COUNTED.set(true);
+    let most = environment::blocking_threads();
+    let mut queue = lock();
     loop {
         if let Some(job) = queue.jobs.pop_front() {
             drop(queue);
             run(job);
-            queue = POOL.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue = lock();
+            // Threads that had lent their places are back, so this one is too many. Never decided on waking up: the job
+            // that the wake-up was for would wait for nobody.
+            if queue.threads > most {
+                queue.threads -= 1;
+                return;
+            }
             continue;
         }
         queue.idle += 1;
@@ -72,7 +122,9 @@ fn work() {
 
 /// A panic ends the job, not the thread; the job's completer, dropped on the way, tells its waiter.
 fn run(job: Job) {
-    let _ = catch_unwind(AssertUnwindSafe(job));
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(job)) {
+        super::discard(payload);
+    }
 }
 
 /// How long a thread waits for more work.

@@ -19,16 +19,26 @@ impl Alarm {
             return;
         }
         *alarm = None;
+        // Before the lock: it is foreign code.
+        let (entered, kept) = (waker.clone(), waker.clone());
         let mut table = TIMER.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.next += 1;
         let entry = (at, table.next);
-        table.wakers.insert(entry, waker.clone());
+        table.wakers.insert(entry, entered);
         if !table.running {
             table.running = thread::Builder::new().name("proxystore-timer".into()).spawn(run).is_ok();
         }
+        let running = table.running;
+        let first = table.wakers.first_key_value().is_some_and(|(first, _)| *first == entry);
         drop(table);
-        TIMER.changed.notify_one();
-        *alarm = Some(Self { entry, waker: waker.clone() });
+        if first {
+            TIMER.changed.notify_one();
+        }
+        if !running {
+            // No thread can be made now. A task that polls over and over still meets its deadline.
+            waker.wake_by_ref();
+        }
+        *alarm = Some(Self { entry, waker: kept });
     }
 }
 
@@ -64,7 +74,7 @@ fn run() {
         let due = std::mem::replace(&mut table.wakers, later);
         if !due.is_empty() {
             drop(table);
-            due.into_values().for_each(Waker::wake);
+            due.into_values().for_each(super::wake);
             table = TIMER.table.lock().unwrap_or_else(PoisonError::into_inner);
             continue;
         }

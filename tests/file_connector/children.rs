@@ -10,7 +10,7 @@ use bytes::BufMut;
 use proxystore::connectors::FileConnector;
 use proxystore::{Connector, ErrorKind, Format, Key, RegionMut};
 
-use crate::{files_of, open, pattern};
+use crate::{files_of, open, pattern, store};
 
 /// The part `name`. A panic is the child's failure.
 pub(crate) fn run(name: &str, arguments: &[String]) {
@@ -46,6 +46,8 @@ pub(crate) fn run(name: &str, arguments: &[String]) {
             region.put_slice(bytes.as_bytes());
             store.commit_at(&key.parse().unwrap(), region).wait().unwrap();
         }
+        ("reserves_many", []) => reserves_many(),
+        ("maps_many", []) => maps_many(),
         ("is_refused", [directory]) => is_refused(Path::new(directory)),
         ("peaks", [url, how]) => peaks(url, how),
         ("full_disk", [directory]) => full_disk(Path::new(directory)),
@@ -182,6 +184,34 @@ fn peaks(url: &str, how: &str) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
     println!("{} {LEN}", peak.trim().parse::<usize>().unwrap() * 1024);
+}
+
+/// A process that may open few files still gets its reservations.
+fn reserves_many() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let (_directory, store) = store();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(32), maximum: Some(32) }).unwrap();
+    let regions: Vec<RegionMut> = (0..100)
+        .map(|i| {
+            let mut region = store.reserve(100_000).unwrap();
+            region.put_slice(&pattern(i, 100_000));
+            region
+        })
+        .collect();
+    let keys = store.commit_batch(regions.into_iter().map(|region| (region, Format::RAW)).collect()).wait().unwrap();
+    for (i, key) in keys.iter().enumerate() {
+        assert_eq!(*store.take(key).wait().unwrap().unwrap(), pattern(i as u8, 100_000)[..]);
+    }
+}
+
+/// A process that holds more regions than the kernel grants mappings still reads, and can still allocate.
+fn maps_many() {
+    let (_directory, store) = store();
+    let bytes = pattern(1, 70_000);
+    let key = store.put(&bytes, Format::RAW).wait().unwrap();
+    let regions: Vec<_> = (0..66_000).map(|_| store.get(&key).wait().unwrap().unwrap()).collect();
+    let grown = vec![1u8; 16 << 20];
+    assert!(*regions[65_999] == bytes[..] && grown.len() > bytes.len());
 }
 
 fn mount(options: &str, directory: &Path) {

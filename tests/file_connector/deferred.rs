@@ -141,7 +141,7 @@ fn many_waiters() {
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             for (index, key) in keys.iter().enumerate().rev() {
-                block_on(store.commit_at(key, region(&index.to_le_bytes()))).unwrap();
+                block_on(store.commit_at(key, region(&(index as u64).to_le_bytes()))).unwrap();
             }
         })
     };
@@ -149,7 +149,7 @@ fn many_waiters() {
     let waits = keys.iter().flat_map(|key| [key, key]).map(|key| store.get_when_committed(key).deadline(limit));
     let regions = block_on(futures::future::join_all(waits));
     for (index, region) in regions.into_iter().enumerate() {
-        assert_eq!(*region.unwrap(), (index / 2).to_le_bytes());
+        assert_eq!(*region.unwrap(), (index as u64 / 2).to_le_bytes());
     }
     producer.join().unwrap();
 }

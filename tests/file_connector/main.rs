@@ -2,6 +2,8 @@
 //!
 //! The children that the tests start are this program again, with `--child NAME ARGUMENTS`.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +38,10 @@ fn main() {
         trial("only_regular_files_are_objects", only_regular_files_are_objects),
         trial("committed_objects_are_read_only", committed_objects_are_read_only),
         trial("removed_directory", removed_directory),
+        trial("more_reservations_than_open_files", || children::succeed(&["reserves_many"], Path::new("/"))),
+        slow("more_regions_than_mappings", "needs 3 GiB of memory", || {
+            children::succeed(&["maps_many"], Path::new("/"))
+        }),
         trial("evict_races_get", evict_races_get),
         trial("one_taker_among_processes", one_taker_among_processes),
         trial("killed_producer_leaves_nothing", killed_producer_leaves_nothing),

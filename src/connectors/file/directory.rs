@@ -171,8 +171,8 @@ impl Directory {
             return Ok(Some(Region::default()));
         }
         if len > SMALL && self.file_system.keeps_removed {
-            // The kernel limits mappings (vm.max_map_count); past that, a copy is better than a failure.
-            if let Ok(region) = mapping::map(file, len) {
+            // Where mapping fails, as for want of address space, a copy may still succeed.
+            if let Ok(Some(region)) = mapping::map(file, len) {
                 return Ok(Some(region));
             }
         }
@@ -477,3 +477,48 @@ const LOCAL: [u32; 9] =
 
 /// Lustre, GPFS, CephFS, BeeGFS: POSIX semantics of open files across nodes.
 const CLUSTER: [u32; 4] = [0x0BD0_0BD0, 0x4750_4653, 0x00C3_6400, 0x1983_0326];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_ever_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::open(place.path(), Fsync::None).unwrap();
+        let write = |name: &str| std::fs::write(place.path().join(name), name).unwrap();
+        let read = |name: &str| std::fs::read_to_string(place.path().join(name)).ok();
+        ["taken", "a", "b"].into_iter().for_each(write);
+        assert_eq!(directory.rename("a", "taken"), Err(Errno::EXIST));
+        assert_eq!(directory.link_beside("b", "taken"), Err(Errno::EXIST));
+        let nameless = directory.create_nameless().unwrap();
+        assert_eq!(directory.link(&nameless, "taken"), Err(Errno::EXIST));
+        assert_eq!(read("taken").as_deref(), Some("taken"));
+        assert_eq!(directory.rename("a", "free"), Ok(true));
+        assert_eq!((read("a"), read("free").as_deref()), (None, Some("a")));
+        directory.link_beside("b", "beside").unwrap();
+        assert_eq!((read("b"), read("beside")), (Some("b".into()), Some("b".into())));
+    }
+
+    #[test]
+    fn unknown_file_systems_promise_nothing() {
+        let of = |magic| {
+            let FileSystem { is_local, keeps_removed } = FileSystem::of(magic);
+            (is_local, keeps_removed)
+        };
+        assert_eq!(of(0xEF53), (true, true), "ext4");
+        assert_eq!(of(0x0BD0_0BD0), (false, true), "Lustre");
+        assert_eq!(of(0x6969), (false, false), "NFS");
+        assert_eq!(of(0x6573_5546), (false, false), "FUSE");
+        assert_eq!(of(0), (false, false));
+    }
+
+    #[test]
+    fn names() {
+        let name = Name([0xab; 16]);
+        assert_eq!(name.to_string(), "ab".repeat(16));
+        assert_ne!(Name::random(), Name::random());
+        let key = Key::new(SCHEME, name.bytes(), 0, Format::RAW).unwrap();
+        assert_eq!(Name::of("get", &key).unwrap(), name);
+    }
+}

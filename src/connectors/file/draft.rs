@@ -184,3 +184,75 @@ fn start_of(pid: i32) -> io::Result<Option<u64>> {
 
 /// Subdirectory of drafts with a name, so that sweeping does not list all objects.
 const DRAFTS: &str = ".tmp";
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::connectors::file::directory::Fsync;
+
+    fn open(place: &std::path::Path) -> Arc<Directory> {
+        let directory = Directory::open(place, Fsync::None).unwrap();
+        directory.set_nameless(false);
+        Arc::new(directory)
+    }
+
+    #[test]
+    fn sweep_removes_what_dead_producers_left() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = open(place.path());
+        sweep(&directory);
+        let mine = Draft::create(&directory).unwrap();
+
+        let mut child = Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
+        let this = Producer::this().unwrap();
+        let pid = child.id() as i32;
+        let other = Producer { pid, start: start_of(pid).unwrap().unwrap(), ..this.clone() };
+        let leave = |producer: &dyn fmt::Display| {
+            let path = place.path().join(format!("{DRAFTS}/{producer}-{}", Name::random()));
+            fs::write(&path, b"left behind").unwrap();
+            path
+        };
+        let of_child = leave(&other);
+        let of_former_process = leave(&Producer { start: this.start + 1, ..this.clone() });
+        let kept = [
+            leave(&Producer { boot: !this.boot, ..other.clone() }),
+            leave(&Producer { namespace: 1, ..other.clone() }),
+            leave(&"notes"),
+            leave(&"1-2-3-4-5"),
+            leave(&format!("{:016x}-{}-0-7", this.boot, this.namespace)),
+            leave(&format!("{:016x}-{}--1-7", this.boot, this.namespace)),
+        ];
+        sweep(&directory);
+        assert!(!of_former_process.exists(), "a process id that is in use again");
+        assert!(of_child.exists(), "its producer lives");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        sweep(&directory);
+        assert!(!of_child.exists());
+        assert!(kept.iter().all(|path| path.exists()), "nobody knows whether those are dead");
+        let mine_path = place.path().join(mine.name().unwrap());
+        assert!(mine_path.exists());
+        drop(mine);
+        assert!(!mine_path.exists());
+    }
+
+    #[test]
+    fn producer_round_trip() {
+        let this = Producer::this().unwrap();
+        assert_eq!(this.to_string().parse::<Producer>(), Ok(this.clone()));
+        assert!(!this.is_dead(&this));
+    }
+
+    #[test]
+    fn reservation_by_zeros() {
+        let place = tempfile::tempdir().unwrap();
+        let draft = Draft::create(&open(place.path())).unwrap();
+        let error = draft.write_zeros(1 << 60).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(draft.file().metadata().unwrap().len(), 0, "refused before a byte was written");
+        draft.write_zeros((2 << 20) + 5).unwrap();
+        assert_eq!(draft.file().metadata().unwrap().len(), (2 << 20) + 5);
+    }
+}

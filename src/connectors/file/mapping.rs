@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BufMut;
 use memmap2::{Mmap, MmapOptions, MmapRaw};
@@ -10,16 +11,17 @@ use memmap2::{Mmap, MmapOptions, MmapRaw};
 use super::draft::Draft;
 use crate::region::{Memory, Region, RegionMut};
 
-/// Maps an object.
+/// Maps an object; `None` when this process has so many mapped that the rest of its mappings are better left to others.
 ///
 /// # Cost
 /// One system call; pages are read in when they are touched.
-pub(super) fn map(file: &File, len: usize) -> io::Result<Region> {
+pub(super) fn map(file: &File, len: usize) -> io::Result<Option<Region>> {
+    let Some(place) = Place::take() else { return Ok(None) };
     // SAFETY: the mapping is shared memory that must not change while a region shows it. Only published objects are
     // mapped here, and those are never written or truncated again: `Directory::publish` consumes the last writable
     // handle, the mode of 0400 refuses another, and removal leaves the bytes to whoever has them open.
     let map = unsafe { MmapOptions::new().len(len).map(file)? };
-    Ok(Region::from_owner(Object(map))?)
+    Ok(Some(Region::from_owner(Object { map, _place: place })?))
 }
 
 /// Reads an object of `len` bytes into process memory; `None` when the file is shorter.
@@ -43,11 +45,31 @@ pub(super) fn read(file: &File, len: usize) -> io::Result<Option<Region>> {
     Ok(Some(region.freeze()))
 }
 
-struct Object(Mmap);
+struct Object {
+    map: Mmap,
+    _place: Place,
+}
 
 impl AsRef<[u8]> for Object {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.map
+    }
+}
+
+/// One of [`MAX_MAPPED`].
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let place = Self;
+        // A place too many goes back at once.
+        (MAPPED.fetch_add(1, Ordering::Relaxed) < MAX_MAPPED).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        MAPPED.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -105,3 +127,9 @@ unsafe impl Memory for DraftMemory {
         self.map.len()
     }
 }
+
+/// Objects that this process has mapped.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Half of the mappings that Linux grants a process (`vm.max_map_count`, 65530): at the limit not even `malloc` works.
+const MAX_MAPPED: usize = 32_768;
