@@ -92,9 +92,9 @@ impl Bench {
         for connector in &connectors {
             let place = Place::open(connector)?;
             let mut partner = Partner::start(&place)?;
-            report.connector(&place, &partner, &plan)?;
+            progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {
-                report.table(connector, op.meaning())?;
+                progress.suspend(|| report.table(connector, op.meaning()))?;
                 for size in self.sizes.all() {
                     progress.set_message(format!("{connector} {} {size}", op.name()));
                     let pair = op.measure(&place, &mut partner, *size, &plan)?;

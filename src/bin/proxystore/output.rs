@@ -1,6 +1,8 @@
 //! `Output`: bytes to a terminal, a pipe, a device, or a file that is there as a whole or not at all.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
+use std::hash::BuildHasher;
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -182,10 +184,11 @@ fn link(file: &File, name: &Path) -> rustix::io::Result<()> {
     rustix::fs::linkat(CWD, file, CWD, name, AtFlags::SYMLINK_FOLLOW)
 }
 
-/// A name in the target's directory that nobody else uses.
+/// A name in the target's directory that nobody else uses, on whatever node.
 fn beside(target: &Path) -> PathBuf {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!(".{name}.{}.part", std::process::id()))
+    // Its key is the kernel's random.
+    let random = RandomState::new().hash_one(std::process::id());
+    target.with_file_name(format!(".proxystore-{random:016x}.part"))
 }
 
 fn write_all(mut file: &File, bytes: &[u8]) -> io::Result<()> {
