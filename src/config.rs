@@ -131,6 +131,7 @@ impl FromStr for ConnectorConfig {
             }
             config.options.insert(name, value);
         }
+        check_len(&config)?;
         Ok(config)
     }
 }
@@ -248,7 +249,9 @@ impl FromStr for StoreConfig {
         let cache_objects = parse_own("cache_objects", own("cache_objects"), "a number", |text| text.parse().ok())?;
         let deadline = parse_own("deadline", own("deadline"), "a duration, as 10s", positive_duration)?;
         let metrics = parse_own("metrics", own("metrics"), "on or off", parse_switch)?.unwrap_or(false);
-        Ok(Self { connector, cache_bytes, cache_objects, deadline, metrics })
+        let config = Self { connector, cache_bytes, cache_objects, deadline, metrics };
+        check_len(&config)?;
+        Ok(config)
     }
 }
 
@@ -282,7 +285,7 @@ impl<'de> Deserialize<'de> for StoreConfig {
             Quantity::Text(text) => parse_bytes(&text),
         };
         let time = |quantity: Quantity| match quantity {
-            Quantity::Number(n) => Some(Duration::from_secs(n)).filter(|limit| !limit.is_zero()),
+            Quantity::Number(n) => Some(Duration::from_secs(n)).filter(is_deadline),
             Quantity::Text(text) => positive_duration(&text),
         };
         let cache_bytes = match table.cache_bytes {
@@ -417,7 +420,12 @@ fn parse_own<T>(
 }
 
 fn positive_duration(text: &str) -> Option<Duration> {
-    parse_duration(text).filter(|limit| !limit.is_zero())
+    parse_duration(text).filter(is_deadline)
+}
+
+/// Whether a deadline has a text form: 0 is none, and 600,000 years of microseconds are enough.
+fn is_deadline(limit: &Duration) -> bool {
+    (1..=u128::from(u64::MAX)).contains(&limit.as_micros())
 }
 
 /// The shortest exact text of a duration; anything below a microsecond is rounded up, for a deadline of 0 is none.
@@ -427,6 +435,18 @@ fn print_duration(limit: Duration) -> String {
         n if n % 1_000_000 == 0 => format!("{}s", n / 1_000_000),
         n if n % 1000 == 0 => format!("{}ms", n / 1000),
         n => format!("{n}us"),
+    }
+}
+
+/// Refuses a configuration whose canonical URL, which percent-encoding may make longer, no token could carry.
+fn check_len(config: &impl fmt::Display) -> Result<()> {
+    let len = config.to_string().len();
+    match len <= ConnectorConfig::MAX_URL {
+        true => Ok(()),
+        false => {
+            let most = ConnectorConfig::MAX_URL;
+            Err(malformed(format!("{len} bytes with special characters encoded, a store URL has at most {most}")))
+        }
     }
 }
 
@@ -486,6 +506,7 @@ mod tests {
             ("file:///a#b", ErrorKind::Invalid, "%23"),
             ("file:///x?cache_bytes=lots", ErrorKind::Config, "bytes, as 64MiB"),
             ("file:///x?deadline=0s", ErrorKind::Config, "duration"),
+            ("file:///x?deadline=18446744073709551615s", ErrorKind::Config, "duration"),
             ("file:///x?metrics=maybe", ErrorKind::Config, "on or off"),
         ] {
             let error = text.parse::<StoreConfig>().unwrap_err();
@@ -494,6 +515,8 @@ mod tests {
         }
         let long = format!("file:///{}", "x".repeat(ConnectorConfig::MAX_URL));
         assert_eq!(long.parse::<StoreConfig>().unwrap_err().kind(), ErrorKind::Invalid);
+        let longer_when_encoded = format!("file:///{}", " ".repeat(ConnectorConfig::MAX_URL - 100));
+        assert_eq!(longer_when_encoded.parse::<StoreConfig>().unwrap_err().kind(), ErrorKind::Invalid);
     }
 
     #[test]

@@ -137,7 +137,8 @@ pub trait Connector: Send + Sync + 'static {
     /// Makes the bytes of `region` the object of a declared key.
     ///
     /// # Errors
-    /// `AlreadyExists` when it was committed before; `Unsupported` without [`Capabilities::DEFERRED`].
+    /// `AlreadyExists` when it was committed before; `TypeMismatch` when the key's format is not the declared one;
+    /// `NotFound` when the declaration was evicted; `Unsupported` without [`Capabilities::DEFERRED`].
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         let _ = (key, region);
         Pending::ready(Err(self.unsupported("commit_at")))
@@ -146,7 +147,9 @@ pub trait Connector: Send + Sync + 'static {
     /// Waits until the object of a declared key is committed, by notification where the connector can, and reads it.
     ///
     /// # Errors
-    /// `Timeout` at the deadline of the `Pending`; `Unsupported` without [`Capabilities::DEFERRED`].
+    /// `Timeout` at the deadline of the `Pending`; `NotFound` or `Cancelled` when the declaration is evicted, `Closed` or
+    /// `Cancelled` when the connector is closed, with [`Capabilities::NOTIFY`] as soon as that happens; `Unsupported`
+    /// without [`Capabilities::DEFERRED`].
     fn get_when_committed(&self, key: &Key) -> Pending<Region> {
         let _ = key;
         Pending::ready(Err(self.unsupported("get_when_committed")))
@@ -223,6 +226,8 @@ pub(crate) fn not_found(op: &'static str, scheme: &str, key: &Key) -> impl FnOnc
 pub struct Capabilities(u32);
 
 impl Capabilities {
+    /// Nothing beyond the required methods.
+    pub const NONE: Self = Self(0);
     /// `get` returns the stored bytes themselves.
     pub const ZERO_COPY_GET: Self = Self(1 << 0);
     /// `reserve` lends the memory in which the object will stay.

@@ -1,15 +1,16 @@
 //! Single flight: however many ask at once, one operation runs and all get its result.
 
 use std::fmt;
+use std::sync::{Arc, Mutex};
 
 use crate::pending::{Pending, Shared};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{lock, modelled};
 
 /// One operation that many may want at the same time.
 ///
 /// Those who ask while it goes on get the same result, or the same error; after the end the flight is idle again.
 pub(crate) struct Flight<V: Clone + Send + 'static> {
-    current: Mutex<Option<Arc<Shared<V>>>>,
+    current: Mutex<Option<modelled::Arc<Shared<V>>>>,
 }
 
 impl<V: Clone + Send + 'static> Flight<V> {
@@ -31,7 +32,7 @@ impl<V: Clone + Send + 'static> Flight<V> {
             return Pending::ready(Ok(value));
         }
         if let Some(shared) = &*current {
-            return shared.join();
+            return Shared::join(shared);
         }
         let (operation, land) = start();
         if operation.is_ready() {
@@ -50,7 +51,7 @@ impl<V: Clone + Send + 'static> Flight<V> {
             // One flight at a time: what is there is the one that ends.
             *lock(&flight.current) = None;
         });
-        current.insert(shared).join()
+        Shared::join(current.insert(shared))
     }
 }
 

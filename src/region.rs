@@ -261,6 +261,22 @@ impl RegionMut {
         Region(Bytes::from_owner(Frozen { len: self.len, memory: self.memory }))
     }
 
+    /// The region itself where it lies in process memory, else a copy there; the lender has its memory back then.
+    ///
+    /// # Cost
+    /// At most one allocation and one copy.
+    ///
+    /// # Errors
+    /// `NoSpace` when the allocation fails.
+    pub(crate) fn into_heap(self) -> Result<Self> {
+        if self.is_memory::<HeapMemory>() {
+            return Ok(self);
+        }
+        let mut copy = Self::heap(self.len)?;
+        copy.put_slice(self.as_slice());
+        Ok(copy)
+    }
+
     /// Whether the memory behind is an `M`: how a connector recognises its own reservations.
     pub fn is_memory<M: Memory>(&self) -> bool {
         (*self.memory).as_any().is::<M>()
@@ -315,6 +331,30 @@ impl std::io::Write for RegionMut {
 impl fmt::Debug for RegionMut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RegionMut({} of {} B at {:p})", self.len, self.capacity(), self.memory.as_ptr())
+    }
+}
+
+#[cfg(feature = "conformance")]
+impl RegionMut {
+    /// Memory as another connector lends it; the reference dies when the lender has it back.
+    pub(crate) fn foreign(capacity: usize) -> Result<(Self, std::sync::Weak<()>)> {
+        struct Foreign {
+            memory: HeapMemory,
+            _lent: std::sync::Arc<()>,
+        }
+        // SAFETY: delegates to `HeapMemory`.
+        unsafe impl Memory for Foreign {
+            fn as_ptr(&self) -> NonNull<u8> {
+                self.memory.as_ptr()
+            }
+
+            fn capacity(&self) -> usize {
+                self.memory.capacity()
+            }
+        }
+        let lent = std::sync::Arc::new(());
+        let returned = std::sync::Arc::downgrade(&lent);
+        Ok((Self::new(Box::new(Foreign { memory: HeapMemory::allocate(capacity)?, _lent: lent })), returned))
     }
 }
 
@@ -503,6 +543,11 @@ mod tests {
                 self.0.capacity()
             }
         }
+        let mut own = RegionMut::new(Box::new(Own(HeapMemory::allocate(4).unwrap())));
+        own.put_slice(b"abc");
+        let copy = own.into_heap().unwrap();
+        assert_eq!(copy.as_slice(), b"abc");
+        assert!(!copy.is_memory::<Own>());
         let mut own = RegionMut::new(Box::new(Own(HeapMemory::allocate(4).unwrap())));
         own.put_slice(b"abc");
         let (_, len) = own.into_memory::<Own>().unwrap();

@@ -409,6 +409,18 @@ fn dropping_detaches() {
 }
 
 #[test]
+fn dropping_releases_the_task() {
+    let flag = Arc::new(Flag::default());
+    let (completer, pending) = Pending::<()>::channel();
+    let mut pending = Box::pin(pending);
+    assert!(pending.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&flag)))).is_pending());
+    drop(pending);
+    assert_eq!(Arc::strong_count(&flag), 1, "though the completer lives on");
+    drop(completer);
+    assert_eq!(flag.count(), 0);
+}
+
+#[test]
 fn a_failure_in_all_detaches_the_rest() {
     for wait in [true, false] {
         let (sender, receiver) = mpsc::channel();
@@ -442,6 +454,37 @@ fn the_last_waker_counts() {
     }
     completer.complete(Ok(7));
     assert_eq!((first.count(), second.count()), (0, 1));
+}
+
+#[test]
+fn the_last_waker_meets_the_deadline() {
+    let (first, second) = (Arc::new(Flag::default()), Arc::new(Flag::default()));
+    let (_completer, pending) = Pending::<()>::channel();
+    let mut pending = pin!(pending.deadline(SHORT));
+    for flag in [&first, &second] {
+        assert!(pending.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(flag)))).is_pending());
+    }
+    let begin = Instant::now();
+    while second.count() == 0 {
+        assert!(begin.elapsed() < FOREVER, "not woken");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(first.count(), 0);
+}
+
+#[test]
+fn polled_then_waited_for() {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut pending = channel_completed_after(SHORT);
+    assert!(std::pin::Pin::new(&mut pending).poll(&mut cx).is_pending());
+    assert_eq!(pending.wait().unwrap(), 7);
+    let mut pending = Pending::all(vec![Pending::ready(Ok(1)), channel_completed_after(SHORT), Pending::ready(Ok(3))]);
+    assert!(std::pin::Pin::new(&mut pending).poll(&mut cx).is_pending());
+    assert_eq!(pending.wait().unwrap(), [1, 7, 3]);
+    let mut pending = channel_completed_after(Duration::ZERO).chain(|_| channel_completed_after(4 * SHORT));
+    thread::sleep(2 * SHORT);
+    assert!(std::pin::Pin::new(&mut pending).poll(&mut cx).is_pending(), "in the second part");
+    assert_eq!(pending.wait().unwrap(), 7);
 }
 
 /// A task that lives only in its waker, and holds the completer of what the next task polls.
@@ -606,23 +649,49 @@ fn calls_that_wait_for_calls_do_not_fill_the_pool() {
 
 #[test]
 fn the_pool_stays_small() {
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let calls = (0..200)
-        .map(|_| {
-            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-            Pending::blocking(move || {
-                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                thread::sleep(Duration::from_millis(2));
-                running.fetch_sub(1, Ordering::SeqCst);
-                Ok(())
+    let most = || {
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let calls = (0..200)
+            .map(|_| {
+                let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+                Pending::blocking(move || {
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    thread::sleep(Duration::from_millis(5));
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                })
+                .start()
             })
-            .start()
-        })
-        .collect();
-    Pending::all(calls).wait().unwrap();
+            .collect();
+        Pending::all(calls).wait().unwrap();
+        most.load(Ordering::SeqCst)
+    };
     let limit = (4 * thread::available_parallelism().unwrap().get()).max(8);
-    let most = most.load(Ordering::SeqCst);
-    assert!((2..=limit).contains(&most), "{most} at once, {limit} allowed");
+    let before = most();
+    assert!((2..=limit).contains(&before), "{before} at once, {limit} allowed");
+    // Calls that wait lend their places: many more threads than allowed, for as long as that takes.
+    let (completers, waiting): (Vec<_>, Vec<_>) = (0..100)
+        .map(|_| {
+            let (completer, pending) = Pending::channel();
+            (completer, Pending::blocking(move || pending.wait()).start())
+        })
+        .unzip();
+    completers.into_iter().for_each(|completer| completer.complete(Ok(())));
+    Pending::all(waiting).wait().unwrap();
+    thread::sleep(SHORT);
+    let after = most();
+    assert!((2..=limit).contains(&after), "{after} at once afterwards, {limit} allowed");
+}
+
+#[test]
+fn an_idle_thread_is_woken() {
+    let begin = Instant::now();
+    for _ in 0..5 {
+        Pending::blocking(|| Ok(())).start().wait().unwrap();
+        thread::sleep(SHORT);
+    }
+    // Not by its own timeout, which is seconds.
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }
 
 // -- Cost ------------------------------------------------------------------------------------------------------------

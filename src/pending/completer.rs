@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, lock};
+use crate::sync::modelled::{Arc, Condvar, Mutex, MutexGuard, lock};
 
 /// The side that ends a [`Pending`](super::Pending).
 ///
@@ -94,10 +94,10 @@ impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         let mut slot = lock(&self.shared.slot);
         slot.detached = true;
-        let (result, waker) = (slot.result.take(), slot.waker.take());
+        let waker = slot.waker.take();
         drop(slot);
-        // Outside the lock: both may run foreign code.
-        drop((result, waker));
+        // Outside the lock: it may run foreign code. A result that is there goes with the last of both sides.
+        drop(waker);
     }
 }
 
@@ -131,34 +131,41 @@ struct Slot<T> {
 impl<T> Shared<T> {
     fn put(&self, result: Result<T>) {
         let mut slot = lock(&self.slot);
+        slot.result = Some(result);
         let waker = slot.waker.take();
-        let unwanted = match slot.detached {
-            true => Some(result),
-            false => {
-                slot.result = Some(result);
-                None
-            }
-        };
         drop(slot);
         self.filled.notify_all();
         if let Some(waker) = waker {
             super::wake(waker);
         }
-        // Outside the lock: it may run foreign code.
-        drop(unwanted);
     }
 }
 
-#[cfg(all(test, loom))]
+/// Under loom every order of events, else (and so under Miri) some that happen.
+#[cfg(test)]
 mod tests {
     use std::task::Wake;
 
-    use loom::sync::atomic::{AtomicUsize, Ordering};
-    use loom::thread;
+    #[cfg(loom)]
+    use loom::{
+        model,
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
+    #[cfg(not(loom))]
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
 
     use super::super::{Limit, Operation};
     use super::*;
     use crate::error::ErrorKind;
+
+    #[cfg(not(loom))]
+    fn model(f: impl Fn()) {
+        (0..20).for_each(|_| f());
+    }
 
     /// Counts what happens to a task that loom's own executor does not run.
     struct Counter(AtomicUsize);
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_wait() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let other = thread::spawn(move || completer.complete(Ok(7)));
             assert_eq!(receiver.wait(Limit::NONE).unwrap(), 7);
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn loom_drop_completer_against_wait() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(completer));
             assert_eq!(receiver.wait(Limit::NONE).unwrap_err().kind(), ErrorKind::Cancelled);
@@ -224,7 +231,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_poll() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let other = thread::spawn(move || completer.complete(Ok(7)));
             assert_eq!(block_on(&mut receiver).unwrap(), 7);
@@ -234,7 +241,7 @@ mod tests {
 
     #[test]
     fn loom_drop_completer_against_poll() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(completer));
             assert_eq!(block_on(&mut receiver).unwrap_err().kind(), ErrorKind::Cancelled);
@@ -244,7 +251,7 @@ mod tests {
 
     #[test]
     fn loom_complete_against_change_of_waker() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let (first, second) = (counter(), counter());
             assert!(receiver.poll(&mut Context::from_waker(&first.1)).is_pending());
@@ -265,7 +272,7 @@ mod tests {
 
     #[test]
     fn loom_polled_then_waited_for() {
-        loom::model(|| {
+        model(|| {
             let (completer, mut receiver) = channel();
             let (_, waker) = counter();
             let other = thread::spawn(move || completer.complete(Ok(7)));
@@ -279,7 +286,7 @@ mod tests {
 
     #[test]
     fn loom_drop_receiver_against_complete() {
-        loom::model(|| {
+        model(|| {
             let drops = Arc::new(AtomicUsize::new(0));
             let (completer, receiver) = channel();
             let value = Value(Arc::clone(&drops));
@@ -293,7 +300,7 @@ mod tests {
 
     #[test]
     fn loom_detached_is_seen() {
-        loom::model(|| {
+        model(|| {
             let (completer, receiver) = channel::<u8>();
             let other = thread::spawn(move || drop(receiver));
             // Either answer is right while the other thread runs.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use super::{Limit, Operation, Pending, State, pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Arc, Condvar, Mutex, lock};
+use crate::sync::modelled::{Arc, Condvar, Mutex, lock};
 
 /// An operation with any number of participants, each of whom gets a clone of the result.
 ///
@@ -51,11 +51,11 @@ impl<T: Clone + Send + 'static> Shared<T> {
     ///
     /// # Cost
     /// One allocation.
-    pub(crate) fn join(self: &Arc<Self>) -> Pending<T> {
-        let mut middle = lock(&self.middle);
+    pub(crate) fn join(this: &Arc<Self>) -> Pending<T> {
+        let mut middle = lock(&this.middle);
         middle.participants += 1;
         middle.next_id += 1;
-        let participant = Participant { shared: Arc::clone(self), id: middle.next_id };
+        let participant = Participant { shared: Arc::clone(this), id: middle.next_id };
         drop(middle);
         Pending::from_state(State::Waiting(Box::new(participant)))
     }
@@ -234,11 +234,11 @@ mod tests {
         let (completer, operation) = Pending::channel();
         let shared = Shared::new(operation, |_| {});
         let (woken, waker) = counter();
-        let mut task = shared.join();
+        let mut task = Shared::join(&shared);
         assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
         completer.complete(Ok(5));
         // The task is never polled again; this thread drives the operation itself.
-        assert_eq!(shared.join().deadline(Duration::from_secs(10)).wait().unwrap(), 5);
+        assert_eq!(Shared::join(&shared).deadline(Duration::from_secs(10)).wait().unwrap(), 5);
         assert!(woken.0.load(Ordering::Relaxed) > 0);
     }
 
@@ -247,7 +247,7 @@ mod tests {
         let (completer, operation) = Pending::channel();
         let shared = Shared::new(operation, |_| {});
         let (first_waker, second_waker) = (counter(), counter());
-        let (mut first, mut second) = (shared.join(), shared.join());
+        let (mut first, mut second) = (Shared::join(&shared), Shared::join(&shared));
         assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&first_waker.1)).is_pending());
         completer.complete(Ok(5));
         assert!(first_waker.0.0.load(Ordering::Relaxed) > 0);
@@ -264,25 +264,42 @@ mod tests {
         let shared = Shared::new(Pending::blocking(|| Ok(7)), move |result: &Result<i32>| {
             ended.send(result.clone()).unwrap();
         });
-        drop((shared.join(), shared.join()));
+        drop((Shared::join(&shared), Shared::join(&shared)));
         assert_eq!(end.recv_timeout(Duration::from_secs(10)).unwrap().unwrap(), 7);
-        assert_eq!(shared.join().wait().unwrap(), 7);
+        assert_eq!(Shared::join(&shared).wait().unwrap(), 7);
+    }
+
+    #[test]
+    fn a_task_that_joins_what_the_pool_drives_is_woken() {
+        let (completer, operation) = Pending::channel();
+        let shared = Shared::new(operation, |_| {});
+        drop(Shared::join(&shared));
+        let (woken, waker) = counter();
+        let mut task = Shared::join(&shared);
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        completer.complete(Ok(5));
+        let start = std::time::Instant::now();
+        while woken.0.load(Ordering::Relaxed) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "nobody woke it");
+            thread::yield_now();
+        }
+        assert_eq!(task.wait().unwrap(), 5);
     }
 
     #[test]
     fn start_moves_a_blocking_call_off_the_waiters() {
         let here = thread::current().id();
         let shared = Shared::new(Pending::blocking(|| Ok(thread::current().id())), |_| {});
-        assert_ne!(shared.join().start().wait().unwrap(), here);
+        assert_ne!(Shared::join(&shared).start().wait().unwrap(), here);
         let shared = Shared::new(Pending::blocking(|| Ok(thread::current().id())), |_| {});
-        assert_eq!(shared.join().wait().unwrap(), here);
+        assert_eq!(Shared::join(&shared).wait().unwrap(), here);
     }
 
     #[test]
     fn one_participant_times_out_while_another_drives() {
         let (completer, operation) = Pending::channel();
         let shared = Shared::new(operation, |_| {});
-        let (driver, impatient) = (shared.join(), shared.join());
+        let (driver, impatient) = (Shared::join(&shared), Shared::join(&shared));
         let thread = thread::spawn(move || driver.wait());
         while lock(&shared.middle).operation.is_some() {
             thread::yield_now();
@@ -298,11 +315,138 @@ mod tests {
         for round in 0..200 {
             let (completer, operation) = Pending::channel();
             let shared = Shared::new(operation, |_| {});
-            let waiters: Vec<_> = (0..4).map(|_| shared.join()).map(|p| thread::spawn(move || p.wait())).collect();
+            let waiters: Vec<_> =
+                (0..4).map(|_| Shared::join(&shared)).map(|p| thread::spawn(move || p.wait())).collect();
             completer.complete(Ok(round));
             for waiter in waiters {
                 assert_eq!(waiter.join().unwrap().unwrap(), round);
             }
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+
+    /// Not `loom::thread::park`, which forgets an unpark that comes while the thread is blocked on a mutex.
+    struct Bell {
+        rung: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Bell {
+        fn wait(&self) {
+            let mut rung = lock(&self.rung);
+            while !std::mem::take(&mut *rung) {
+                rung = self.changed.wait(rung).unwrap();
+            }
+        }
+    }
+
+    impl Wake for Bell {
+        fn wake(self: std::sync::Arc<Self>) {
+            *lock(&self.rung) = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// A waker that tells nobody: the task behind it is never polled again.
+    struct Asleep;
+
+    impl Wake for Asleep {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
+    /// The least executor: a wake-up that is lost is a deadlock, which loom reports.
+    fn block_on(mut participant: Pending<u8>) -> Result<u8> {
+        let bell = std::sync::Arc::new(Bell { rung: Mutex::new(false), changed: Condvar::new() });
+        let waker = Waker::from(std::sync::Arc::clone(&bell));
+        loop {
+            match Pin::new(&mut participant).poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(result) => return result,
+                Poll::Pending => bell.wait(),
+            }
+        }
+    }
+
+    fn model(f: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(f);
+    }
+
+    #[test]
+    fn loom_two_threads_and_the_end() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (first, second) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || first.wait());
+            let end = thread::spawn(move || completer.complete(Ok(7)));
+            assert_eq!(second.wait().unwrap(), 7);
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+            end.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_a_task_and_a_thread() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (task, waiter) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || block_on(task));
+            let end = thread::spawn(move || completer.complete(Ok(7)));
+            assert_eq!(waiter.wait().unwrap(), 7);
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+            end.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_two_tasks_one_of_which_sleeps_for_ever() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (mut sleeper, task) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || block_on(task));
+            let asleep = Waker::from(std::sync::Arc::new(Asleep));
+            let _ = Pin::new(&mut sleeper).poll(&mut Context::from_waker(&asleep));
+            completer.complete(Ok(7));
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
+    fn loom_a_thread_and_a_task_that_sleeps_for_ever() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (mut sleeper, waiter) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || waiter.wait());
+            let asleep = Waker::from(std::sync::Arc::new(Asleep));
+            let _ = Pin::new(&mut sleeper).poll(&mut Context::from_waker(&asleep));
+            completer.complete(Ok(7));
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
+    fn loom_a_task_that_is_dropped_when_woken() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (mut dropped, task) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || block_on(task));
+            let end = thread::spawn(move || completer.complete(Ok(7)));
+            let asleep = Waker::from(std::sync::Arc::new(Asleep));
+            let _ = Pin::new(&mut dropped).poll(&mut Context::from_waker(&asleep));
+            drop(dropped);
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+            end.join().unwrap();
+        });
     }
 }

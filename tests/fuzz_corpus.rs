@@ -1,0 +1,52 @@
+//! Replays every input that the fuzzers kept, with the stable compiler and without a fuzzer.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[path = "../fuzz/src/targets.rs"]
+#[allow(unreachable_pub, reason = "a library for the fuzzers, a private module here")]
+mod targets;
+
+use targets::TARGETS;
+
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+#[test]
+fn replay() {
+    let mut findings = Vec::new();
+    for (name, target) in TARGETS {
+        let folder = fuzz().join("corpus").join(name);
+        let mut inputs = 0;
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.unwrap().path();
+            let input = fs::read(&path).unwrap();
+            // Whole, and cut short at some sixteen places.
+            let cuts = (0..input.len()).step_by(input.len() / 16 + 1).chain([input.len()]);
+            for n in cuts {
+                if catch_unwind(|| target(&input[..n])).is_err() {
+                    findings.push((path.clone(), n));
+                }
+            }
+            inputs += 1;
+        }
+        println!("{name}: {inputs} inputs");
+        assert!(inputs > 0, "{} is empty", folder.display());
+    }
+    assert!(findings.is_empty(), "{findings:#?}");
+}
+
+#[test]
+fn every_target_is_everywhere() {
+    let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
+    let folders = fs::read_dir(fuzz().join("corpus")).unwrap().count();
+    assert_eq!(TARGETS.len(), folders, "one folder a target");
+    assert_eq!(TARGETS.len(), manifest.matches("[[bin]]").count(), "one [[bin]] a target");
+    for (name, _) in TARGETS {
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} has no [[bin]]");
+        assert!(fuzz().join("fuzz_targets").join(name).with_extension("rs").exists(), "{name} has no file");
+    }
+}
