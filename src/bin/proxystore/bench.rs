@@ -94,7 +94,7 @@ impl Bench {
             let mut partner = Partner::start(&place)?;
             progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {
-                progress.suspend(|| report.table(connector, op.meaning()))?;
+                progress.suspend(|| report.table(place.scheme(), op.meaning()))?;
                 for size in self.sizes.all() {
                     progress.set_message(format!("{connector} {} {size}", op.name()));
                     let pair = op.measure(&place, &mut partner, *size, &plan)?;
