@@ -20,8 +20,9 @@ use crate::region::{Region, RegionMut};
 ///   and never change. A producer that is killed before that leaves nothing visible.
 /// * **Missing is ordinary.** `get` and [`take`](Self::take) of an evicted, never committed or unknown object give `None`,
 ///   `exists` gives false, `evict` succeeds: cheap, and no error, however the object went away and whatever races.
-/// * **Never other bytes.** A key of another scheme or instance is `ForeignKey`; a locator that this connector cannot have
-///   made is `Invalid`; stored bytes whose length is not the key's are `Corrupt`.
+/// * **Never other bytes.** A key of another scheme is `ForeignKey`; so is one of another instance, or it names nothing,
+///   where locators are never given twice; a locator that this connector cannot have made is `Invalid`; stored bytes whose
+///   length is not the key's are `Corrupt`.
 /// * **Regions outlive everything.** What `get` returned stays readable and unchanged after evict, close, and drop of the
 ///   connector, until its last clone is dropped. It starts at a multiple of [`ALIGNMENT`](crate::region::ALIGNMENT).
 /// * **Reservations are lent.** A `RegionMut` that is dropped instead of committed gives its memory back. One from another
@@ -296,7 +297,7 @@ pub struct Registration {
     pub summary: &'static str,
     /// Names of the options that its URL may carry; any other is refused before `open` is called.
     pub options: &'static [&'static str],
-    /// What its connectors can do.
+    /// What its connectors can do at most; what one of them can may depend on where it is.
     pub capabilities: Capabilities,
     /// Opens a connector. May block; is called once per distinct configuration and process.
     pub open: fn(&ConnectorConfig) -> Result<Arc<dyn Connector>>,

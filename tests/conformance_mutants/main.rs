@@ -72,7 +72,7 @@ const IN_PROCESS: &[(&str, &str)] = &[
     ("evict_batch_first_only", "batch::evict"),
     ("evict_nothing", "batch::all_or_nothing"),
     ("any_scheme", "key::other_scheme"),
-    ("foreign_is_missing", "key::other_instance"),
+    ("foreign_fails", "key::other_instance"),
     ("locator_prefix", "key::truncated"),
     ("locator_prefix", "key::extended"),
     ("locator_prefix", "key::flipped_bits"),

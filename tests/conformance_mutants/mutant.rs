@@ -211,9 +211,11 @@ impl Mutant {
         }
     }
 
-    fn foreign_missing<T>(&self, result: Result<T>, missing: T) -> Result<T> {
+    fn other_error<T>(&self, result: Result<T>) -> Result<T> {
         match result {
-            Err(error) if error.kind() == ErrorKind::ForeignKey && self.is("foreign_is_missing") => Ok(missing),
+            Err(error) if error.kind() == ErrorKind::ForeignKey && self.is("foreign_fails") => {
+                Err(Error::new(ErrorKind::Io, "get", "no such instance"))
+            }
             Err(error) if error.kind() == ErrorKind::Closed && self.is("close_fails_others") => {
                 Err(Error::new(ErrorKind::Io, "get", "bad file descriptor"))
             }
@@ -330,7 +332,7 @@ impl Connector for Mutant {
         }
         let inner = match self.inward("get", key) {
             Ok(inner) => inner,
-            Err(error) => return Pending::ready(self.foreign_missing(Err(error), None)),
+            Err(error) => return Pending::ready(self.other_error(Err(error))),
         };
         if self.is("get_needs_handle") {
             let connector = Arc::downgrade(&self.inner);
@@ -351,7 +353,7 @@ impl Connector for Mutant {
         }
         drop(notes);
         let result = self.inner.get(&inner).wait();
-        let result = self.foreign_missing(result, None).and_then(|found| self.mutate_found(key, found));
+        let result = self.other_error(result).and_then(|found| self.mutate_found(key, found));
         if self.is("declare_visible") && !key.is_len_known() && matches!(result, Ok(None)) {
             return Pending::ready(Ok(Some(Region::default())));
         }
@@ -366,7 +368,7 @@ impl Connector for Mutant {
             Ok(inner) => inner,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let result = self.foreign_missing(self.inner.exists(&inner).wait(), false);
+        let result = self.other_error(self.inner.exists(&inner).wait());
         Pending::ready(result.map(|exists| match self.defect.as_str() {
             "exists_always" => true,
             "exists_never" => false,
@@ -396,7 +398,7 @@ impl Connector for Mutant {
             "commit_reuses_key" => self.notes().free.push(*key),
             _ => {}
         }
-        Pending::ready(self.foreign_missing(self.inner.evict(&inner).wait(), ()))
+        Pending::ready(self.other_error(self.inner.evict(&inner).wait()))
     }
 
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
@@ -424,7 +426,7 @@ impl Connector for Mutant {
                 self.inner.take(&inner).wait()
             }
             "get_bounces" => self.inner.take(&inner).wait().map(|found| found.map(|region| self.show(&region))),
-            _ => self.foreign_missing(self.inner.take(&inner).wait(), None),
+            _ => self.other_error(self.inner.take(&inner).wait()),
         })
     }
 
