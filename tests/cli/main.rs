@@ -1,4 +1,5 @@
 //! The program as its users meet it: every test runs the binary.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "cli")]
 
 mod bench;
