@@ -268,6 +268,7 @@ impl RegionMut {
     ///
     /// # Errors
     /// `NoSpace` when the allocation fails.
+    #[cfg(any(test, feature = "memory"))]
     pub(crate) fn into_heap(self) -> Result<Self> {
         if self.is_memory::<HeapMemory>() {
             return Ok(self);
