@@ -49,15 +49,16 @@ fn json_lines_have_the_promised_fields() {
 }
 
 #[test]
-fn columns_for_people_and_one_operation_of_a_url() {
+fn columns_for_people_and_some_operations_of_a_url() {
     let room = Room::new();
     let url = format!("file://{}?fsync=none", room.path().display());
-    let output = room.run(&["bench", "--connector", &url, "--op", "get", "--sizes", "8..32*2", "--time-budget", "5ms"]);
+    let output =
+        room.run(&["bench", "--connector", &url, "--op", "rtt,get", "--sizes", "8..32*2", "--time-budget", "5ms"]);
     succeeded(&output);
     let out = text(&output.stdout);
     let rows: Vec<&str> = out.lines().filter(|line| !line.starts_with('#')).collect();
     let sizes: Vec<&str> = rows.iter().filter_map(|row| row.split_whitespace().next()).collect();
-    assert_eq!(sizes, ["8", "16", "32"]);
+    assert_eq!(sizes, ["8", "16", "32", "8", "16", "32"]);
     assert!(rows.iter().all(|row| row.split_whitespace().count() == 7), "{out}");
     assert!(out.starts_with("# proxystore ") && out.contains("# peer: process "), "{out}");
     assert_eq!(names(room.path()), [""; 0]);

@@ -64,6 +64,7 @@ fn completions_for_every_shell() {
         succeeded(&output);
         let script = text(&output.stdout);
         assert!(script.contains("time-budget") && script.contains("evict"), "{shell}");
+        assert!(!script.contains("bench-peer") && !script.contains("remove-at-eof"), "{shell}");
     }
 }
 

@@ -70,7 +70,7 @@ impl Room {
         let output = self.run_with_input(&[&["put", "-"], more].concat(), bytes);
         succeeded(&output);
         let token = text(&output.stdout);
-        assert!(token.ends_with('\n') && token.trim().split_whitespace().count() == 1, "{token:?}");
+        assert!(token.ends_with('\n') && token.split_whitespace().count() == 1, "{token:?}");
         token.trim().to_owned()
     }
 }

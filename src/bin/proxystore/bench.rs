@@ -49,11 +49,11 @@ Examples:
   proxystore bench --connector file:///dev/shm --op get --sizes 4KiB..256MiB
   proxystore bench --connector memory --sizes 8,4096,1MiB --json")]
 pub(crate) struct Bench {
-    /// Scheme or store URL, may be repeated [default: every connector of this build]
+    /// Scheme or store URL; may be given several times [default: every connector of this build]
     #[arg(long, value_name = "SCHEME|URL")]
     connector: Vec<String>,
-    /// What to measure, may be repeated
-    #[arg(long, value_enum, default_value = "all")]
+    /// What to measure: one, or several with commas
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
     op: Vec<Op>,
     /// Object sizes: a list, or ranges in powers of 4 (8..1MiB) or of another factor (8..1MiB*2)
     #[arg(long, default_value = "8..64MiB*8")]
@@ -94,7 +94,7 @@ impl Bench {
             let mut partner = Partner::start(&place)?;
             progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {
-                progress.suspend(|| report.table(connector, op.meaning()))?;
+                progress.suspend(|| report.table(place.scheme(), op.meaning()))?;
                 for size in self.sizes.all() {
                     progress.set_message(format!("{connector} {} {size}", op.name()));
                     let pair = op.measure(&place, &mut partner, *size, &plan)?;

@@ -21,11 +21,13 @@ impl Exists {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let named = self.object.open()?;
         let exists = self.object.timeout.bound(named.store.exists(&named.key)).wait()?;
-        if self.json {
-            writeln!(stdout(), "{{\"exists\":{exists}}}").map_err(Failure::stdout)?;
-        }
+        let told = match self.json {
+            true => writeln!(stdout(), "{{\"exists\":{exists}}}").map_err(Failure::stdout),
+            false => Ok(()),
+        };
         match exists {
-            true => Ok(()),
+            true => told,
+            // The status is the answer, whether or not somebody read the other one.
             false => Err(Failure::silent(Failure::NOT_FOUND)),
         }
     }

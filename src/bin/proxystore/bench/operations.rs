@@ -7,7 +7,7 @@ use proxystore::{Key, Proxy};
 
 use super::buffers::Buffers;
 use super::link::{Answer, Link, Request};
-use super::partner::Partner;
+use super::partner::{Partner, gone};
 use super::place::Place;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
@@ -101,18 +101,17 @@ fn round_trip(place: &Place, link: &mut Link, payload: &[u8]) -> Result<(Duratio
 
 /// The reference of `rtt`: the payload itself there and back, `n` times.
 fn bounce(link: &mut Link, buffers: &mut Buffers, n: usize) -> Result<Duration, Failure> {
-    let fail = |error| Failure::io("peer", error);
     match link.ask(&Request::Bounce { rounds: n as u64 })? {
         Answer::Done => {}
         _ => return Err(unexpected()),
     }
     let begin = Instant::now();
     for _ in 0..n {
-        link.write(&buffers.payload).map_err(fail)?;
-        link.read(&mut buffers.scratch).map_err(fail)?;
+        link.write(&buffers.payload).map_err(gone)?;
+        link.read(&mut buffers.scratch).map_err(gone)?;
     }
     let took = begin.elapsed();
-    match link.receive().map_err(fail)? {
+    match link.receive().map_err(gone)? {
         Answer::Done => Ok(took),
         _ => Err(unexpected()),
     }

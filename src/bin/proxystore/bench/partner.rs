@@ -97,16 +97,20 @@ impl Partner {
 impl Link {
     /// Sends a request and receives its answer.
     pub(super) fn ask(&mut self, request: &Request) -> Result<Answer, Failure> {
-        let gone = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Failure::new("the peer died; see above"),
-            _ => Failure::io("peer", error),
-        };
         self.send(request).map_err(gone)?;
         match self.receive().map_err(gone)? {
             Answer::Failed { not_in_time: true, message } => Err(Failure::timeout(format_args!("peer: {message}"))),
             Answer::Failed { message, .. } => Err(Failure::new(format_args!("peer: {message}"))),
             answer => Ok(answer),
         }
+    }
+}
+
+/// A link that failed.
+pub(super) fn gone(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Failure::new("the peer died"),
+        _ => Failure::io("peer", error),
     }
 }
 
