@@ -1,5 +1,7 @@
 //! The other process of a `process` case: this program again, obeying lines on its standard input.
 
+#![expect(clippy::disallowed_methods, reason = "the child ends wherever it is, as a killed process does")]
+
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, Stdio};
