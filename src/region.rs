@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
+use rustix::mm::{Advice, madvise};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -192,7 +193,8 @@ impl RegionMut {
     /// Allocates `capacity` bytes of process memory.
     ///
     /// # Cost
-    /// One allocation. The memory is not touched: fresh pages cost a fault each when they are first written.
+    /// One allocation. The memory is not touched: fresh pages cost a fault each when they are first written, huge ones
+    /// from 4 MiB on where the system has them to give.
     ///
     /// # Errors
     /// `NoSpace` when the allocator refuses, `TooLarge` above `isize::MAX`.
@@ -372,6 +374,9 @@ impl AsRef<[u8]> for Frozen {
     }
 }
 
+/// Size of the huge pages of x86-64 and of most ARM systems, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A zero-sized value with the alignment of a region, for the address of an empty one.
 #[repr(align(64))]
 struct Aligned;
@@ -384,7 +389,9 @@ struct HeapMemory {
 
 impl HeapMemory {
     fn allocate(capacity: usize) -> Result<Self> {
-        let layout = Layout::from_size_align(capacity, ALIGNMENT)
+        // From two huge pages on, whole ones: a fault for each 4 KiB costs more than writing them.
+        let align = if capacity >= 2 * HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
+        let layout = Layout::from_size_align(capacity, align)
             .map_err(|_| Error::new(ErrorKind::TooLarge, "reserve", format!("{capacity} bytes")))?;
         if capacity == 0 {
             // A dangling but aligned pointer, as an empty slice wants; never passed to the allocator.
@@ -392,7 +399,16 @@ impl HeapMemory {
         }
         // SAFETY: the layout has a size other than zero.
         match NonNull::new(unsafe { alloc::alloc(layout) }) {
-            Some(ptr) => Ok(Self { ptr, layout }),
+            Some(ptr) => {
+                if cfg!(not(miri)) && align == HUGE_PAGE {
+                    // SAFETY: the range lies in the block just allocated, and the advice changes no content. Whether the
+                    // kernel has such pages shows in speed alone, so its answer does not matter.
+                    let _ = unsafe {
+                        madvise(ptr.as_ptr().cast(), capacity / HUGE_PAGE * HUGE_PAGE, Advice::LinuxHugepage)
+                    };
+                }
+                Ok(Self { ptr, layout })
+            }
             None => Err(Error::new(ErrorKind::NoSpace, "reserve", format!("{capacity} bytes of process memory"))),
         }
     }
@@ -505,7 +521,7 @@ mod tests {
     fn too_large_is_an_error() {
         assert_eq!(RegionMut::heap(usize::MAX).unwrap_err().kind(), ErrorKind::TooLarge);
         #[cfg(not(miri))]
-        assert_eq!(RegionMut::heap(isize::MAX as usize - 64).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(RegionMut::heap(1 << 62).unwrap_err().kind(), ErrorKind::NoSpace);
     }
 
     #[test]
