@@ -494,6 +494,14 @@ mod tests {
             assert_eq!(*store.take(&key).wait().unwrap().unwrap(), vec![1; len]);
             assert_eq!(*store.take(&committed).wait().unwrap().unwrap(), vec![2; len / 2]);
         }
+        // The draft of another directory stays there.
+        let (other_place, other) = pretending(|directory| directory.set_nameless(false));
+        let mut region = other.reserve(100_000).unwrap();
+        region.put_slice(b"from there");
+        let key = store.commit(region, Format::RAW).wait().unwrap();
+        assert_eq!(&*store.take(&key).wait().unwrap().unwrap(), b"from there");
+        assert_eq!(drafts(other_place.path()), 0);
+
         let declared = store.declare(Format::RAW).unwrap();
         store.commit_at(&declared, RegionMut::heap(0).unwrap()).wait().unwrap();
         let error = store.commit_at(&declared, RegionMut::heap(0).unwrap()).wait().unwrap_err();

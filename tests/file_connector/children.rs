@@ -33,6 +33,11 @@ pub(crate) fn run(name: &str, arguments: &[String]) {
         ("puts", [url]) => {
             open(url).unwrap().put(&vec![1; PUT_LEN], Format::RAW).wait().unwrap();
         }
+        ("puts_two", [url]) => {
+            let store = open(url).unwrap();
+            store.put(b"x", Format::RAW).wait().unwrap();
+            store.commit(store.reserve(1 << 20).unwrap(), Format::RAW).wait().unwrap();
+        }
         ("reserves", [url]) => {
             let store = open(url).unwrap();
             let mut region = store.reserve(8 << 20).unwrap();
@@ -132,6 +137,25 @@ pub(crate) fn in_own_mounts(name: &str) {
 }
 
 const UNSHARE: [&str; 3] = ["--map-root-user", "--mount", "--"];
+
+/// Whether tests may see the system calls of their children.
+pub(crate) fn can_trace() -> Result<(), String> {
+    match Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(_) => Err("no permission to trace".into()),
+        Err(_) => Err("needs strace(1)".into()),
+    }
+}
+
+/// The calls with which a child names files and brings them to the disk, in order.
+pub(crate) fn calls_of(arguments: &[&str]) -> Vec<String> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=fdatasync,fsync,linkat,renameat2", "-e", "signal=none", "-o"]).arg(log.path());
+    check(strace.arg(std::env::current_exe().unwrap()).arg("--child").args(arguments).output().unwrap());
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    text.lines().filter_map(|line| Some(line.split_whitespace().nth(1)?.split_once('(')?.0.to_owned())).collect()
+}
 
 /// Whether there is a user who may not write everywhere: this one, or one that this one can become.
 pub(crate) fn can_be_nobody() -> Result<(), String> {
