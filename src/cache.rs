@@ -49,7 +49,7 @@ pub(crate) struct Cache {
 #[derive(Default)]
 struct Shard {
     table: RwLock<Table>,
-    flights: Mutex<HashMap<(Key, TypeId), Arc<dyn Any + Send + Sync>>>,
+    flights: Mutex<Flights>,
     // Counted per shard, so that threads on different keys do not share a cache line for it.
     hits: AtomicU64,
     misses: AtomicU64,
@@ -125,17 +125,20 @@ impl Cache {
         let id = (*key, TypeId::of::<V>());
         let flight = {
             let mut flights = lock(&shard.flights);
+            // A flight that landed since the miss: looked for under the lock, for an entry that no landing clears stays.
+            if let Some(view) = self.peek(shard, key) {
+                return Pending::ready(Ok(Some(view)));
+            }
             let flight = flights.entry(id).or_insert_with(|| Flight::<Option<V>>::new());
             Arc::clone(flight).downcast::<Flight<Option<V>>>()
         };
         let Ok(flight) = flight else { return fetch() };
         let known = || self.peek(shard, key).map(Some);
         let start = || {
-            let landing =
-                Landing { cache: Arc::clone(self), id, flight: Arc::clone(&flight) as Arc<dyn Any + Send + Sync> };
+            let landing = Landing { cache: Arc::clone(self), id, flight: Arc::clone(&flight) as Arc<_> };
             let land = move |found: &Option<V>| {
-                if let (Some(view), true) = (found, landing.is_current()) {
-                    landing.cache.insert(&landing.id.0, view.clone());
+                if let Some(view) = found {
+                    landing.land(view.clone());
                 }
             };
             (fetch(), land)
@@ -143,28 +146,32 @@ impl Cache {
         flight.join(known, start)
     }
 
-    /// Caches `view`, making room as needed; an object heavier than the budget is not cached.
-    pub(crate) fn insert<V: Send + Sync + 'static>(&self, key: &Key, view: V) {
-        // A deferred key says nothing of the length; any object weighs something.
-        let weight = if key.is_len_known() { key.len().max(1) } else { 1 };
-        if weight > self.max_bytes || self.max_objects == 0 || self.closed.load(Ordering::Acquire) {
-            return;
+    /// Announces a fetch of `key` by other means than [`load`](Self::load), to be landed when the view is there.
+    pub(crate) fn expect(self: &Arc<Self>, key: &Key) -> Landing {
+        struct Expected;
+        let id = (*key, TypeId::of::<Expected>());
+        let flight: Arc<dyn Any + Send + Sync> = Arc::new(Expected);
+        if self.is_enabled() {
+            lock(&self.shard(key).flights).insert(id, Arc::clone(&flight));
         }
-        let slot = Slot { key: *key, view: Box::new(view), weight, used: AtomicBool::new(true) };
-        self.bytes.fetch_add(weight, Ordering::Relaxed);
-        self.objects.fetch_add(1, Ordering::Relaxed);
-        let replaced = self.write(self.shard(key)).insert(slot);
-        self.forget(replaced);
+        Landing { cache: Arc::clone(self), id, flight }
+    }
+
+    /// What an object weighs in the budget, if it may be cached at all.
+    fn weight(&self, key: &Key) -> Option<u64> {
+        // A deferred key does not say what its object weighs. Any object weighs something.
+        let weight = if key.is_len_known() { key.len().max(1) } else { return None };
+        (weight <= self.max_bytes && self.max_objects > 0 && !self.closed.load(Ordering::Acquire)).then_some(weight)
+    }
+
+    /// Evicts others than `key`, which has just come, until the limits hold.
+    fn make_room(&self, key: &Key) {
         while self.bytes.load(Ordering::Relaxed) > self.max_bytes
             || self.objects.load(Ordering::Relaxed) > self.max_objects
         {
-            if !self.evict_one() {
+            if !self.evict_one(key) {
                 break;
             }
-        }
-        // `close` may have swept the shard between the check above and the insertion.
-        if self.closed.load(Ordering::Acquire) {
-            self.remove(key);
         }
     }
 
@@ -201,12 +208,13 @@ impl Cache {
         }
     }
 
-    /// Evicts from the next shard that has anything.
-    fn evict_one(&self) -> bool {
-        for _ in 0..SHARDS {
-            let turn = self.hand.fetch_add(1, Ordering::Relaxed);
-            let victim = self.write(&self.shards[turn % SHARDS]).evict_one();
+    /// Evicts the first object from the hand on that was not used lately; in the second round all bits are clear.
+    fn evict_one(&self, keep: &Key) -> bool {
+        let start = self.hand.load(Ordering::Relaxed);
+        for turn in (0..2 * SHARDS).map(|step| start.wrapping_add(step)) {
+            let victim = self.write(&self.shards[turn % SHARDS]).evict_one(keep);
             if victim.is_some() {
+                self.hand.store(turn.wrapping_add(1), Ordering::Relaxed);
                 self.forget(victim);
                 return true;
             }
@@ -255,12 +263,12 @@ impl Table {
         self.slots[at].take()
     }
 
-    /// Moves the hand to the first slot that was not used since the hand last passed, and removes it.
-    fn evict_one(&mut self) -> Option<Slot> {
-        for _ in 0..2 * self.slots.len() {
+    /// Moves the hand to the first slot that was not used since the hand last passed, and removes it; once round at most.
+    fn evict_one(&mut self, keep: &Key) -> Option<Slot> {
+        for _ in 0..self.slots.len() {
             self.hand = (self.hand + 1) % self.slots.len();
             if let Some(slot) = &self.slots[self.hand] {
-                if !slot.used.swap(false, Ordering::Relaxed) {
+                if slot.key != *keep && !slot.used.swap(false, Ordering::Relaxed) {
                     let key = slot.key;
                     return self.remove(&key);
                 }
@@ -270,17 +278,42 @@ impl Table {
     }
 }
 
-/// Clears a flight's entry when its fetch has ended, however it ended.
-struct Landing {
+/// A fetch in flight, entered in the table of its shard: an eviction strikes the entry out, and the fetch caches nothing.
+///
+/// Dropping it clears the entry, however the fetch ended.
+pub(crate) struct Landing {
     cache: Arc<Cache>,
     id: (Key, TypeId),
     flight: Arc<dyn Any + Send + Sync>,
 }
 
 impl Landing {
-    /// Whether the flight still is the one of its key: no eviction came between.
-    fn is_current(&self) -> bool {
-        let flights = lock(&self.cache.shard(&self.id.0).flights);
+    /// Caches `view`, unless the key was evicted since, making room as needed; an object heavier than the budget is not
+    /// cached.
+    pub(crate) fn land<V: Send + Sync + 'static>(&self, view: V) {
+        let (cache, key) = (&self.cache, &self.id.0);
+        let Some(weight) = cache.weight(key) else { return };
+        let slot = Slot { key: *key, view: Box::new(view), weight, used: AtomicBool::new(true) };
+        let shard = cache.shard(key);
+        // One critical section: an eviction comes before, and strikes the entry, or after, and removes the view.
+        let mut flights = lock(&shard.flights);
+        if !self.is_current(&flights) {
+            return;
+        }
+        flights.remove(&self.id);
+        cache.bytes.fetch_add(weight, Ordering::Relaxed);
+        cache.objects.fetch_add(1, Ordering::Relaxed);
+        let replaced = cache.write(shard).insert(slot);
+        drop(flights);
+        cache.forget(replaced);
+        cache.make_room(key);
+        // `close` may have swept the shard between the look at `closed` and the insertion.
+        if cache.closed.load(Ordering::Acquire) {
+            cache.remove(key);
+        }
+    }
+
+    fn is_current(&self, flights: &Flights) -> bool {
         flights.get(&self.id).is_some_and(|current| Arc::ptr_eq(current, &self.flight))
     }
 }
@@ -288,7 +321,7 @@ impl Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         let mut flights = lock(&self.cache.shard(&self.id.0).flights);
-        if flights.get(&self.id).is_some_and(|current| Arc::ptr_eq(current, &self.flight)) {
+        if self.is_current(&flights) {
             flights.remove(&self.id);
         }
     }
@@ -299,6 +332,9 @@ impl fmt::Debug for Cache {
         self.stats().fmt(f)
     }
 }
+
+/// Fetches in flight, by key and by the view that they will bring.
+type Flights = HashMap<(Key, TypeId), Arc<dyn Any + Send + Sync>>;
 
 /// Enough that threads of one node rarely meet on a lock.
 const SHARDS: usize = 32;

@@ -4,11 +4,12 @@ use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec::Object;
+use crate::codec::{Codec, Object};
 use crate::connector::not_found;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -62,11 +63,13 @@ pub trait PortableFactory<T: Object + ?Sized>: Factory<T> + Serialize + Deserial
 /// `AlreadyExists` when the name is taken by another factory of `T`.
 pub fn register<T: Object + ?Sized, F: PortableFactory<T>>() -> Result<()> {
     let load: Load<T> = |payload| {
-        let factory: F = postcard::from_bytes(payload).map_err(|error| {
-            let context = format!("the state of factory {:?} is malformed", F::NAME);
-            Error::new(ErrorKind::Invalid, "resolve", context).with_source(error)
-        })?;
-        Ok(Arc::new(factory))
+        let malformed =
+            || Error::new(ErrorKind::Invalid, "resolve", format!("the state of factory {:?} is malformed", F::NAME));
+        match postcard::take_from_bytes::<F>(payload) {
+            Ok((factory, [])) => Ok(Arc::new(factory)),
+            Ok(_) => Err(malformed()),
+            Err(error) => Err(malformed().with_source(error)),
+        }
     };
     let mut known = portable().write().unwrap_or_else(PoisonError::into_inner);
     let entry = (TypeId::of::<T>(), F::NAME);
@@ -132,13 +135,7 @@ impl<T: Object + ?Sized> Source<T> {
 
     /// The store of an object, opened if need be.
     pub(crate) fn store(&self) -> Result<&Store> {
-        let Self::Object { url, store, .. } = self else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "store",
-                "the proxy comes from a factory, not from a store",
-            ));
-        };
+        let Self::Object { url, store, .. } = self else { return Err(not_stored()) };
         match store.get() {
             Some(store) => Ok(store),
             None => {
@@ -151,19 +148,55 @@ impl<T: Object + ?Sized> Source<T> {
     /// Starts making the object.
     pub(crate) fn resolve(&self) -> Pending<T::View> {
         match self {
-            Self::Object { store, key, access, .. } => match (store.get(), self.store()) {
-                (Some(store), _) => resolve_object::<T>(store, key, *access),
-                (None, Ok(store)) => resolve_object::<T>(store, key, *access),
-                (None, Err(error)) => Pending::ready(Err(error)),
-            },
+            Self::Object { key, access, .. } => self.resolve_object(|store| match access {
+                Access::Get => store.get::<T>(key),
+                Access::Take => store.take::<T>(key),
+                Access::WhenCommitted => store.get_when_committed::<T>(key),
+            }),
             Self::Local(factory) => {
                 let factory = Arc::clone(factory);
                 Pending::blocking(move || factory.resolve())
             }
-            Self::Portable { name, payload } => match load::<T>(name, payload) {
-                Ok(factory) => Pending::blocking(move || factory.resolve()),
-                Err(error) => Pending::ready(Err(error)),
-            },
+            Self::Portable { name, payload } => {
+                let (name, payload) = (name.clone(), payload.clone());
+                // Reading the state runs the user's code as well, which may panic.
+                Pending::blocking(move || load::<T>(&name, &payload)?.resolve())
+            }
+        }
+    }
+
+    /// As [`resolve`](Self::resolve), decoding by `codec`.
+    pub(crate) fn resolve_with(&self, codec: impl Codec<T>) -> Pending<T::View> {
+        self.resolve_object(|store| match self {
+            Self::Object { key, access: Access::Take, .. } => store.take_with(key, codec),
+            Self::Object { key, access: Access::WhenCommitted, .. } => {
+                store.read_with(Op::Get, key, codec, |connector| {
+                    connector.get_when_committed(key).and_then(|found| Ok(Some(found)))
+                })
+            }
+            Self::Object { key, .. } => store.get_with(key, codec),
+            Self::Local(_) | Self::Portable { .. } => Pending::ready(Err(not_stored())),
+        })
+    }
+
+    fn resolve_object(&self, read: impl FnOnce(&Store) -> Pending<Option<T::View>>) -> Pending<T::View> {
+        let (store, key) = match (self.store(), self) {
+            (Ok(store), Self::Object { key, .. }) => (store, key),
+            (Ok(_), _) => return Pending::ready(Err(not_stored())),
+            (Err(error), _) => return Pending::ready(Err(error)),
+        };
+        let start = store.clock();
+        let missing = not_found("resolve", store.config().connector.scheme(), key);
+        let view = read(store).and_then(move |found| found.ok_or_else(missing));
+        let len = if key.is_len_known() { key.len() } else { 0 };
+        store.observe(Op::Resolve, start, view, move |_| len)
+    }
+
+    /// The deadline of the store, where that is open.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        match self {
+            Self::Object { store, .. } => store.get().map(Store::deadline),
+            Self::Local(_) | Self::Portable { .. } => None,
         }
     }
 }
@@ -179,19 +212,8 @@ impl<T: Object + ?Sized> fmt::Debug for Source<T> {
     }
 }
 
-fn resolve_object<T: Object + ?Sized>(store: &Store, key: &Key, access: Access) -> Pending<T::View> {
-    let start = store.clock();
-    let found = match access {
-        Access::Get => store.get::<T>(key),
-        Access::Take => store.take::<T>(key),
-        Access::WhenCommitted => {
-            return store.observe(Op::Resolve, start, store.get_when_committed::<T>(key), |_| 0);
-        }
-    };
-    let missing = not_found("resolve", store.config().connector.scheme(), key);
-    let view = found.and_then(move |found| found.ok_or_else(missing));
-    let len = if key.is_len_known() { key.len() } else { 0 };
-    store.observe(Op::Resolve, start, view, move |_| len)
+fn not_stored() -> Error {
+    Error::new(ErrorKind::Unsupported, "store", "the proxy comes from a factory, not from a store")
 }
 
 /// Makes a factory of its serialised state.
@@ -206,9 +228,13 @@ fn portable() -> &'static RwLock<Portables> {
 }
 
 fn load<T: Object + ?Sized>(name: &str, payload: &[u8]) -> Result<Arc<dyn Factory<T>>> {
-    let known = portable().read().unwrap_or_else(PoisonError::into_inner);
-    let found = known.iter().find(|((of, known), _)| *of == TypeId::of::<T>() && *known == name);
-    match found.and_then(|(_, (_, load))| load.downcast_ref::<Load<T>>()) {
+    let find = || {
+        let known = portable().read().unwrap_or_else(PoisonError::into_inner);
+        let (_, (_, load)) = known.iter().find(|((of, known), _)| *of == TypeId::of::<T>() && *known == name)?;
+        load.downcast_ref::<Load<T>>().copied()
+    };
+    // Outside the lock: it runs the user's code, which may register more.
+    match find() {
         Some(load) => load(payload),
         None => {
             let context =

@@ -115,34 +115,37 @@ impl<T: Object + ?Sized> Proxy<T> {
     /// Dropping the `Pending` loses nothing: the fetch goes on, and the proxy is resolved by it.
     pub fn resolve(this: &Self) -> Pending<T::View> {
         let shared = &this.shared;
-        if let Some(view) = this.view.get().or_else(|| shared.view.get()) {
-            return Pending::ready(Ok(view.clone()));
+        match this.view.get().or_else(|| shared.view.get()) {
+            Some(view) => Pending::ready(Ok(view.clone())),
+            None => Self::join(shared, || shared.source.resolve()),
         }
-        let start = || {
+    }
+
+    /// Joins the fetch that goes on, or begins one by `start`.
+    fn join(shared: &Arc<Shared<T>>, start: impl FnOnce() -> Pending<T::View>) -> Pending<T::View> {
+        let landing = || {
             let keep = Arc::clone(shared);
             let land = move |view: &T::View| {
                 // Only a flight lands here, and there is one at a time; a batch may have been faster.
                 let _ = keep.view.set(view.clone());
             };
-            (shared.source.resolve(), land)
+            (start(), land)
         };
-        shared.flight.join(|| shared.view.get().cloned(), start)
+        let fetch = shared.flight.join(|| shared.view.get().cloned(), landing);
+        // The fetch has its own, but who joins a call that cannot be interrupted need not wait for it.
+        match shared.source.deadline() {
+            Some(limit) => fetch.default_deadline(limit),
+            None => fetch,
+        }
     }
 
-    /// As [`try_get`](Self::try_get), decoding by a codec of yours.
+    /// As [`resolve`](Self::resolve), decoding by a codec of yours if this call is the one that fetches.
     ///
     /// # Errors
-    /// As `try_get`; `Unsupported` for proxies of factories.
+    /// As `resolve`; `Unsupported` for proxies of factories.
     pub fn resolve_with(this: &Self, codec: impl Codec<T>) -> Pending<T::View> {
-        let (Ok(store), Some(key)) = (this.shared.source.store(), Self::key(this)) else {
-            return Pending::ready(this.shared.source.store().and_then(|_| Err(codec_of_factory())));
-        };
-        let missing = not_found("resolve", key.scheme(), key);
-        let keep = Arc::clone(&this.shared);
-        store.get_with(key, codec).and_then(move |found| {
-            let view = found.ok_or_else(missing)?;
-            Ok(keep.view.get_or_init(|| view).clone())
-        })
+        let shared = &this.shared;
+        Self::join(shared, || shared.source.resolve_with(codec))
     }
 
     /// Fetches the object in the background, so that it is there, or nearer, when it is used: ProxyStore's
@@ -177,18 +180,15 @@ impl<T: Object + ?Sized> Proxy<T> {
         }
         for (store, members) in by_store.into_values() {
             let keys: Vec<Key> = members.iter().map(|(key, _)| *key).collect();
-            operations.push(store.get_batch::<T>(&keys).and_then(move |views| {
-                let mut missing = None;
+            operations.push(store.get_each::<T>(&keys).and_then(move |views| {
+                let mut first = Ok(());
                 for ((key, shared), view) in members.into_iter().zip(views) {
-                    match view {
-                        Some(view) => drop(shared.view.set(view)),
-                        None => missing = missing.or(Some(key)),
+                    match view.and_then(|view| view.ok_or_else(not_found("resolve", key.scheme(), &key))) {
+                        Ok(view) => drop(shared.view.set(view)),
+                        Err(error) => first = first.and(Err(error)),
                     }
                 }
-                match missing {
-                    Some(key) => Err(not_found("resolve", key.scheme(), &key)()),
-                    None => Ok(()),
-                }
+                first
             }));
         }
         let operations = match operations.len() {
@@ -375,8 +375,4 @@ impl<T: Object + ?Sized> fmt::Debug for Proxy<T> {
         let state = if Self::is_resolved(self) { "resolved" } else { "unresolved" };
         write!(f, "Proxy<{}>({:?}, {state})", type_name::<T>(), self.shared.source)
     }
-}
-
-fn codec_of_factory() -> Error {
-    Error::new(crate::ErrorKind::Unsupported, "resolve", "the proxy comes from a factory, which encodes nothing")
 }

@@ -189,12 +189,32 @@ impl Store {
 
     /// As [`get`](Self::get), by a codec of yours; neither reads nor fills the cache, which knows one view of an object.
     pub fn get_with<T: Object + ?Sized>(&self, key: &Key, codec: impl Codec<T>) -> Pending<Option<T::View>> {
-        let (start, format) = (self.clock(), key.format());
-        let store = self.clone();
-        let view = self.get_region_unobserved(key).and_then(move |found| {
+        self.read_with(Op::Get, key, codec, |connector| connector.get(key))
+    }
+
+    /// As [`take`](Self::take), by a codec of yours.
+    pub fn take_with<T: Object + ?Sized>(&self, key: &Key, codec: impl Codec<T>) -> Pending<Option<T::View>> {
+        self.read_with(Op::Take, key, codec, |connector| self.forgetting([*key], || connector.take(key)))
+    }
+
+    /// Fetches past the cache and decodes by `codec`.
+    pub(crate) fn read_with<T: Object + ?Sized>(
+        &self,
+        op: Op,
+        key: &Key,
+        codec: impl Codec<T>,
+        fetch: impl FnOnce(&dyn Connector) -> Pending<Option<Region>>,
+    ) -> Pending<Option<T::View>> {
+        let (start, format, store) = (self.clock(), key.format(), self.clone());
+        let checked = self.check_open(op.name()).and_then(|()| codec::check_codec::<T>(format, codec.id()));
+        let fetched = match checked {
+            Ok(()) => fetch(&*self.inner.connector),
+            Err(error) => Pending::ready(Err(error)),
+        };
+        let view = fetched.and_then(move |found| {
             found.map(|region| codec::decode::<T>(format, region, Some(&codec), &store.inner.codecs)).transpose()
         });
-        self.observe(Op::Get, start, view, self.key_len(key))
+        self.observe(op, start, view, self.key_len(key))
     }
 
     /// Reads the stored bytes of `key` as they are, past codec and cache.
@@ -203,14 +223,11 @@ impl Store {
     /// The connector's get.
     pub fn get_region(&self, key: &Key) -> Pending<Option<Region>> {
         let start = self.clock();
-        self.observe(Op::Get, start, self.get_region_unobserved(key), self.key_len(key))
-    }
-
-    fn get_region_unobserved(&self, key: &Key) -> Pending<Option<Region>> {
-        match self.check_open("get") {
+        let found = match self.check_open("get") {
             Ok(()) => self.inner.connector.get(key),
             Err(error) => Pending::ready(Err(error)),
-        }
+        };
+        self.observe(Op::Get, start, found, self.key_len(key))
     }
 
     /// Fetches and decodes, past the cache.
@@ -244,27 +261,43 @@ impl Store {
     /// # Errors
     /// As [`get`](Self::get); the first failure.
     pub fn get_batch<T: Object + ?Sized>(&self, keys: &[Key]) -> Pending<Vec<Option<T::View>>> {
-        let start = self.clock();
-        let checked = self
-            .check_open("get")
-            .and_then(|()| keys.iter().try_for_each(|key| codec::check_format::<T>(key.format(), &self.inner.codecs)));
-        if let Err(error) = checked {
+        match keys.iter().try_for_each(|key| codec::check_format::<T>(key.format(), &self.inner.codecs)) {
+            Ok(()) => self.get_each::<T>(keys).and_then(|views| views.into_iter().collect()),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    /// As [`get_batch`](Self::get_batch), with what became of each.
+    pub(crate) fn get_each<T: Object + ?Sized>(&self, keys: &[Key]) -> Pending<Vec<Result<Option<T::View>>>> {
+        if let Err(error) = self.check_open("get") {
             return Pending::ready(Err(error));
         }
-        let mut views: Vec<Option<T::View>> = keys.iter().map(|key| self.inner.cache.get(key)).collect();
-        let missing: Vec<usize> = (0..keys.len()).filter(|at| views[*at].is_none()).collect();
-        if missing.is_empty() {
+        let start = self.clock();
+        let cache = &self.inner.cache;
+        let (mut wanted, mut landings) = (Vec::new(), Vec::new());
+        let mut views: Vec<Result<Option<T::View>>> = Vec::with_capacity(keys.len());
+        for (at, key) in keys.iter().enumerate() {
+            let checked = codec::check_format::<T>(key.format(), &self.inner.codecs);
+            let view = checked.map(|()| cache.get::<T::View>(key));
+            if let Ok(None) = &view {
+                wanted.push(*key);
+                landings.push((at, cache.expect(key)));
+            }
+            views.push(view);
+        }
+        if wanted.is_empty() {
             return Pending::ready(Ok(views));
         }
-        let wanted: Vec<Key> = missing.iter().map(|at| keys[*at]).collect();
         let store = self.clone();
         let bytes: u64 = wanted.iter().filter(|key| key.is_len_known()).map(Key::len).sum();
         let fetched = self.inner.connector.get_batch(&wanted).and_then(move |regions| {
-            for ((at, key), region) in missing.into_iter().zip(&wanted).zip(regions) {
+            for (((at, landing), key), region) in landings.into_iter().zip(&wanted).zip(regions) {
                 let Some(region) = region else { continue };
-                let view = codec::decode::<T>(key.format(), region, None, &store.inner.codecs)?;
-                store.inner.cache.insert(key, view.clone());
-                views[at] = Some(view);
+                let view = codec::decode::<T>(key.format(), region, None, &store.inner.codecs);
+                if let Ok(view) = &view {
+                    landing.land(view.clone());
+                }
+                views[at] = view.map(Some);
             }
             Ok(views)
         });
@@ -282,10 +315,7 @@ impl Store {
         let start = self.clock();
         let checked = self.check_open("take").and_then(|()| codec::check_format::<T>(key.format(), &self.inner.codecs));
         let taken = match checked {
-            Ok(()) => {
-                self.inner.cache.remove(key);
-                self.decode_found::<T>(key, self.inner.connector.take(key))
-            }
+            Ok(()) => self.decode_found::<T>(key, self.forgetting([*key], || self.inner.connector.take(key))),
             Err(error) => Pending::ready(Err(error)),
         };
         self.observe(Op::Take, start, taken, self.key_len(key))
@@ -295,14 +325,15 @@ impl Store {
     ///
     /// # Errors
     /// As [`get`](Self::get); `Timeout` when nobody commits it in time, `Cancelled` or `NotFound` when it was given up.
-    pub(crate) fn get_when_committed<T: Object + ?Sized>(&self, key: &Key) -> Pending<T::View> {
+    pub(crate) fn get_when_committed<T: Object + ?Sized>(&self, key: &Key) -> Pending<Option<T::View>> {
         let (start, format, store) = (self.clock(), key.format(), self.clone());
         let checked = self.check_open("get").and_then(|()| codec::check_format::<T>(format, &self.inner.codecs));
         let fetched = match checked {
             Ok(()) => self.inner.connector.get_when_committed(key),
             Err(error) => Pending::ready(Err(error)),
         };
-        let view = fetched.and_then(move |region| codec::decode::<T>(format, region, None, &store.inner.codecs));
+        let view =
+            fetched.and_then(move |region| codec::decode::<T>(format, region, None, &store.inner.codecs).map(Some));
         self.observe(Op::Get, start, view, |_| 0)
     }
 
@@ -346,23 +377,37 @@ impl Store {
     ///
     /// Views that were handed out stay valid. Other processes may go on serving theirs from their caches.
     pub fn evict(&self, key: &Key) -> Pending<()> {
-        self.evict_batch(std::slice::from_ref(key))
+        let start = self.clock();
+        let evicted = match self.check_open("evict") {
+            Ok(()) => self.forgetting([*key], || self.inner.connector.evict(key)),
+            Err(error) => Pending::ready(Err(error)),
+        };
+        self.observe(Op::Evict, start, evicted, |()| 0)
     }
 
     /// Removes several objects.
     pub fn evict_batch(&self, keys: &[Key]) -> Pending<()> {
         let start = self.clock();
         let evicted = match self.check_open("evict") {
-            Ok(()) => {
-                keys.iter().for_each(|key| self.inner.cache.remove(key));
-                match keys {
-                    [key] => self.inner.connector.evict(key),
-                    keys => self.inner.connector.evict_batch(keys),
-                }
-            }
+            Ok(()) => self.forgetting(keys.to_vec(), || self.inner.connector.evict_batch(keys)),
             Err(error) => Pending::ready(Err(error)),
         };
         self.observe(Op::Evict, start, evicted, |()| 0)
+    }
+
+    /// Removes objects by `removal`, and their views from the cache.
+    fn forgetting<T: Send + 'static>(
+        &self,
+        keys: impl AsRef<[Key]> + Send + 'static,
+        removal: impl FnOnce() -> Pending<T>,
+    ) -> Pending<T> {
+        let cache = Arc::clone(&self.inner.cache);
+        // Before, for who reads while it goes on or after giving it up; after, for who read while it went on.
+        keys.as_ref().iter().for_each(|key| cache.remove(key));
+        removal().then(move |result| {
+            keys.as_ref().iter().for_each(|key| cache.remove(key));
+            result
+        })
     }
 
     /// Whether the cache of this process holds a view of `key`.
@@ -444,6 +489,11 @@ impl Store {
 
     fn scheme(&self) -> String {
         self.inner.connector.scheme().to_owned()
+    }
+
+    /// The deadline of operations that set none.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.inner.deadline
     }
 
     /// The start of an operation, if anybody counts.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::ConnectorConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, Reader, decode_base64, deserialize_text_or_bytes, put_varint, seal, unseal};
+use crate::key::{Format, Key, Reader, decode_base64, deserialize_text_or_bytes, put_varint, seal, unseal};
 
 /// Where a proxy's object comes from, independent of its type: printable, serialisable, small.
 ///
@@ -171,7 +171,11 @@ impl Serialize for Token {
 
 impl<'de> Deserialize<'de> for Token {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserialize_text_or_bytes(deserializer, "a proxystore token", str::parse, Self::from_bytes)
+        let sample = || {
+            let key = Key::new("sample", &[0], 0, Format::RAW)?;
+            Ok(Self::Object { url: "sample://".into(), key, access: Access::Get })
+        };
+        deserialize_text_or_bytes(deserializer, "a proxystore token", str::parse, Self::from_bytes, sample)
     }
 }
 
@@ -197,7 +201,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::key::Format;
 
     fn sample(access: Access) -> Token {
         let key = Key::new("file", &[7; 16], 1 << 30, Format { codec: 2, fingerprint: u64::MAX }).unwrap();

@@ -18,6 +18,8 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 use serde::de::value::U32Deserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 
+use crate::key::with_samples;
+
 /// Fingerprint of the schema of a serde type.
 ///
 /// # Cost
@@ -67,7 +69,7 @@ fn trace<T: DeserializeOwned>() -> u64 {
         trace.events = 0;
         trace.open.clear();
         // Errors and panics of the type end the pass; the type is the same in every process, so they do too.
-        let ended = catch_unwind(AssertUnwindSafe(|| T::deserialize(&mut trace).is_ok()));
+        let ended = catch_unwind(AssertUnwindSafe(|| with_samples(|| T::deserialize(&mut trace).is_ok())));
         trace.hash = trace.hash.number(u64::from(matches!(ended, Ok(true))));
         trace.pass += 1;
     }

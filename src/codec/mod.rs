@@ -44,7 +44,7 @@ pub use archive::{Archive, ArchiveView};
 pub use messagepack::MessagePack;
 
 pub(crate) use custom::{Codecs, check_id};
-pub(crate) use object::{check_format, decode, encode, encode_region};
+pub(crate) use object::{check_codec, check_format, decode, encode, encode_region};
 
 /// Codec ids. Numbers are part of the key format and never change; `0x8000` and above are free for users.
 pub mod id {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::custom::{Codec, Codecs};
+use super::custom::{self, Codec, Codecs};
 use super::encoder::Encoder;
 use super::{fingerprint, id, plain};
 use crate::connector::Connector;
@@ -199,6 +199,15 @@ pub(crate) fn check_format<T: Object + ?Sized>(format: Format, codecs: &Codecs) 
     let own = T::format();
     let expected = if format.codec >= id::FIRST_CUSTOM { Format { codec: format.codec, ..own } } else { own };
     matches::<T>(format, expected)
+}
+
+/// Refuses a format that the codec of that id does not read.
+///
+/// # Errors
+/// `TypeMismatch`, or `Config` when the id is not the user's to give.
+pub(crate) fn check_codec<T: Object + ?Sized>(format: Format, codec: u16) -> Result<()> {
+    custom::check_id(codec)?;
+    matches::<T>(format, Format { codec, ..T::format() })
 }
 
 fn matches<T: Object + ?Sized>(format: Format, expected: Format) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Plain data: slices, text, bytes, and vectors of numbers, moved at memcpy speed and viewed in place.
 
-use std::any::{Any, TypeId};
+use std::any::{Any, TypeId, type_name};
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::encoder::Encoder;
 use super::object::{Object, corrupt};
 use super::{fingerprint, id};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::Format;
 use crate::region::Region;
 
@@ -32,6 +32,10 @@ impl<T: Pod> Slice<T> {
     /// # Errors
     /// `Corrupt` when the length is no multiple of the element's size, or the memory is not aligned for it.
     pub fn new(region: Region) -> Result<Self> {
+        if region.is_empty() {
+            // An empty region may lie anywhere.
+            return Ok(Self { first: NonNull::dangling(), len: 0, region });
+        }
         let elements: &[T] = bytemuck::try_cast_slice(&region)
             .map_err(|error| corrupt::<[T]>(format!("{} bytes are no such slice: {error}", region.len())))?;
         let (first, len) = (NonNull::from(elements).cast(), elements.len());
@@ -50,8 +54,9 @@ impl<T> Deref for Slice<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: pointer and length come from a checked cast of the region's bytes in `new`. The region keeps them alive
-        // and unchanged while `self` lives, and moving a region does not move its bytes.
+        // SAFETY: pointer and length come from a checked cast of the region's bytes in `new`, or the length is 0 and the
+        // pointer aligned. The region keeps the bytes alive and unchanged while `self` lives, and moving a region does not
+        // move its bytes.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
@@ -109,10 +114,15 @@ impl<T: Pod + Send + Sync> Object for [T] {
     }
 
     fn in_place(&self) -> Option<&[u8]> {
-        Some(bytemuck::cast_slice(self))
+        // How many elements of no size there were cannot be read from their bytes: `encode` refuses them.
+        if size_of::<T>() == 0 { None } else { Some(bytemuck::cast_slice(self)) }
     }
 
     fn encode(&self, out: &mut Encoder<'_>) -> Result<()> {
+        if size_of::<T>() == 0 {
+            let context = format!("elements of `{}` have no size", type_name::<Self>());
+            return Err(Error::new(ErrorKind::Codec, "put", context));
+        }
         out.write(bytemuck::cast_slice(self))
     }
 
@@ -195,15 +205,17 @@ pub(super) fn owned_from_bytes<T: 'static>(region: &Region) -> Option<Result<T>>
     }
     for_each_number!(number);
     match this == TypeId::of::<String>() {
-        true => own(Text::new(region.clone()).map(|text| text.to_owned())),
+        true => own(Text::new(region.clone()).map(|text| str::to_owned(&text))),
         false => None,
     }
 }
 
-/// Converts `Result<U>` to `Result<T>` where both are the same type.
+/// Converts `Result<U>` to `Result<T>` where both are the same type, as the caller has found out.
 fn own<U: 'static, T: 'static>(value: Result<U>) -> Option<Result<T>> {
     let mut value = Some(value);
-    (&mut value as &mut dyn Any).downcast_mut::<Option<Result<T>>>().and_then(Option::take)
+    let same = (&mut value as &mut dyn Any).downcast_mut::<Option<Result<T>>>().and_then(Option::take);
+    debug_assert!(same.is_some(), "{} is no {}", type_name::<U>(), type_name::<T>());
+    same
 }
 
 fn format_of_elements<T: 'static>() -> Format {

@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use super::Proxy;
 use crate::codec::{Codec, Decoded, Object};
 use crate::connector::ConnectorExt;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::factory::Source;
 use crate::key::Key;
 use crate::pending::Pending;
@@ -167,7 +167,15 @@ impl<T: Object + ?Sized> Promise<T> {
         match self.store.commit_at(&self.key, value) {
             Ok(pending) => {
                 self.kept = true;
-                pending
+                let (store, key) = (self.store.clone(), self.key);
+                pending.then(move |result| {
+                    // After a timeout it may be kept yet, and what somebody else kept is not ours to remove.
+                    let broken = |error: &Error| !matches!(error.kind(), ErrorKind::Timeout | ErrorKind::AlreadyExists);
+                    if result.as_ref().is_err_and(broken) {
+                        drop(store.evict(&key).start());
+                    }
+                    result
+                })
             }
             // The value could not be encoded, so dropping `self` breaks the promise, and consumers learn it.
             Err(error) => Pending::ready(Err(error)),

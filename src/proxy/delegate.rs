@@ -1,6 +1,7 @@
 //! Traits that a proxy passes on to its object: comparing, hashing, printing, iterating, calculating.
 //!
-//! Each resolves the proxy, and panics as [`Deref`](std::ops::Deref) does when that fails. `Debug` is not among them.
+//! Each resolves the proxy, and panics as [`Deref`](std::ops::Deref) does when that fails: with the caller's line, where the
+//! standard library does not stand between (formatting, sorting). `Debug` is not among them.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -24,6 +25,7 @@ impl<T: Object + ?Sized, U: Object + ?Sized> PartialEq<Proxy<U>> for Proxy<T>
 where
     T::Target: PartialEq<U::Target>,
 {
+    #[track_caller]
     fn eq(&self, other: &Proxy<U>) -> bool {
         **self == **other
     }
@@ -35,6 +37,7 @@ impl<T: Object + ?Sized, U: Object + ?Sized> PartialOrd<Proxy<U>> for Proxy<T>
 where
     T::Target: PartialOrd<U::Target>,
 {
+    #[track_caller]
     fn partial_cmp(&self, other: &Proxy<U>) -> Option<Ordering> {
         (**self).partial_cmp(&**other)
     }
@@ -44,6 +47,7 @@ impl<T: Object + ?Sized> Ord for Proxy<T>
 where
     T::Target: Ord,
 {
+    #[track_caller]
     fn cmp(&self, other: &Self) -> Ordering {
         (**self).cmp(&**other)
     }
@@ -53,18 +57,21 @@ impl<T: Object + ?Sized> Hash for Proxy<T>
 where
     T::Target: Hash,
 {
+    #[track_caller]
     fn hash<H: Hasher>(&self, state: &mut H) {
         (**self).hash(state);
     }
 }
 
 impl<T: Object + ?Sized> AsRef<T::Target> for Proxy<T> {
+    #[track_caller]
     fn as_ref(&self) -> &T::Target {
         self
     }
 }
 
 impl<T: Object<Target = T> + ?Sized> Borrow<T> for Proxy<T> {
+    #[track_caller]
     fn borrow(&self) -> &T {
         self
     }
@@ -77,6 +84,7 @@ where
     type Item = <&'a T::Target as IntoIterator>::Item;
     type IntoIter = <&'a T::Target as IntoIterator>::IntoIter;
 
+    #[track_caller]
     fn into_iter(self) -> Self::IntoIter {
         (**self).into_iter()
     }
@@ -90,6 +98,7 @@ macro_rules! binary {
         {
             type Output = <&'a T::Target as $trait<R>>::Output;
 
+            #[track_caller]
             fn $method(self, right: R) -> Self::Output {
                 (&**self).$method(right)
             }
@@ -109,6 +118,7 @@ macro_rules! unary {
         {
             type Output = <&'a T::Target as $trait>::Output;
 
+            #[track_caller]
             fn $method(self) -> Self::Output {
                 (&**self).$method()
             }

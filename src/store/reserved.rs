@@ -104,8 +104,8 @@ pub struct ReservedSlice<T> {
 
 impl<T: Pod + Send + Sync> ReservedSlice<T> {
     pub(super) fn new(mut reserved: Reserved) -> Result<Self> {
-        if align_of::<T>() > crate::region::ALIGNMENT {
-            let context = format!("elements aligned to {} bytes", align_of::<T>());
+        if align_of::<T>() > crate::region::ALIGNMENT || size_of::<T>() == 0 {
+            let context = format!("elements of {} bytes, aligned to {}", size_of::<T>(), align_of::<T>());
             return Err(Error::new(ErrorKind::Unsupported, "reserve", context));
         }
         reserved.region.initialize();
