@@ -98,7 +98,12 @@ fn token_from_bytes(bytes: &[u8]) {
 
 /// Stored bytes that are anything, read as a type that the first byte chooses: a view, or a typed error.
 pub fn codec(data: &[u8]) {
-    let Some((which, bytes)) = data.split_first() else { return };
+    reads(data);
+}
+
+/// Whether the bytes were such a value.
+pub fn reads(data: &[u8]) -> bool {
+    let Some((which, bytes)) = data.split_first() else { return false };
     match which % 10 {
         0 => read::<Record>(bytes, |record| drop(record.clone())),
         1 => read::<[f64]>(bytes, |numbers| drop(numbers.to_vec())),
@@ -113,13 +118,19 @@ pub fn codec(data: &[u8]) {
     }
 }
 
-fn read<T: Object + ?Sized>(bytes: &[u8], touch: impl Fn(&T::Target)) {
+fn read<T: Object + ?Sized>(bytes: &[u8], touch: impl Fn(&T::Target)) -> bool {
     static STORE: OnceLock<Store> = OnceLock::new();
     let store = STORE.get_or_init(|| Store::open("memory://fuzz?cache_bytes=0").expect("a store in memory"));
     let key = store.connector().put(bytes, T::format()).wait().expect("room for it");
     match store.take::<T>(&key).wait() {
-        Ok(view) => touch(&view.expect("just put")),
-        Err(error) => assert!(matches!(error.kind(), ErrorKind::Codec | ErrorKind::Corrupt), "{error}"),
+        Ok(view) => {
+            touch(&view.expect("just put"));
+            true
+        }
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Codec | ErrorKind::Corrupt), "{error}");
+            false
+        }
     }
 }
 
