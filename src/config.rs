@@ -131,6 +131,7 @@ impl FromStr for ConnectorConfig {
             }
             config.options.insert(name, value);
         }
+        check_len(&config)?;
         Ok(config)
     }
 }
@@ -248,7 +249,9 @@ impl FromStr for StoreConfig {
         let cache_objects = parse_own("cache_objects", own("cache_objects"), "a number", |text| text.parse().ok())?;
         let deadline = parse_own("deadline", own("deadline"), "a duration, as 10s", positive_duration)?;
         let metrics = parse_own("metrics", own("metrics"), "on or off", parse_switch)?.unwrap_or(false);
-        Ok(Self { connector, cache_bytes, cache_objects, deadline, metrics })
+        let config = Self { connector, cache_bytes, cache_objects, deadline, metrics };
+        check_len(&config)?;
+        Ok(config)
     }
 }
 
@@ -435,6 +438,18 @@ fn print_duration(limit: Duration) -> String {
     }
 }
 
+/// Refuses a configuration whose canonical URL, which percent-encoding may make longer, no token could carry.
+fn check_len(config: &impl fmt::Display) -> Result<()> {
+    let len = config.to_string().len();
+    match len <= ConnectorConfig::MAX_URL {
+        true => Ok(()),
+        false => {
+            let most = ConnectorConfig::MAX_URL;
+            Err(malformed(format!("{len} bytes with special characters encoded, a store URL has at most {most}")))
+        }
+    }
+}
+
 /// Reads `on`/`off`.
 pub(crate) fn parse_switch(text: &str) -> Option<bool> {
     match text {
@@ -500,6 +515,8 @@ mod tests {
         }
         let long = format!("file:///{}", "x".repeat(ConnectorConfig::MAX_URL));
         assert_eq!(long.parse::<StoreConfig>().unwrap_err().kind(), ErrorKind::Invalid);
+        let longer_when_encoded = format!("file:///{}", " ".repeat(ConnectorConfig::MAX_URL - 100));
+        assert_eq!(longer_when_encoded.parse::<StoreConfig>().unwrap_err().kind(), ErrorKind::Invalid);
     }
 
     #[test]

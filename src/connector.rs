@@ -20,8 +20,9 @@ use crate::region::{Region, RegionMut};
 ///   and never change. A producer that is killed before that leaves nothing visible.
 /// * **Missing is ordinary.** `get` and [`take`](Self::take) of an evicted, never committed or unknown object give `None`,
 ///   `exists` gives false, `evict` succeeds: cheap, and no error, however the object went away and whatever races.
-/// * **Never other bytes.** A key of another scheme or instance is `ForeignKey`; a locator that this connector cannot have
-///   made is `Invalid`; stored bytes whose length is not the key's are `Corrupt`.
+/// * **Never other bytes.** A key of another scheme is `ForeignKey`; so is one of another instance, or it names nothing,
+///   where locators are never given twice; a locator that this connector cannot have made is `Invalid`; stored bytes whose
+///   length is not the key's are `Corrupt`.
 /// * **Regions outlive everything.** What `get` returned stays readable and unchanged after evict, close, and drop of the
 ///   connector, until its last clone is dropped. It starts at a multiple of [`ALIGNMENT`](crate::region::ALIGNMENT).
 /// * **Reservations are lent.** A `RegionMut` that is dropped instead of committed gives its memory back. One from another
@@ -137,7 +138,8 @@ pub trait Connector: Send + Sync + 'static {
     /// Makes the bytes of `region` the object of a declared key.
     ///
     /// # Errors
-    /// `AlreadyExists` when it was committed before; `Unsupported` without [`Capabilities::DEFERRED`].
+    /// `AlreadyExists` when it was committed before; `TypeMismatch` when the key's format is not the declared one;
+    /// `NotFound` when the declaration was evicted; `Unsupported` without [`Capabilities::DEFERRED`].
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         let _ = (key, region);
         Pending::ready(Err(self.unsupported("commit_at")))
@@ -146,7 +148,9 @@ pub trait Connector: Send + Sync + 'static {
     /// Waits until the object of a declared key is committed, by notification where the connector can, and reads it.
     ///
     /// # Errors
-    /// `Timeout` at the deadline of the `Pending`; `Unsupported` without [`Capabilities::DEFERRED`].
+    /// `Timeout` at the deadline of the `Pending`; `NotFound` or `Cancelled` when the declaration is evicted, `Closed` or
+    /// `Cancelled` when the connector is closed, with [`Capabilities::NOTIFY`] as soon as that happens; `Unsupported`
+    /// without [`Capabilities::DEFERRED`].
     fn get_when_committed(&self, key: &Key) -> Pending<Region> {
         let _ = key;
         Pending::ready(Err(self.unsupported("get_when_committed")))
@@ -223,6 +227,8 @@ pub(crate) fn not_found(op: &'static str, scheme: &str, key: &Key) -> impl FnOnc
 pub struct Capabilities(u32);
 
 impl Capabilities {
+    /// Nothing beyond the required methods.
+    pub const NONE: Self = Self(0);
     /// `get` returns the stored bytes themselves.
     pub const ZERO_COPY_GET: Self = Self(1 << 0);
     /// `reserve` lends the memory in which the object will stay.
@@ -291,7 +297,7 @@ pub struct Registration {
     pub summary: &'static str,
     /// Names of the options that its URL may carry; any other is refused before `open` is called.
     pub options: &'static [&'static str],
-    /// What its connectors can do.
+    /// What its connectors can do at most; what one of them can may depend on where it is.
     pub capabilities: Capabilities,
     /// Opens a connector. May block; is called once per distinct configuration and process.
     pub open: fn(&ConnectorConfig) -> Result<Arc<dyn Connector>>,

@@ -397,6 +397,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Fills `bytes` from the kernel's random source: for names that nobody may guess.
+#[cfg(any(feature = "memory", feature = "file"))]
 pub(crate) fn fill_random(bytes: &mut [u8]) {
     let mut rest = bytes;
     while !rest.is_empty() {

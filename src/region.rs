@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
+use rustix::mm::{Advice, madvise};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -192,7 +193,8 @@ impl RegionMut {
     /// Allocates `capacity` bytes of process memory.
     ///
     /// # Cost
-    /// One allocation. The memory is not touched: fresh pages cost a fault each when they are first written.
+    /// One allocation. The memory is not touched: fresh pages cost a fault each when they are first written, huge ones
+    /// from 4 MiB on where the system has them to give.
     ///
     /// # Errors
     /// `NoSpace` when the allocator refuses, `TooLarge` above `isize::MAX`.
@@ -261,6 +263,23 @@ impl RegionMut {
         Region(Bytes::from_owner(Frozen { len: self.len, memory: self.memory }))
     }
 
+    /// The region itself where it lies in process memory, else a copy there; the lender has its memory back then.
+    ///
+    /// # Cost
+    /// At most one allocation and one copy.
+    ///
+    /// # Errors
+    /// `NoSpace` when the allocation fails.
+    #[cfg(any(test, feature = "memory"))]
+    pub(crate) fn into_heap(self) -> Result<Self> {
+        if self.is_memory::<HeapMemory>() {
+            return Ok(self);
+        }
+        let mut copy = Self::heap(self.len)?;
+        copy.put_slice(self.as_slice());
+        Ok(copy)
+    }
+
     /// Whether the memory behind is an `M`: how a connector recognises its own reservations.
     pub fn is_memory<M: Memory>(&self) -> bool {
         (*self.memory).as_any().is::<M>()
@@ -318,6 +337,30 @@ impl fmt::Debug for RegionMut {
     }
 }
 
+#[cfg(feature = "conformance")]
+impl RegionMut {
+    /// Memory as another connector lends it; the reference dies when the lender has it back.
+    pub(crate) fn foreign(capacity: usize) -> Result<(Self, std::sync::Weak<()>)> {
+        struct Foreign {
+            memory: HeapMemory,
+            _lent: std::sync::Arc<()>,
+        }
+        // SAFETY: delegates to `HeapMemory`.
+        unsafe impl Memory for Foreign {
+            fn as_ptr(&self) -> NonNull<u8> {
+                self.memory.as_ptr()
+            }
+
+            fn capacity(&self) -> usize {
+                self.memory.capacity()
+            }
+        }
+        let lent = std::sync::Arc::new(());
+        let returned = std::sync::Arc::downgrade(&lent);
+        Ok((Self::new(Box::new(Foreign { memory: HeapMemory::allocate(capacity)?, _lent: lent })), returned))
+    }
+}
+
 /// Keeps a reservation's memory alive under a `Region`.
 struct Frozen {
     len: usize,
@@ -331,6 +374,9 @@ impl AsRef<[u8]> for Frozen {
     }
 }
 
+/// Size of the huge pages of x86-64 and of most ARM systems, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A zero-sized value with the alignment of a region, for the address of an empty one.
 #[repr(align(64))]
 struct Aligned;
@@ -343,7 +389,9 @@ struct HeapMemory {
 
 impl HeapMemory {
     fn allocate(capacity: usize) -> Result<Self> {
-        let layout = Layout::from_size_align(capacity, ALIGNMENT)
+        // From two huge pages on, whole ones: a fault for each 4 KiB costs more than writing them.
+        let align = if capacity >= 2 * HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
+        let layout = Layout::from_size_align(capacity, align)
             .map_err(|_| Error::new(ErrorKind::TooLarge, "reserve", format!("{capacity} bytes")))?;
         if capacity == 0 {
             // A dangling but aligned pointer, as an empty slice wants; never passed to the allocator.
@@ -351,7 +399,16 @@ impl HeapMemory {
         }
         // SAFETY: the layout has a size other than zero.
         match NonNull::new(unsafe { alloc::alloc(layout) }) {
-            Some(ptr) => Ok(Self { ptr, layout }),
+            Some(ptr) => {
+                if cfg!(not(miri)) && align == HUGE_PAGE {
+                    // SAFETY: the range lies in the block just allocated, and the advice changes no content. Whether the
+                    // kernel has such pages shows in speed alone, so its answer does not matter.
+                    let _ = unsafe {
+                        madvise(ptr.as_ptr().cast(), capacity / HUGE_PAGE * HUGE_PAGE, Advice::LinuxHugepage)
+                    };
+                }
+                Ok(Self { ptr, layout })
+            }
             None => Err(Error::new(ErrorKind::NoSpace, "reserve", format!("{capacity} bytes of process memory"))),
         }
     }
@@ -464,7 +521,7 @@ mod tests {
     fn too_large_is_an_error() {
         assert_eq!(RegionMut::heap(usize::MAX).unwrap_err().kind(), ErrorKind::TooLarge);
         #[cfg(not(miri))]
-        assert_eq!(RegionMut::heap(isize::MAX as usize - 64).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(RegionMut::heap(1 << 62).unwrap_err().kind(), ErrorKind::NoSpace);
     }
 
     #[test]
@@ -503,6 +560,11 @@ mod tests {
                 self.0.capacity()
             }
         }
+        let mut own = RegionMut::new(Box::new(Own(HeapMemory::allocate(4).unwrap())));
+        own.put_slice(b"abc");
+        let copy = own.into_heap().unwrap();
+        assert_eq!(copy.as_slice(), b"abc");
+        assert!(!copy.is_memory::<Own>());
         let mut own = RegionMut::new(Box::new(Own(HeapMemory::allocate(4).unwrap())));
         own.put_slice(b"abc");
         let (_, len) = own.into_memory::<Own>().unwrap();

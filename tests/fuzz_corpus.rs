@@ -40,6 +40,13 @@ fn replay() {
 }
 
 #[test]
+fn samples_of_the_codec_target_are_valid() {
+    for sample in targets::codec_samples() {
+        targets::codec(&sample);
+    }
+}
+
+#[test]
 fn every_target_is_everywhere() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
     let folders = fs::read_dir(fuzz().join("corpus")).unwrap().count();

@@ -121,6 +121,8 @@ fn the_pool_survives_panics() {
             panic!("again");
         }
     }
+    let error = Pending::<()>::blocking(|| std::panic::panic_any(Grenade)).wait().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
     // More than the pool has threads: were one lost each time, the last call would wait for ever.
     for _ in 0..64 {
         drop(Pending::<()>::blocking(|| std::panic::panic_any(Grenade)));
@@ -303,6 +305,14 @@ fn deadlines_of_the_parts_hold_beside_that_of_the_whole() {
         let (_completer, second) = never();
         let chain = channel_completed_after(Duration::ZERO).chain(|_| second);
         assert_eq!(timeout(chain.deadline(2 * SHORT)), ErrorKind::Timeout, "{name}");
+        let (_completer, second) = never();
+        let chain = Pending::blocking(|| Ok(1)).chain(|_| second);
+        assert_eq!(timeout(chain.default_deadline(SHORT)), ErrorKind::Timeout, "{name}: a default bounds what waits");
+        let asked =
+            channel_completed_after(Duration::ZERO).chain(|_| channel_completed_after(4 * SHORT).deadline(FOREVER));
+        if name == "no executor" {
+            assert_eq!(end(asked.default_deadline(SHORT)).unwrap(), 7, "what was asked for comes before a default");
+        }
         let (_completer, one) = never();
         let all = Pending::all(vec![one]).and_then(|values| Ok(values[0]));
         assert_eq!(timeout(all.deadline(SHORT)), ErrorKind::Timeout, "{name}");
@@ -630,6 +640,9 @@ fn calls_that_wait_for_calls_do_not_fill_the_pool() {
     }
     let sum = in_time(|| Pending::all((0..100).map(|_| nest(5)).collect()).wait());
     assert_eq!(sum.unwrap().iter().sum::<u32>(), 100);
+    // More than once on the same thread.
+    let thrice = || (0..3).try_for_each(|_| Pending::blocking(|| Ok(())).start().wait());
+    in_time(move || Pending::all((0..100).map(|_| Pending::blocking(thrice).start()).collect()).wait()).unwrap();
     // Through other threads too: the call that completes stands behind those that wait.
     let sum = in_time(|| {
         let (completers, waiting): (Vec<_>, Vec<_>) = (0..100)
@@ -692,6 +705,15 @@ fn an_idle_thread_is_woken() {
     }
     // Not by its own timeout, which is seconds.
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn threads_that_ended_are_made_again() {
+    let limit = (4 * thread::available_parallelism().unwrap().get()).max(8);
+    Pending::all((0..limit).map(|_| sleep(SHORT).start()).collect()).wait().unwrap();
+    // Longer than a thread stays idle.
+    thread::sleep(Duration::from_millis(5500));
+    in_time(|| sleep(SHORT).start().wait()).unwrap();
 }
 
 // -- Cost ------------------------------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@
 //! `fuzz_targets/`, and a folder of inputs in `corpus/`. `tests/fuzz_corpus.rs` includes this file and replays the folders
 //! with a stable compiler.
 
-use proxystore::{ConnectorConfig, ErrorKind, Key, StoreConfig};
+use std::sync::OnceLock;
+
+use proxystore::codec::{Archive, MessagePack, Object};
+use proxystore::{ConnectorConfig, ErrorKind, Key, Proxy, Store, StoreConfig, Token};
+use serde::{Deserialize, Serialize};
 
 /// A target: a panic is a finding.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their folder in `corpus/`.
-pub const TARGETS: &[(&str, Target)] = &[("key", key), ("config", config)];
+pub const TARGETS: &[(&str, Target)] = &[("key", key), ("config", config), ("token", token), ("codec", codec)];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
 pub fn key(data: &[u8]) {
@@ -62,4 +66,116 @@ fn config_round_trip(config: &StoreConfig) {
         assert_eq!(&url.parse::<StoreConfig>().expect("what is written is read"), config, "as URL");
         assert_eq!(&StoreConfig::from_toml(&config.to_toml()).expect("what is written is read"), config, "as TOML");
     }
+}
+
+/// Both forms of a token, and the binary form behind a checksum that is right.
+pub fn token(data: &[u8]) {
+    token_from_bytes(data);
+    let mut sealed = data.to_vec();
+    sealed.extend_from_slice(&crc32fast::hash(data).to_le_bytes());
+    token_from_bytes(&sealed);
+    if let Ok(text) = std::str::from_utf8(data) {
+        match text.parse::<Token>() {
+            Ok(token) => assert_eq!(token.to_string(), text.trim(), "one text a token"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Invalid),
+        }
+    }
+}
+
+fn token_from_bytes(bytes: &[u8]) {
+    match Token::from_bytes(bytes) {
+        Ok(token) => {
+            assert_eq!(token.to_bytes(), bytes, "one byte string a token");
+            assert_eq!(token.to_string().parse::<Token>().expect("what is written is read"), token);
+            // A proxy of it opens nothing and knows the same.
+            let proxy = Proxy::<[u8]>::from(token.clone());
+            assert!(!Proxy::is_resolved(&proxy));
+            assert_eq!(Proxy::token(&proxy).expect("it came from one"), token);
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Invalid),
+    }
+}
+
+/// Stored bytes that are anything, read as a type that the first byte chooses: a view, or a typed error.
+pub fn codec(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    match which % 10 {
+        0 => read::<Record>(bytes, |record| drop(record.clone())),
+        1 => read::<[f64]>(bytes, |numbers| drop(numbers.to_vec())),
+        2 => read::<str>(bytes, |text| assert!(text.chars().count() <= text.len())),
+        3 => read::<String>(bytes, |text| assert_eq!(text.as_bytes(), bytes)),
+        4 => read::<Vec<u32>>(bytes, |numbers| assert_eq!(numbers.len() * 4, bytes.len())),
+        5 => read::<proxystore::bytes::Bytes>(bytes, |shared| assert_eq!(shared, bytes)),
+        6 => read::<MessagePack<Record>>(bytes, |record| drop(record.clone())),
+        7 => read::<Archive<Record>>(bytes, |record| drop(format!("{record:?}"))),
+        8 => read::<Vec<Option<Shape>>>(bytes, |shapes| drop(shapes.clone())),
+        _ => read::<Proxy<[u8]>>(bytes, |proxy| assert!(!Proxy::is_resolved(proxy))),
+    }
+}
+
+fn read<T: Object + ?Sized>(bytes: &[u8], touch: impl Fn(&T::Target)) {
+    static STORE: OnceLock<Store> = OnceLock::new();
+    let store = STORE.get_or_init(|| Store::open("memory://fuzz?cache_bytes=0").expect("a store in memory"));
+    let key = store.connector().put(bytes, T::format()).wait().expect("room for it");
+    match store.take::<T>(&key).wait() {
+        Ok(view) => touch(&view.expect("just put")),
+        Err(error) => assert!(matches!(error.kind(), ErrorKind::Codec | ErrorKind::Corrupt), "{error}"),
+    }
+}
+
+/// One of everything that a codec treats differently.
+#[derive(Clone, Debug, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[rkyv(derive(Debug))]
+pub struct Record {
+    name: String,
+    id: u64,
+    weights: Vec<f32>,
+    shape: Option<Shape>,
+    pairs: Vec<(i16, bool)>,
+}
+
+/// A choice.
+#[derive(Clone, Debug, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[rkyv(derive(Debug))]
+pub enum Shape {
+    /// Nothing in it.
+    Dot,
+    /// One value.
+    Line(f64),
+    /// Named values.
+    Box {
+        /// Width.
+        w: f64,
+        /// Height.
+        h: char,
+    },
+}
+
+/// Encoded samples of every type that [`codec`] reads, for the seed corpus.
+pub fn codec_samples() -> Vec<Vec<u8>> {
+    fn sample<T: Object + ?Sized>(which: u8, value: &T) -> Vec<u8> {
+        let store = Store::open("memory://fuzz-samples?cache_bytes=0").expect("a store in memory");
+        let key = store.put(value).wait().expect("room for it");
+        let bytes = store.get_region(&key).wait().expect("it is there").expect("just put");
+        [&[which], &bytes[..]].concat()
+    }
+    let record = Record {
+        name: "beam".into(),
+        id: 7,
+        weights: vec![0.5, -1.0],
+        shape: Some(Shape::Box { w: 2.0, h: 'h' }),
+        pairs: vec![(-3, true), (4, false)],
+    };
+    let shapes = vec![None, Some(Shape::Dot), Some(Shape::Line(1.5))];
+    vec![
+        sample(0, &record),
+        sample::<[f64]>(1, &[1.0, 2.0]),
+        sample::<str>(2, "Grüße"),
+        sample(3, &"text".to_owned()),
+        sample(4, &vec![1u32, 2, 3]),
+        sample(5, &proxystore::bytes::Bytes::from_static(b"bytes")),
+        sample(6, &MessagePack::new(record.clone())),
+        sample(7, &Archive(record)),
+        sample(8, &shapes),
+    ]
 }

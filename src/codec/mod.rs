@@ -24,9 +24,11 @@ mod custom;
 mod encoder;
 mod fingerprint;
 mod object;
+#[expect(unsafe_code, reason = "views keep pointers into regions that they own")]
 mod plain;
 
 #[cfg(feature = "rkyv")]
+#[expect(unsafe_code, reason = "views keep pointers into regions that they own")]
 mod archive;
 #[cfg(feature = "msgpack")]
 mod messagepack;

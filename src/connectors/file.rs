@@ -255,10 +255,12 @@ impl Connector for FileConnector {
         self.blocking("take", key, |directory, name, key| directory.take("take", name, key))
     }
 
-    /// Releases the directory's handle; the objects stay.
+    /// Releases the directory's handle and ends those who wait for deferred keys; the objects stay.
     fn close(&self) -> Result<()> {
         let directory = self.directory.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(directory);
+        if let Some(directory) = directory {
+            watch::close(&directory);
+        }
         Ok(())
     }
 

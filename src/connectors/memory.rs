@@ -125,9 +125,10 @@ impl Connector for MemoryConnector {
     }
 
     fn commit(&self, region: RegionMut, format: Format) -> Pending<Key> {
-        Pending::ready(self.new_key("commit", region.len() as u64, format).map(|(id, key)| {
-            self.write(id).insert(id, Entry::Live(region.freeze()));
-            key
+        Pending::ready(self.new_key("commit", region.len() as u64, format).and_then(|(id, key)| {
+            let region = region.into_heap()?.freeze();
+            self.write(id).insert(id, Entry::Live(region));
+            Ok(key)
         }))
     }
 
@@ -159,6 +160,7 @@ impl Connector for MemoryConnector {
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         Pending::ready(self.id("commit_at", key).and_then(|id| {
+            let region = region.into_heap()?.freeze();
             let mut shard = self.write(id);
             let waiters = match shard.get_mut(&id) {
                 Some(Entry::Declared { format, waiters }) if *format == key.format() => std::mem::take(waiters),
@@ -170,7 +172,6 @@ impl Connector for MemoryConnector {
                 }
                 None => return Err(Error::new(ErrorKind::NotFound, "commit_at", format!("{key:?} was evicted"))),
             };
-            let region = region.freeze();
             shard.insert(id, Entry::Live(region.clone()));
             drop(shard);
             for waiter in waiters {

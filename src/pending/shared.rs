@@ -27,6 +27,8 @@ struct Middle<T> {
     result: Option<Result<T>>,
     /// Of the tasks among the participants.
     wakers: Vec<(usize, Waker)>,
+    /// Whether a task found the operation out and relies on the wake-up of whoever polls it, which may have come already.
+    missed: bool,
     participants: usize,
     next_id: usize,
 }
@@ -41,6 +43,7 @@ impl<T: Clone + Send + 'static> Shared<T> {
             on_end: Some(Box::new(on_end)),
             result: None,
             wakers: Vec::new(),
+            missed: false,
             participants: 0,
             next_id: 0,
         };
@@ -91,9 +94,13 @@ impl<T: Clone + Send + 'static> Shared<T> {
     fn put_back(&self, operation: Pending<T>) {
         let mut middle = lock(&self.middle);
         middle.operation = Some(operation);
+        let missed = std::mem::take(&mut middle.missed);
         drop(middle);
-        // A thread that came while it was out may drive it now.
+        // A thread or a task that came while it was out may drive it now.
         self.changed.notify_all();
+        if missed {
+            self.wake_tasks();
+        }
     }
 }
 
@@ -147,10 +154,11 @@ impl<T: Clone + Send + 'static> Operation<T> for Participant<T> {
             }
         };
         let operation = middle.operation.take();
+        middle.missed |= operation.is_none();
         drop(middle);
         drop(old);
         let Some(mut operation) = operation else {
-            // Whoever drives it wakes us at the end; a poll that does not end it leaves a waker that wakes all.
+            // Whoever drives it wakes us at the end, or when it puts it back.
             return Poll::Pending;
         };
         let mut driver = Driver { shared: &self.shared, ended: false };
@@ -173,8 +181,6 @@ impl<T: Clone + Send + 'static> Operation<T> for Participant<T> {
         let operation = lock(&self.shared.middle).operation.take();
         if let Some(operation) = operation {
             self.shared.put_back(operation.start());
-            // Tasks that polled while it was out left no waker with it.
-            self.shared.wake_tasks();
         }
     }
 }
@@ -259,6 +265,48 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_polls_while_another_polls_is_not_forgotten() {
+        /// Completes nothing itself, but lets something happen during its first poll.
+        struct During(Option<Happen>, Pending<i32>);
+
+        type Happen = Box<dyn FnOnce(&Waker) + Send>;
+
+        impl super::super::Source<i32> for During {
+            fn wait(&mut self, _deadline: Option<std::time::Instant>) -> Result<i32> {
+                unreachable!("polled only")
+            }
+            fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<i32>> {
+                match self.0.take() {
+                    Some(happen) => {
+                        happen(cx.waker());
+                        Poll::Pending
+                    }
+                    None => Pin::new(&mut self.1).poll(cx),
+                }
+            }
+        }
+
+        let second: std::sync::Arc<Mutex<Option<Pending<i32>>>> = std::sync::Arc::default();
+        let (first_waker, second_waker) = (counter(), counter());
+        let (polled, task) = (std::sync::Arc::clone(&second), second_waker.1.clone());
+        let happen = move |waker: &Waker| {
+            // The wake-up comes first; the second task polls after it, and the first never polls again.
+            waker.wake_by_ref();
+            let mut second = lock(&polled);
+            let second = second.as_mut().unwrap();
+            assert!(Pin::new(second).poll(&mut Context::from_waker(&task)).is_pending());
+        };
+        let operation = During(Some(Box::new(happen)), Pending::ready(Ok(5)));
+        let shared = Shared::new(Pending::from_source(operation), |_| {});
+        let mut first = Shared::join(&shared);
+        *lock(&second) = Some(Shared::join(&shared));
+        assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&first_waker.1)).is_pending());
+        assert_eq!(second_waker.0.0.load(Ordering::Relaxed), 1);
+        let mut second = lock(&second).take().unwrap();
+        assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&second_waker.1)).is_ready());
+    }
+
+    #[test]
     fn the_pool_drives_what_everybody_left() {
         let (ended, end) = std::sync::mpsc::channel();
         let shared = Shared::new(Pending::blocking(|| Ok(7)), move |result: &Result<i32>| {
@@ -267,6 +315,23 @@ mod tests {
         drop((Shared::join(&shared), Shared::join(&shared)));
         assert_eq!(end.recv_timeout(Duration::from_secs(10)).unwrap().unwrap(), 7);
         assert_eq!(Shared::join(&shared).wait().unwrap(), 7);
+    }
+
+    #[test]
+    fn a_task_that_joins_what_the_pool_drives_is_woken() {
+        let (completer, operation) = Pending::channel();
+        let shared = Shared::new(operation, |_| {});
+        drop(Shared::join(&shared));
+        let (woken, waker) = counter();
+        let mut task = Shared::join(&shared);
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        completer.complete(Ok(5));
+        let start = std::time::Instant::now();
+        while woken.0.load(Ordering::Relaxed) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "nobody woke it");
+            thread::yield_now();
+        }
+        assert_eq!(task.wait().unwrap(), 5);
     }
 
     #[test]
@@ -404,17 +469,32 @@ mod models {
     }
 
     #[test]
+    fn loom_a_thread_and_a_task_that_sleeps_for_ever() {
+        model(|| {
+            let (completer, operation) = Pending::channel();
+            let shared = Shared::new(operation, |_| {});
+            let (mut sleeper, waiter) = (Shared::join(&shared), Shared::join(&shared));
+            let other = thread::spawn(move || waiter.wait());
+            let asleep = Waker::from(std::sync::Arc::new(Asleep));
+            let _ = Pin::new(&mut sleeper).poll(&mut Context::from_waker(&asleep));
+            completer.complete(Ok(7));
+            assert_eq!(other.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
     fn loom_a_task_that_is_dropped_when_woken() {
         model(|| {
             let (completer, operation) = Pending::channel();
             let shared = Shared::new(operation, |_| {});
             let (mut dropped, task) = (Shared::join(&shared), Shared::join(&shared));
             let other = thread::spawn(move || block_on(task));
+            let end = thread::spawn(move || completer.complete(Ok(7)));
             let asleep = Waker::from(std::sync::Arc::new(Asleep));
             let _ = Pin::new(&mut dropped).poll(&mut Context::from_waker(&asleep));
-            completer.complete(Ok(7));
             drop(dropped);
             assert_eq!(other.join().unwrap().unwrap(), 7);
+            end.join().unwrap();
         });
     }
 }

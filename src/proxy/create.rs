@@ -99,7 +99,7 @@ impl Store {
     /// use proxystore::Store;
     ///
     /// let store = Store::open("memory://promise")?;
-    /// let (promise, proxy) = store.promise::<String>()?;
+    /// let (promise, proxy) = store.promise::<str>()?;
     /// let consumer = std::thread::spawn(move || proxy.len());
     /// promise.set("made later").wait()?;
     /// assert_eq!(consumer.join().expect("no panic"), 10);

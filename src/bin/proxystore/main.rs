@@ -1,3 +1,82 @@
-//! The program `proxystore`.
+//! The program `proxystore`: objects in and out of stores from a command line, what this machine can do, and how fast.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod completions;
+mod evict;
+mod exists;
+mod failure;
+mod get;
+mod info;
+mod object;
+mod output;
+mod progress;
+mod put;
+
+/// Pass objects between processes by reference.
+///
+/// `put` stores bytes and prints a token of one word; whoever has the token, in any process that reaches the store, can
+/// `get` them. What puts and gets is any program that uses the library, this one included.
+#[derive(Parser)]
+#[command(name = "proxystore", version = VERSION, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Put(put::Put),
+    Get(get::Get),
+    Exists(exists::Exists),
+    Evict(evict::Evict),
+    Info(info::Info),
+    Bench(bench::Bench),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    BenchPeer(bench::BenchPeer),
+    #[command(hide = true)]
+    RemoveAtEof(output::RemoveAtEof),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Put(put) => put.run(),
+        Command::Get(get) => get.run(),
+        Command::Exists(exists) => exists.run(),
+        Command::Evict(evict) => evict.run(),
+        Command::Info(info) => info.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Completions(completions) => completions.run(),
+        Command::BenchPeer(peer) => peer.run(),
+        Command::RemoveAtEof(remove) => remove.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// The commit that was built, where the builder says so.
+const COMMIT: Option<&str> = option_env!("GIT_COMMIT");
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+const AFTER_HELP: &str = "\
+Examples:
+  token=$(proxystore put model.bin)        store a file; see put --help for where
+  proxystore get \"$token\" -o copy.bin      read it, in another process or on another node
+  tar c run42 | proxystore put -           store what a pipe brings
+  proxystore evict \"$token\"                remove it
+  proxystore info                          limits, connectors, every PROXYSTORE_* variable
+  proxystore bench --connector file        latency and bandwidth beside memcpy
+
+Exit status:
+  0  done
+  1  failed; one line on standard error says what and why
+  2  wrong usage
+  3  no such object
+  4  the deadline passed";

@@ -429,9 +429,9 @@ pub(super) fn create_private(path: &Path) -> Result<()> {
 fn fail_to_open(path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Os;
     let kind = match error.kind() {
-        Os::AlreadyExists | Os::NotADirectory | Os::InvalidInput | Os::InvalidFilename | Os::NotFound => {
-            ErrorKind::Config
-        }
+        Os::AlreadyExists | Os::NotADirectory | Os::InvalidInput | Os::NotFound => ErrorKind::Config,
+        // Rust 1.85 has no `InvalidFilename`.
+        _ if Errno::from_io_error(&error) == Some(Errno::NAMETOOLONG) => ErrorKind::Config,
         _ => return Error::io("open", path.display().to_string(), error).with_connector(SCHEME),
     };
     let context = format!("{} cannot be a directory", path.display());

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
+use super::SCHEME;
 use super::directory::{Directory, Name};
+use crate::error::{Error, ErrorKind};
 use crate::pending::{Completer, Pending};
 use crate::sync::lock;
 
@@ -46,6 +48,25 @@ pub(super) fn until_settled(directory: &Arc<Directory>, name: Name) -> Pending<(
     drop(waiters);
     watcher.wake();
     pending
+}
+
+/// Ends the waiting of those who came through the handle `directory`, which was closed.
+pub(super) fn close(directory: &Arc<Directory>) {
+    let Some(watcher) = lock(&WATCHER).clone().filter(|watcher| watcher.process == std::process::id()) else { return };
+    let mut waiters = lock(&watcher.waiters);
+    let (closed, open) = std::mem::take(&mut waiters.list)
+        .into_iter()
+        .partition::<Vec<_>, _>(|waiter| Arc::ptr_eq(&waiter.directory, directory));
+    waiters.list = open;
+    for waiter in &closed {
+        watcher.release(waiter.watch, &waiters);
+    }
+    drop(waiters);
+    // Outside the lock: wakers are foreign code.
+    for waiter in closed {
+        let error = Error::new(ErrorKind::Closed, "get", "the store was closed while it waited");
+        waiter.completer.complete(Err(error.with_connector(SCHEME)));
+    }
 }
 
 struct Watcher {

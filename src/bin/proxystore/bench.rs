@@ -1,0 +1,173 @@
+//! `proxystore bench`: latency and bandwidth of connectors, each beside a reference measured in the same run.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use proxystore::{connectors, environment};
+
+use crate::failure::Failure;
+
+mod buffers;
+mod link;
+mod operations;
+mod partner;
+mod peer;
+mod place;
+mod report;
+mod sizes;
+mod timing;
+
+use partner::Partner;
+pub(crate) use peer::BenchPeer;
+use place::Place;
+use report::Report;
+use sizes::Sizes;
+use timing::Plan;
+
+/// Measure latency and bandwidth of connectors beside memcpy or a pipe
+///
+/// A second process is the peer (for memory://, which does not leave its process, a second thread). Each figure stands
+/// beside its reference, measured alternately with it, so that whatever slows the machine down slows both.
+#[derive(Args)]
+#[command(after_help = "\
+Operations:
+  put      this process stores an object; reference: memcpy of as many bytes between warm buffers
+  get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer
+  resolve  as get, through a proxy made of token bytes, not cached
+  rtt      put and send the token, the peer resolves it, puts a reply, sends that token, resolve;
+           reference: the payload itself through a bare pipe, there and back
+
+Output:
+  MB/s is 10^6 bytes a second at the median; rtt counts both directions. The ratio is ours / reference: of the
+  median time below 64 KiB (lower is better), of MB/s from there on (higher is better). With --json, one object a
+  line: connector, op, size, p50_us, p99_us, mb_s, ref, ref_p50_us, ref_mb_s, ratio, ratio_of.
+
+Examples:
+  proxystore bench
+  proxystore bench --connector file:///dev/shm --op get --sizes 4KiB..256MiB
+  proxystore bench --connector memory --sizes 8,4096,1MiB --json")]
+pub(crate) struct Bench {
+    /// Scheme or store URL; may be given several times [default: every connector of this build]
+    #[arg(long, value_name = "SCHEME|URL")]
+    connector: Vec<String>,
+    /// What to measure: one, or several with commas
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
+    op: Vec<Op>,
+    /// Object sizes: a list, or ranges in powers of 4 (8..1MiB) or of another factor (8..1MiB*2)
+    #[arg(long, default_value = "8..64MiB*8")]
+    sizes: Sizes,
+    /// Take this many samples a line, however long that takes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000), conflicts_with = "time_budget")]
+    iterations: Option<u32>,
+    /// Measure each line for about this long, with at least 5 samples
+    #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = parse_budget)]
+    time_budget: Duration,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Op {
+    Put,
+    Get,
+    Resolve,
+    Rtt,
+    All,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let plan = Plan { budget: self.time_budget, samples: self.iterations };
+        let connectors = match self.connector.is_empty() {
+            true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
+            false => self.connector.clone(),
+        };
+        let ops = [Op::Put, Op::Get, Op::Resolve, Op::Rtt];
+        let ops: Vec<Op> = ops.into_iter().filter(|op| self.op.contains(op) || self.op.contains(&Op::All)).collect();
+        let report = Report::new(self.json);
+        let progress = progress(connectors.len() * ops.len() * self.sizes.all().len());
+        for connector in &connectors {
+            let place = Place::open(connector)?;
+            let mut partner = Partner::start(&place)?;
+            progress.suspend(|| report.connector(&place, &partner, &plan))?;
+            for op in &ops {
+                progress.suspend(|| report.table(place.scheme(), op.meaning()))?;
+                for size in self.sizes.all() {
+                    progress.set_message(format!("{connector} {} {size}", op.name()));
+                    let pair = op.measure(&place, &mut partner, *size, &plan)?;
+                    progress
+                        .suspend(|| report.line(connector, op.name(), op.reference(), *size, op.moves(*size), &pair))?;
+                    progress.inc(1);
+                }
+            }
+        }
+        progress.finish_and_clear();
+        Ok(())
+    }
+}
+
+impl Op {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Resolve => "resolve",
+            Self::Rtt => "rtt",
+            Self::All => "all",
+        }
+    }
+
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Put => "put: this process stores an object; beside memcpy",
+            Self::Get => "get: the peer gets an object and drops it, touching no byte; beside memcpy in the peer",
+            Self::Resolve => "resolve: the peer resolves token bytes, touching no byte; beside memcpy in the peer",
+            Self::Rtt => "rtt: object there, object back, by tokens; beside the payload itself through a pipe",
+            Self::All => "",
+        }
+    }
+
+    const fn reference(self) -> &'static str {
+        match self {
+            Self::Rtt => "pipe",
+            _ => "memcpy",
+        }
+    }
+
+    /// Payload bytes that one operation moves.
+    const fn moves(self, size: usize) -> usize {
+        match self {
+            Self::Rtt => 2 * size,
+            _ => size,
+        }
+    }
+
+    fn measure(self, place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<timing::Pair, Failure> {
+        match self {
+            Self::Put | Self::All => operations::put(place, partner, size, plan),
+            Self::Get => operations::get(place, partner, size, plan, false),
+            Self::Resolve => operations::get(place, partner, size, plan, true),
+            Self::Rtt => operations::rtt(place, partner, size, plan),
+        }
+    }
+}
+
+/// How many lines are done, on standard error if that is a terminal.
+fn progress(lines: usize) -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(lines as u64).with_style(style)
+}
+
+fn parse_budget(text: &str) -> Result<Duration, String> {
+    match environment::parse_duration(text) {
+        Some(budget) if !budget.is_zero() && budget <= Duration::from_secs(3600) => Ok(budget),
+        _ => Err("expected a duration of up to an hour, as 300ms or 2s".to_owned()),
+    }
+}

@@ -1,0 +1,157 @@
+//! What is measured.
+
+use std::time::{Duration, Instant};
+
+use proxystore::codec::Slice;
+use proxystore::{Key, Proxy};
+
+use super::buffers::Buffers;
+use super::link::{Answer, Link, Request};
+use super::partner::{Partner, gone};
+use super::place::Place;
+use super::timing::{Pair, Plan};
+use crate::failure::Failure;
+
+/// This process puts.
+pub(super) fn put(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
+    let mut buffers = Buffers::new(size);
+    verify(place, partner, &buffers)?;
+    let store = &place.store;
+    let payload = buffers.payload.clone();
+    let mut keys: Vec<Key> = Vec::new();
+    let mut ours = |n: usize| {
+        let begin = Instant::now();
+        for _ in 0..n {
+            keys.push(store.put(&payload[..]).wait()?);
+        }
+        let took = begin.elapsed();
+        // Outside the time, and each batch, so that there is never more than one.
+        store.evict_batch(&keys).wait()?;
+        keys.clear();
+        Ok(took)
+    };
+    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
+}
+
+/// The peer gets, or resolves, what this process has put.
+pub(super) fn get(
+    place: &Place,
+    partner: &mut Partner,
+    size: usize,
+    plan: &Plan,
+    resolve: bool,
+) -> Result<Pair, Failure> {
+    let buffers = Buffers::new(size);
+    verify(place, partner, &buffers)?;
+    let objects = objects_at_once(size, IN_FLIGHT / 4, 16);
+    let proxies = (0..objects).map(|_| Ok(place.store.proxy(&buffers.payload[..]).wait()?));
+    let proxies = proxies.collect::<Result<Vec<Proxy<[u8]>>, Failure>>()?;
+    let tokens = proxies.iter().map(Proxy::to_token_bytes).collect::<Result<_, _>>()?;
+    let answer = partner.ask(&Request::Get { tokens, resolve, plan: *plan }, limit(plan, size))?;
+    for key in proxies.iter().filter_map(Proxy::key) {
+        place.store.evict(key).wait()?;
+    }
+    match answer {
+        Answer::Measured(pair) => Ok(pair),
+        _ => Err(unexpected()),
+    }
+}
+
+/// An object there and an object back, by their tokens.
+pub(super) fn rtt(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
+    let mut buffers = Buffers::new(size);
+    verify(place, partner, &buffers)?;
+    let payload = buffers.payload.clone();
+    partner.within(limit(plan, size), |link| {
+        let back = round_trip(place, link, &payload)?.1;
+        if *back != *payload {
+            return Err(Failure::new(format_args!("the reply of {size} bytes is not what the peer put")));
+        }
+        drop(back);
+        // Both closures need the link, one at a time.
+        let link = std::cell::RefCell::new(link);
+        let mut ours = |n: usize| {
+            let mut link = link.borrow_mut();
+            let mut took = Duration::ZERO;
+            for _ in 0..n {
+                took += round_trip(place, &mut link, &payload)?.0;
+            }
+            Ok(took)
+        };
+        let mut bare = |n: usize| bounce(&mut link.borrow_mut(), &mut buffers, n);
+        Pair::measure(plan, usize::MAX, &mut ours, &mut bare)
+    })
+}
+
+/// One round trip: its time, and the bytes that came back.
+fn round_trip(place: &Place, link: &mut Link, payload: &[u8]) -> Result<(Duration, Slice<u8>), Failure> {
+    let begin = Instant::now();
+    let there: Proxy<[u8]> = place.store.proxy(payload).wait()?;
+    let Answer::Token(token) = link.ask(&Request::Reply { token: there.to_token_bytes()? })? else {
+        return Err(unexpected());
+    };
+    let back: Proxy<[u8]> = Proxy::from_token_bytes(&token)?;
+    let view = Proxy::resolve(&back).wait()?;
+    let took = begin.elapsed();
+    for key in [&there, &back].into_iter().filter_map(Proxy::key) {
+        place.store.evict(key).wait()?;
+    }
+    Ok((took, view))
+}
+
+/// The reference of `rtt`: the payload itself there and back, `n` times.
+fn bounce(link: &mut Link, buffers: &mut Buffers, n: usize) -> Result<Duration, Failure> {
+    match link.ask(&Request::Bounce { rounds: n as u64 })? {
+        Answer::Done => {}
+        _ => return Err(unexpected()),
+    }
+    let begin = Instant::now();
+    for _ in 0..n {
+        link.write(&buffers.payload).map_err(gone)?;
+        link.read(&mut buffers.scratch).map_err(gone)?;
+    }
+    let took = begin.elapsed();
+    match link.receive().map_err(gone)? {
+        Answer::Done => Ok(took),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Tells the peer the size, and lets it check that an object arrives as it was put.
+fn verify(place: &Place, partner: &mut Partner, buffers: &Buffers) -> Result<(), Failure> {
+    let size = buffers.payload.len();
+    let proxy: Proxy<[u8]> = place.store.proxy(&buffers.payload[..]).wait()?;
+    let begin = Request::Begin { size: size as u64, token: proxy.to_token_bytes()?, checksum: buffers.checksum() };
+    let answer = partner.ask(&begin, PATIENCE + per_byte(size));
+    if let Some(key) = Proxy::key(&proxy) {
+        place.store.evict(key).wait()?;
+    }
+    answer.map(|_| ())
+}
+
+/// How many objects of `size` may lie in the store at once.
+fn objects_at_once(size: usize, bytes: usize, most: usize) -> usize {
+    (bytes / size).clamp(1, most)
+}
+
+/// Longer than any measurement that goes on, and no longer than somebody waits for one that does not.
+fn limit(plan: &Plan, size: usize) -> Duration {
+    match plan.samples {
+        Some(samples) => PATIENCE + per_byte(size) * samples.saturating_add(10),
+        None => PATIENCE + plan.budget * 4 + per_byte(size) * 32,
+    }
+}
+
+/// 100 MB/s: a slow disk.
+fn per_byte(size: usize) -> Duration {
+    Duration::from_nanos(10).saturating_mul(u32::try_from(size).unwrap_or(u32::MAX))
+}
+
+fn unexpected() -> Failure {
+    Failure::new("the peer answered something else")
+}
+
+/// Bytes that a batch may have in the store.
+const IN_FLIGHT: usize = 256 << 20;
+
+const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,22 @@
+//! `proxystore evict`.
+
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::object::ObjectArgs;
+
+/// Remove an object; not an error when it is gone already
+///
+/// Whoever has mapped the object keeps its bytes.
+#[derive(Args)]
+pub(crate) struct Evict {
+    #[command(flatten)]
+    object: ObjectArgs,
+}
+
+impl Evict {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let named = self.object.open()?;
+        Ok(self.object.timeout.bound(named.store.evict(&named.key)).wait()?)
+    }
+}

@@ -1,0 +1,212 @@
+//! `proxystore info`: what this build can do on this machine, for people and as JSON.
+
+use std::fmt::Write as _;
+use std::io::{Write, stdout};
+use std::path::Path;
+
+use clap::Args;
+use proxystore::{connectors, environment};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::{COMMIT, VERSION};
+
+mod launcher;
+mod limits;
+
+use limits::Limits;
+
+/// Show version, connectors, limits of this machine, and every PROXYSTORE_* variable
+#[derive(Args)]
+pub(crate) struct Info {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Info {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let report = Report::collect();
+        let text = match self.json {
+            true => serde_json::to_string_pretty(&report).map_err(Failure::new)? + "\n",
+            false => report.to_text(),
+        };
+        stdout().write_all(text.as_bytes()).map_err(Failure::stdout)
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    commit: Option<&'static str>,
+    features: Vec<&'static str>,
+    default_store: String,
+    connectors: Vec<ConnectorRow>,
+    native_libraries: Vec<String>,
+    limits: Limits,
+    launcher: Vec<launcher::Launcher>,
+    variables: Vec<VariableRow>,
+    unknown_variables: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ConnectorRow {
+    scheme: &'static str,
+    compiled_in: bool,
+    /// The cargo feature that brings it.
+    feature: Option<&'static str>,
+    reach: Option<&'static str>,
+    capabilities: Vec<&'static str>,
+    summary: Option<&'static str>,
+    options: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct VariableRow {
+    name: &'static str,
+    value: Option<String>,
+    default: &'static str,
+    doc: &'static str,
+}
+
+impl Report {
+    fn collect() -> Self {
+        let features = FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        let variables = environment::VARIABLES.iter().map(|variable| VariableRow {
+            name: variable.name,
+            value: variable.value(),
+            default: variable.default,
+            doc: variable.doc,
+        });
+        Self {
+            version: VERSION,
+            commit: COMMIT,
+            features,
+            default_store: default_store(),
+            connectors: connector_rows(),
+            native_libraries: Vec::new(),
+            limits: Limits::collect(),
+            launcher: launcher::seen(),
+            variables: variables.collect(),
+            unknown_variables: environment::unknown(),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out).expect("a String takes everything");
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "# Version\nproxystore {}, commit {}", self.version, self.commit.unwrap_or("unknown"))?;
+        writeln!(out, "\n# Features\n{}", self.features.join(" "))?;
+        writeln!(out, "\n# Default store\n{}", self.default_store)?;
+
+        writeln!(out, "\n# Connectors")?;
+        for row in &self.connectors {
+            match (row.compiled_in, row.feature) {
+                (false, Some(feature)) => {
+                    writeln!(out, "{:<10} not in this build; enable the cargo feature \"{feature}\"", row.scheme)?;
+                }
+                _ => {
+                    writeln!(out, "{:<10} {}", format!("{}://", row.scheme), row.summary.unwrap_or_default())?;
+                    writeln!(out, "{:<10} reach: {}", "", row.reach.unwrap_or_default())?;
+                    writeln!(out, "{:<10} {}", "", row.capabilities.join(", "))?;
+                    if !row.options.is_empty() {
+                        writeln!(out, "{:<10} options: {}", "", row.options.join(", "))?;
+                    }
+                }
+            }
+        }
+
+        writeln!(out, "\n# Native libraries\nnone: no connector of this version uses one")?;
+
+        writeln!(out, "\n# Limits")?;
+        for (name, value) in self.limits.lines() {
+            writeln!(out, "{name:<22} {value}")?;
+        }
+
+        writeln!(out, "\n# Launcher")?;
+        if self.launcher.is_empty() {
+            writeln!(out, "none seen")?;
+        }
+        for launcher in &self.launcher {
+            writeln!(out, "{:<22} {}", launcher.name, launcher.variables.join(" "))?;
+        }
+
+        writeln!(out, "\n# Environment")?;
+        for row in &self.variables {
+            match &row.value {
+                Some(value) => writeln!(out, "{}={value}", row.name)?,
+                None => writeln!(out, "{} is not set; default: {}", row.name, row.default)?,
+            }
+            writeln!(out, "    {}", row.doc)?;
+        }
+        for name in &self.unknown_variables {
+            writeln!(out, "warning: {name} is set and no variable of this version")?;
+        }
+        Ok(())
+    }
+}
+
+/// The URL that `Store::open_default` uses, without opening it, which would make its directory.
+fn default_store() -> String {
+    let set = environment::VARIABLES.iter().find(|variable| variable.name == "PROXYSTORE_STORE");
+    match set.and_then(|variable| variable.value()).filter(|url| !url.is_empty()) {
+        Some(url) => url,
+        None => {
+            let user = rustix::process::geteuid().as_raw();
+            format!("file://{}", std::env::temp_dir().join(Path::new(&format!("proxystore-{user}"))).display())
+        }
+    }
+}
+
+fn connector_rows() -> Vec<ConnectorRow> {
+    let known = connectors::registrations();
+    let missing = connectors::FEATURES.iter().filter(|scheme| known.iter().all(|row| row.scheme != **scheme));
+    let missing = missing.map(|scheme| ConnectorRow {
+        scheme,
+        compiled_in: false,
+        feature: Some(scheme),
+        reach: None,
+        capabilities: Vec::new(),
+        summary: None,
+        options: Vec::new(),
+    });
+    let compiled_in = known.iter().map(|row| ConnectorRow {
+        scheme: row.scheme,
+        compiled_in: true,
+        feature: connectors::FEATURES.iter().copied().find(|feature| *feature == row.scheme),
+        reach: Some(row.reach),
+        capabilities: row.capabilities.names().collect(),
+        summary: Some(row.summary),
+        options: row.options.to_vec(),
+    });
+    compiled_in.chain(missing).collect()
+}
+
+const FEATURES: &[(&str, bool)] = &[
+    ("memory", cfg!(feature = "memory")),
+    ("file", cfg!(feature = "file")),
+    ("msgpack", cfg!(feature = "msgpack")),
+    ("rkyv", cfg!(feature = "rkyv")),
+    ("metrics", cfg!(feature = "metrics")),
+    ("tracing", cfg!(feature = "tracing")),
+    ("conformance", cfg!(feature = "conformance")),
+    ("cli", cfg!(feature = "cli")),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_those_of_the_manifest() {
+        let manifest = include_str!("../../../Cargo.toml");
+        let section = manifest.split("[features]").nth(1).and_then(|rest| rest.split("\n[").next()).unwrap();
+        let named = section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.trim());
+        let named: Vec<&str> = named.filter(|name| *name != "default" && !name.starts_with('#')).collect();
+        assert_eq!(FEATURES.iter().map(|(name, _)| *name).collect::<Vec<_>>(), named);
+    }
+}

@@ -1,0 +1,106 @@
+//! `info`, `completions`, help, usage.
+
+use proxystore::{connectors, environment};
+
+use crate::{Room, succeeded, text};
+
+#[test]
+fn info_lists_every_variable_and_connector() {
+    let room = Room::new();
+    let output = room.run(&["info"]);
+    succeeded(&output);
+    let out = text(&output.stdout);
+    for variable in environment::VARIABLES {
+        assert!(out.contains(variable.name) && out.contains(variable.doc), "{}", variable.name);
+    }
+    for row in connectors::TABLE {
+        assert!(out.contains(row.summary) && out.contains(row.scheme), "{}", row.scheme);
+    }
+    let heads =
+        ["Version", "Features", "Default store", "Connectors", "Native libraries", "Limits", "Launcher", "Environment"];
+    for head in heads {
+        assert!(out.contains(&format!("# {head}\n")), "{head}");
+    }
+    assert!(out.contains(&room.url()));
+    // Looking changes nothing.
+    assert_eq!(crate::names(room.path()), [""; 0]);
+}
+
+#[test]
+fn info_as_json() {
+    let room = Room::new();
+    let mut command = room.command(&["info", "--json"]);
+    command.env("PROXYSTORE_TIMEOUT", "3s").env("PROXYSTORE_TIEMOUT", "3s").env("SLURM_JOB_ID", "7");
+    let output = command.output().unwrap();
+    succeeded(&output);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let variables = value["variables"].as_array().unwrap();
+    assert_eq!(variables.len(), environment::VARIABLES.len());
+    let timeout = variables.iter().find(|row| row["name"] == "PROXYSTORE_TIMEOUT").unwrap();
+    assert_eq!((timeout["value"].as_str(), timeout["default"].as_str()), (Some("3s"), Some("10s")));
+    assert_eq!(value["unknown_variables"], serde_json::json!(["PROXYSTORE_TIEMOUT"]));
+    assert_eq!(value["default_store"], room.url());
+    assert_eq!(value["native_libraries"], serde_json::json!([]));
+    assert!(value["limits"]["nofile_soft"].is_u64() && value["limits"]["cores"].is_u64());
+    let slurm = value["launcher"].as_array().unwrap().iter().find(|row| row["name"] == "Slurm").unwrap();
+    assert!(slurm["variables"].as_array().unwrap().contains(&"SLURM_JOB_ID".into()));
+}
+
+#[test]
+fn unknown_variables_warn() {
+    let room = Room::new();
+    let output = room.command(&["info"]).env("PROXYSTORE_TIEMOUT", "3s").output().unwrap();
+    assert!(text(&output.stdout).contains("warning: PROXYSTORE_TIEMOUT"));
+    let output = room.command(&["put", "/proc/version"]).env("PROXYSTORE_TIEMOUT", "3s").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stderr).contains("PROXYSTORE_TIEMOUT"));
+}
+
+#[test]
+fn completions_for_every_shell() {
+    let room = Room::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = room.run(&["completions", shell]);
+        succeeded(&output);
+        let script = text(&output.stdout);
+        assert!(script.contains("time-budget") && script.contains("evict"), "{shell}");
+        assert!(!script.contains("bench-peer") && !script.contains("remove-at-eof"), "{shell}");
+    }
+}
+
+#[test]
+fn help_and_version() {
+    let room = Room::new();
+    for command in ["put", "get", "exists", "evict", "info", "bench", "completions"] {
+        let output = room.run(&[command, "--help"]);
+        succeeded(&output);
+        assert!(text(&output.stdout).contains(&format!("Usage: proxystore {command}")), "{command}");
+    }
+    let help = text(&room.run(&["--help"]).stdout);
+    for part in ["Exit status", "Examples", "no such object"] {
+        assert!(help.contains(part), "{part}");
+    }
+    assert!(!help.contains("bench-peer") && !help.contains("remove-at-eof"));
+    assert_eq!(text(&room.run(&["--version"]).stdout), format!("proxystore {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    let room = Room::new();
+    for arguments in [
+        &[][..],
+        &["nosuch"],
+        &["put"],
+        &["get"],
+        &["get", "token", "--timeout", "soon"],
+        &["get", "token", "--timeout", "0s"],
+        &["bench", "--sizes", "big"],
+        &["bench", "--op", "nosuch"],
+        &["bench", "--iterations", "0"],
+        &["bench", "--iterations", "3", "--time-budget", "1s"],
+        &["completions", "cmd.exe"],
+    ] {
+        let output = room.run(arguments);
+        assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{arguments:?}");
+    }
+}
