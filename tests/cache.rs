@@ -1,4 +1,5 @@
 //! The cache of resolved objects: single flight, limits, staleness, figures.
+#![cfg(feature = "memory")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};

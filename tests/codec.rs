@@ -1,4 +1,5 @@
 //! Codecs: what is viewed in place, what is refused, what happens with bytes that nobody wrote.
+#![cfg(feature = "memory")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;

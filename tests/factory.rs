@@ -1,4 +1,5 @@
 //! Factories of the user's own: closures, types, those that travel.
+#![cfg(feature = "memory")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};

@@ -1,4 +1,5 @@
 //! `Proxy`: what travels, who fetches, how it fails, what it passes on to its object.
+#![cfg(feature = "memory")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};

@@ -1,4 +1,5 @@
 //! `Store`: objects in and out, batches, the registry, limits in time, what is counted.
+#![cfg(feature = "memory")]
 
 use std::sync::Arc;
 use std::thread;
