@@ -1,6 +1,7 @@
-//! A connector for tests of the layers above: memory underneath, with counts, delays, failures and hooks.
+//! A connector for tests of the layers above: objects in memory, with counts, delays, failures and hooks.
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -13,9 +14,9 @@ use proxystore::{
     Capabilities, Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Pending, Region, RegionMut, Result, Store,
 };
 
-/// Wraps a memory connector; behaves as one until told otherwise.
+/// Behaves as a memory connector until told otherwise.
 pub(crate) struct Probe {
-    inner: Arc<MemoryConnector>,
+    objects: Arc<Objects>,
     mode: Mutex<Mode>,
     after_get: Mutex<Option<Hook>>,
     before_removal: Mutex<Option<Hook>>,
@@ -75,7 +76,7 @@ impl Probe {
     /// `name` must differ between tests: stores are one per URL and process.
     pub(crate) fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
-            inner: Arc::new(MemoryConnector::new(name)),
+            objects: Arc::new(Objects { live: Mutex::default(), inner: MemoryConnector::new(name) }),
             mode: Mutex::new(Mode::Ready),
             after_get: Mutex::default(),
             before_removal: Mutex::default(),
@@ -162,11 +163,11 @@ impl Probe {
 
 impl Connector for Probe {
     fn config(&self) -> &ConnectorConfig {
-        self.inner.config()
+        self.objects.inner.config()
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        self.objects.inner.capabilities()
     }
 
     fn reserve(&self, len: usize) -> Result<RegionMut> {
@@ -178,18 +179,18 @@ impl Connector for Probe {
             return Pending::ready(Err(Error::new(ErrorKind::NoSpace, "commit", "the probe was told to fail")));
         }
         self.commits.fetch_add(1, Ordering::SeqCst);
-        self.inner.commit(region, format)
+        Pending::ready(self.objects.insert(region.freeze(), format))
     }
 
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
         self.gets.fetch_add(1, Ordering::SeqCst);
-        let (inner, key, hook) = (Arc::clone(&self.inner), *key, self.after_get.lock().unwrap().take());
+        let (objects, key, hook) = (Arc::clone(&self.objects), *key, self.after_get.lock().unwrap().take());
         let instead = match &*self.mode.lock().unwrap() {
             Mode::Instead(region) => Some(region.clone()),
             _ => None,
         };
         self.serve(move || {
-            let found = inner.get(&key).wait();
+            let found = objects.get(&key);
             if let Some(hook) = hook {
                 hook(&key);
             }
@@ -199,9 +200,9 @@ impl Connector for Probe {
 
     fn get_batch(&self, keys: &[Key]) -> Pending<Vec<Option<Region>>> {
         self.batches.fetch_add(1, Ordering::SeqCst);
-        let (inner, keys, hook) = (Arc::clone(&self.inner), keys.to_vec(), self.after_get.lock().unwrap().take());
+        let (objects, keys, hook) = (Arc::clone(&self.objects), keys.to_vec(), self.after_get.lock().unwrap().take());
         self.serve(move || {
-            let found = inner.get_batch(&keys).wait();
+            let found = keys.iter().map(|key| objects.get(key)).collect();
             if let Some(hook) = hook {
                 hook(&keys[0]);
             }
@@ -210,39 +211,66 @@ impl Connector for Probe {
     }
 
     fn exists(&self, key: &Key) -> Pending<bool> {
-        self.inner.exists(key)
+        Pending::ready(self.objects.get(key).map(|found| found.is_some()))
     }
 
     fn evict(&self, key: &Key) -> Pending<()> {
         self.removal(key);
-        self.inner.evict(key)
+        drop(self.objects.remove(key));
+        self.objects.inner.evict(key)
     }
 
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
         self.takes.fetch_add(1, Ordering::SeqCst);
         self.removal(key);
-        let (inner, key) = (Arc::clone(&self.inner), *key);
-        self.serve(move || inner.take(&key).wait())
+        let (objects, key) = (Arc::clone(&self.objects), *key);
+        self.serve(move || Ok(objects.remove(&key)))
     }
 
     fn declare(&self, format: Format) -> Result<Key> {
-        self.inner.declare(format)
+        self.objects.inner.declare(format)
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         if !self.may_commit() {
             return Pending::ready(Err(Error::new(ErrorKind::NoSpace, "commit_at", "the probe was told to fail")));
         }
-        self.inner.commit_at(key, region)
+        self.objects.inner.commit_at(key, region)
     }
 
     fn get_when_committed(&self, key: &Key) -> Pending<Region> {
-        self.inner.get_when_committed(key)
+        self.objects.inner.get_when_committed(key)
     }
 
     fn close(&self) -> Result<()> {
         self.closes.fetch_add(1, Ordering::SeqCst);
-        self.inner.close()
+        self.objects.live.lock().unwrap().clear();
+        self.objects.inner.close()
+    }
+}
+
+struct Objects {
+    /// By locator. Not in the memory connector, which copies memory that others lent.
+    live: Mutex<HashMap<Vec<u8>, Region>>,
+    /// Keys, and deferred objects.
+    inner: MemoryConnector,
+}
+
+impl Objects {
+    fn insert(&self, region: Region, format: Format) -> Result<Key> {
+        let place = self.inner.declare(format)?;
+        let key = Key::new(place.scheme(), place.locator(), region.len() as u64, format)?;
+        self.live.lock().unwrap().insert(key.locator().to_vec(), region);
+        Ok(key)
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Region>> {
+        let found = self.live.lock().unwrap().get(key.locator()).cloned();
+        if found.is_some() { Ok(found) } else { self.inner.get(key).wait() }
+    }
+
+    fn remove(&self, key: &Key) -> Option<Region> {
+        self.live.lock().unwrap().remove(key.locator())
     }
 }
 
