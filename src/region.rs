@@ -238,6 +238,16 @@ impl RegionMut {
         }
     }
 
+    /// Appends what `f` writes: many small pieces without a look at the memory for each.
+    pub(crate) fn append<T>(&mut self, f: impl FnOnce(&mut Appender<'_>) -> T) -> T {
+        let mut out = Appender { rest: self.spare_capacity_mut(), written: 0 };
+        let result = f(&mut out);
+        let written = out.written;
+        // SAFETY: `Appender` wrote the first `written` bytes of the spare capacity.
+        unsafe { self.advance_mut(written) };
+        result
+    }
+
     /// Makes the whole capacity part of the object and returns it for writing in place.
     ///
     /// The bytes already written keep their values; the others are zero in process memory, arbitrary in mapped memory
@@ -361,6 +371,30 @@ impl RegionMut {
     }
 }
 
+/// Writes to the spare capacity of a region; `None` when there is too little.
+pub(crate) struct Appender<'a> {
+    rest: &'a mut [MaybeUninit<u8>],
+    written: usize,
+}
+
+impl Appender<'_> {
+    #[inline]
+    pub(crate) fn push(&mut self, byte: u8) -> Option<()> {
+        self.rest.get_mut(self.written)?.write(byte);
+        self.written += 1;
+        Some(())
+    }
+
+    #[inline]
+    pub(crate) fn extend(&mut self, bytes: &[u8]) -> Option<()> {
+        let target = self.rest.get_mut(self.written..)?.get_mut(..bytes.len())?;
+        // SAFETY: both are valid for `bytes.len()` bytes, the target exclusively so; bytes need no alignment.
+        unsafe { target.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.written += bytes.len();
+        Some(())
+    }
+}
+
 /// Keeps a reservation's memory alive under a `Region`.
 struct Frozen {
     len: usize,
@@ -466,6 +500,20 @@ mod tests {
         fn as_ptr_is_aligned(&self) -> bool {
             self.memory.as_ptr().addr().get() % ALIGNMENT == 0
         }
+    }
+
+    #[test]
+    fn append_writes_what_fits() {
+        let mut region = RegionMut::heap(8).unwrap();
+        region.put_slice(b"a");
+        region.append(|out| {
+            assert_eq!((out.push(b'b'), out.extend(b"cdef")), (Some(()), Some(())));
+            assert_eq!(
+                (out.extend(b"ghi"), out.extend(b"gh"), out.push(b'i'), out.extend(b"")),
+                (None, Some(()), None, Some(()))
+            );
+        });
+        assert_eq!(region.as_slice(), b"abcdefgh");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::connector::Connector;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
-use crate::region::RegionMut;
+use crate::region::{Appender, RegionMut};
 
 /// Takes the encoded bytes of one object.
 ///
@@ -87,14 +87,15 @@ impl<'a> Encoder<'a> {
         }
         self.scratch.clear();
         self.reserve(total)?;
-        postcard::serialize_with_flavor(value, Large(self)).map_err(refused)
+        let Some(region) = &mut self.region else { return Err(no_region()) };
+        region.append(|out| postcard::serialize_with_flavor(value, InPlace(out))).map_err(refused)
     }
 
     pub(super) fn finish_region(mut self) -> Result<RegionMut> {
         if self.region.is_none() {
             self.reserve(self.scratch.len())?;
         }
-        self.region.take().ok_or_else(|| Error::new(ErrorKind::Codec, "put", "no region"))
+        self.region.take().ok_or_else(no_region)
     }
 
     pub(super) fn finish(mut self, format: Format) -> Pending<Key> {
@@ -164,24 +165,28 @@ impl postcard::ser_flavors::Flavor for Small<'_> {
 }
 
 /// Writes into the reserved region.
-struct Large<'e, 'a>(&'e mut Encoder<'a>);
+struct InPlace<'e, 'a>(&'e mut Appender<'a>);
 
-impl postcard::ser_flavors::Flavor for Large<'_, '_> {
+impl postcard::ser_flavors::Flavor for InPlace<'_, '_> {
     type Output = ();
 
     #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.try_extend(&[byte])
+        self.0.push(byte).ok_or(postcard::Error::SerializeBufferFull)
     }
 
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.write(bytes).map_err(|_| postcard::Error::SerializeBufferFull)
+        self.0.extend(bytes).ok_or(postcard::Error::SerializeBufferFull)
     }
 
     fn finalize(self) -> postcard::Result<()> {
         Ok(())
     }
+}
+
+fn no_region() -> Error {
+    Error::new(ErrorKind::Codec, "put", "no region")
 }
 
 fn refused(error: postcard::Error) -> Error {
