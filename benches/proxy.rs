@@ -3,27 +3,38 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use proxystore::codec::Object;
 use proxystore::{Proxy, Store, Token};
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    deref(&mut criterion);
+    create(&mut criterion);
+    travel(&mut criterion);
+    criterion.final_summary();
+}
 
 fn deref(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("1000 derefs");
     let store = Store::open("memory://bench-deref").expect("a store");
-    let number = store.proxy(&1.5f64).wait().expect("room");
-    let slice: Proxy<[f64]> = store.proxy(&[1.5; 16][..]).wait().expect("room");
-    let boxes: (Box<f64>, Box<[f64]>) = (Box::new(*number), slice.to_vec().into());
-    let shared = std::sync::Arc::new(1.5f64);
+    let number = store.proxy(&15u64).wait().expect("room");
+    let slice: Proxy<[u64]> = store.proxy(&[15; 16][..]).wait().expect("room");
+    let boxes: (Box<u64>, Box<[u64]>) = (Box::new(*number), slice.to_vec().into());
+    let shared = std::sync::Arc::new(15u64);
     // The reference goes through `black_box` each time, so that each deref is one.
-    group.bench_function("Box<f64>", |bencher| bencher.iter(|| sum(|| **black_box(&boxes.0))));
-    group.bench_function("Arc<f64>", |bencher| bencher.iter(|| sum(|| **black_box(&shared))));
-    group.bench_function("Proxy<f64>", |bencher| bencher.iter(|| sum(|| **black_box(&number))));
-    group.bench_function("Box<[f64]>", |bencher| bencher.iter(|| sum(|| black_box(&boxes.1)[3])));
-    group.bench_function("Proxy<[f64]>", |bencher| bencher.iter(|| sum(|| black_box(&slice)[3])));
+    group.bench_function("Box<u64>", |bencher| bencher.iter(|| sum(|| **black_box(&boxes.0))));
+    group.bench_function("Arc<u64>", |bencher| bencher.iter(|| sum(|| **black_box(&shared))));
+    group.bench_function("Proxy<u64>", |bencher| bencher.iter(|| sum(|| **black_box(&number))));
+    group.bench_function("Box<[u64]>", |bencher| bencher.iter(|| sum(|| black_box(&boxes.1)[3])));
+    group.bench_function("Proxy<[u64]>", |bencher| bencher.iter(|| sum(|| black_box(&slice)[3])));
     group.finish();
 }
 
-fn sum(read: impl Fn() -> f64) -> f64 {
+fn sum(read: impl Fn() -> u64) -> u64 {
     (0..1000).map(|_| read()).sum()
 }
 
@@ -80,10 +91,3 @@ fn travel(criterion: &mut Criterion) {
     });
     group.finish();
 }
-
-criterion_group! {
-    name = benches;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = deref, create, travel
-}
-criterion_main!(benches);

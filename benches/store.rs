@@ -4,16 +4,30 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use proxystore::codec::Object;
-use proxystore::{ConnectorExt, Key, Store};
+use proxystore::{Key, Store};
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    get(&mut criterion);
+    hit(&mut criterion);
+    put(&mut criterion);
+    criterion.final_summary();
+}
 
 fn get(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("get 64 B");
     let store = Store::open("memory://bench-get?cache_bytes=0").expect("a store");
     let key = store.put(&[7u8; 64][..]).wait().expect("room");
     let connector = store.connector();
-    group.bench_function("connector", |bencher| bencher.iter(|| connector.fetch(black_box(&key)).wait().expect("it")));
+    group.bench_function("connector", |bencher| bencher.iter(|| connector.get(black_box(&key)).wait().expect("it")));
+    group.bench_function("store, bytes as they are", |bencher| {
+        bencher.iter(|| store.get_region(black_box(&key)).wait().expect("it"));
+    });
     group.bench_function("store, no cache", |bencher| {
         bencher.iter(|| store.get::<[u8]>(black_box(&key)).wait().expect("it"));
     });
@@ -38,6 +52,24 @@ fn hit(criterion: &mut Criterion) {
         });
     });
     // Wall time of as many hits in each thread: equal to that of one thread if they do not disturb each other.
+    let apart: Vec<(Store, Key)> = (0..2)
+        .map(|i| {
+            let store = Store::open(&format!("memory://bench-hit-{i}")).expect("a store");
+            let key = store.put(&[7u8; 64][..]).wait().expect("room");
+            store.get::<[u8]>(&key).wait().expect("it");
+            (store, key)
+        })
+        .collect();
+    group.bench_function("2 threads, nothing shared", |bencher| {
+        bencher.iter_custom(|n| {
+            in_threads(2, |thread| {
+                let (store, key) = &apart[thread];
+                for _ in 0..n {
+                    black_box(store.get::<[u8]>(black_box(key)).wait().expect("it"));
+                }
+            })
+        });
+    });
     for (name, stride) in [("2 threads, own keys", 32), ("2 threads, same key", 0)] {
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|n| {
@@ -88,10 +120,3 @@ fn in_threads(threads: usize, f: impl Fn(usize) + Sync) -> Duration {
     });
     start.elapsed()
 }
-
-criterion_group! {
-    name = benches;
-    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = get, hit, put
-}
-criterion_main!(benches);

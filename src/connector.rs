@@ -206,7 +206,7 @@ pub trait ConnectorExt: Connector {
     /// # Errors
     /// `NotFound` when it is not.
     fn fetch(&self, key: &Key) -> Pending<Region> {
-        let missing = not_found("get", self.scheme(), key);
+        let missing = not_found("get", key);
         self.get(key).and_then(move |found| found.ok_or_else(missing))
     }
 }
@@ -214,11 +214,11 @@ pub trait ConnectorExt: Connector {
 impl<C: Connector + ?Sized> ConnectorExt for C {}
 
 /// Makes the `NotFound` of `key`, when it is needed.
-pub(crate) fn not_found(op: &'static str, scheme: &str, key: &Key) -> impl FnOnce() -> Error + Send + 'static {
-    let (scheme, key) = (scheme.to_owned(), *key);
+pub(crate) fn not_found(op: &'static str, key: &Key) -> impl FnOnce() -> Error + Send + 'static {
+    let key = *key;
     move || {
         let context = format!("{key:?} was evicted, taken, or never committed");
-        Error::new(ErrorKind::NotFound, op, context).with_connector(scheme)
+        Error::new(ErrorKind::NotFound, op, context).with_connector(key.scheme().to_owned())
     }
 }
 

@@ -186,7 +186,7 @@ impl<T: Object + ?Sized> Source<T> {
             (Err(error), _) => return Pending::ready(Err(error)),
         };
         let start = store.clock();
-        let missing = not_found("resolve", store.config().connector.scheme(), key);
+        let missing = not_found("resolve", key);
         let view = read(store).and_then(move |found| found.ok_or_else(missing));
         let len = if key.is_len_known() { key.len() } else { 0 };
         store.observe(Op::Resolve, start, view, move |_| len)

@@ -183,7 +183,7 @@ impl<T: Object + ?Sized> Proxy<T> {
             operations.push(store.get_each::<T>(&keys).and_then(move |views| {
                 let mut first = Ok(());
                 for ((key, shared), view) in members.into_iter().zip(views) {
-                    match view.and_then(|view| view.ok_or_else(not_found("resolve", key.scheme(), &key))) {
+                    match view.and_then(|view| view.ok_or_else(not_found("resolve", &key))) {
                         Ok(view) => drop(shared.view.set(view)),
                         Err(error) => first = first.and(Err(error)),
                     }

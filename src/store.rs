@@ -241,16 +241,22 @@ impl Store {
         self.observe(Op::Get, start, view, self.key_len(key))
     }
 
+    #[inline]
     fn decode_found<T: Object + ?Sized>(
         &self,
         key: &Key,
         fetched: Pending<Option<Region>>,
     ) -> Pending<Option<T::View>> {
         let format = key.format();
-        let store = self.clone();
-        fetched.and_then(move |found| {
+        let decode = move |store: &Self, found: Option<Region>| {
             found.map(|region| codec::decode::<T>(format, region, None, &store.inner.codecs)).transpose()
-        })
+        };
+        if fetched.is_ready() {
+            // Without the handle that a closure needs to outlive this call.
+            return Pending::ready(fetched.wait().and_then(|found| decode(self, found)));
+        }
+        let store = self.clone();
+        fetched.and_then(move |found| decode(&store, found))
     }
 
     /// Reads several objects, in the order of `keys`.
@@ -502,6 +508,7 @@ impl Store {
     }
 
     /// Bounds an operation by the store's deadline and counts its end.
+    #[inline]
     pub(crate) fn observe<T: Send + 'static>(
         &self,
         op: Op,
@@ -509,7 +516,9 @@ impl Store {
         operation: Pending<T>,
         bytes: impl FnOnce(&T) -> u64 + Send + 'static,
     ) -> Pending<T> {
-        let Some(start) = start else { return operation.default_deadline(self.inner.deadline) };
+        let Some(start) = start else {
+            return if operation.is_ready() { operation } else { operation.default_deadline(self.inner.deadline) };
+        };
         let store = self.clone();
         let counted = operation.then(move |result| {
             if let Some(telemetry) = &store.inner.telemetry {

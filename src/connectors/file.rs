@@ -371,7 +371,7 @@ impl Connector for FileConnector {
         let key = *key;
         watch::until_settled(&directory, name).chain(move |()| {
             Pending::blocking(move || {
-                let missing = crate::connector::not_found("get", SCHEME, &key);
+                let missing = crate::connector::not_found("get", &key);
                 directory.read("get", name, &key)?.ok_or_else(missing)
             })
         })

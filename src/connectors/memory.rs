@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -22,7 +23,7 @@ pub struct MemoryConnector {
     instance: u64,
     next: AtomicU64,
     closed: AtomicBool,
-    shards: [RwLock<HashMap<u64, Entry>>; SHARDS],
+    shards: [RwLock<Shard>; SHARDS],
 }
 
 /// The row of the connector table.
@@ -80,7 +81,7 @@ impl MemoryConnector {
         Ok(u64::from_le_bytes(id))
     }
 
-    fn write(&self, id: u64) -> RwLockWriteGuard<'_, HashMap<u64, Entry>> {
+    fn write(&self, id: u64) -> RwLockWriteGuard<'_, Shard> {
         self.shards[id as usize % SHARDS].write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -194,7 +195,7 @@ impl Connector for MemoryConnector {
                 waiters.push(waiter);
                 pending
             }
-            None => Pending::ready(Err(crate::connector::not_found("get", SCHEME, key)())),
+            None => Pending::ready(Err(crate::connector::not_found("get", key)())),
         }
     }
 
@@ -212,6 +213,27 @@ impl Connector for MemoryConnector {
 impl fmt::Debug for MemoryConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryConnector").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+type Shard = HashMap<u64, Entry, BuildHasherDefault<IdHasher>>;
+
+/// Spreads ids, which are a counter of ours: nobody else chooses what is in the tables.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((self.0 << 8) | u64::from(*byte)));
+    }
+
+    fn finish(&self) -> u64 {
+        // The ids of a shard agree in their low bits, hence so do the products; the table looks at the low bits.
+        self.0.rotate_left(32)
     }
 }
 

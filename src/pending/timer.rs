@@ -7,15 +7,19 @@ use std::thread;
 use std::time::Instant;
 
 /// A wake-up at a fixed instant; dropping it takes it back.
-pub(super) struct Alarm {
-    entry: (Instant, u64),
+///
+/// One pointer, because every operation has room for one and few need it.
+pub(super) struct Alarm(Box<Entry>);
+
+struct Entry {
+    place: (Instant, u64),
     waker: Waker,
 }
 
 impl Alarm {
     /// Makes `alarm` wake `waker` at `at`, keeping it as it is when it does so already.
     pub(super) fn set(alarm: &mut Option<Self>, at: Instant, waker: &Waker) {
-        if alarm.as_ref().is_some_and(|set| set.entry.0 == at && set.waker.will_wake(waker)) {
+        if alarm.as_ref().is_some_and(|Self(set)| set.place.0 == at && set.waker.will_wake(waker)) {
             return;
         }
         *alarm = None;
@@ -23,13 +27,13 @@ impl Alarm {
         let (entered, kept) = (waker.clone(), waker.clone());
         let mut table = TIMER.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.next += 1;
-        let entry = (at, table.next);
-        table.wakers.insert(entry, entered);
+        let place = (at, table.next);
+        table.wakers.insert(place, entered);
         if !table.running {
             table.running = thread::Builder::new().name("proxystore-timer".into()).spawn(run).is_ok();
         }
         let running = table.running;
-        let first = table.wakers.first_key_value().is_some_and(|(first, _)| *first == entry);
+        let first = table.wakers.first_key_value().is_some_and(|(first, _)| *first == place);
         drop(table);
         if first {
             TIMER.changed.notify_one();
@@ -38,14 +42,14 @@ impl Alarm {
             // No thread can be made now. A task that polls over and over still meets its deadline.
             waker.wake_by_ref();
         }
-        *alarm = Some(Self { entry, waker: kept });
+        *alarm = Some(Self(Box::new(Entry { place, waker: kept })));
     }
 }
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         let mut table = TIMER.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let waker = table.wakers.remove(&self.entry);
+        let waker = table.wakers.remove(&self.0.place);
         drop(table);
         // Outside the lock: it may run foreign code.
         drop(waker);

@@ -282,7 +282,7 @@ impl Directory {
     fn not_declared(&self, op: &'static str, name: Name, key: &Key) -> Error {
         match sys::statat(&self.handle, name.to_string(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => already_exists(op, key),
-            Err(_) => crate::connector::not_found(op, SCHEME, key)(),
+            Err(_) => crate::connector::not_found(op, key)(),
         }
     }
 
