@@ -1,5 +1,6 @@
 //! Codecs: what is viewed in place, what is refused, what happens with bytes that nobody wrote.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -73,6 +74,7 @@ fn views_of_plain_data_are_the_connectors_memory() {
     let view = store.get::<str>(&key).wait().unwrap().unwrap();
     same(view.as_ptr(), &probe, &key);
     // Through a proxy as well, and from memory that was filled in place.
+    let store = Store::open("memory://codec-filled-in-place").unwrap();
     let mut slice = store.reserve_slice::<u32>(1000).unwrap();
     slice[999] = 42;
     let written = slice.as_ptr();

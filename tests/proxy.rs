@@ -1,5 +1,6 @@
 //! `Proxy`: what travels, who fetches, how it fails, what it passes on to its object.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};

@@ -1,5 +1,6 @@
 //! `Store`: objects in and out, batches, the registry, limits in time, what is counted.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::thread;
