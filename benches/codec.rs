@@ -1,4 +1,5 @@
 //! Codecs: encoding into warm memory and decoding from it, beside `memcpy` of as many bytes.
+#![allow(missing_docs, reason = "criterion_group! makes public functions")]
 
 use std::hint::black_box;
 use std::sync::Arc;

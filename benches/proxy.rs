@@ -1,4 +1,5 @@
 //! `Proxy`: what using one costs beside a `Box`, and what making, sending and resolving one costs.
+#![allow(missing_docs, reason = "criterion_group! makes public functions")]
 
 use std::hint::black_box;
 use std::time::Duration;

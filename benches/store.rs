@@ -1,4 +1,5 @@
 //! `Store` on the memory connector: what it adds to the connector's own get and put, and what a cache hit costs.
+#![allow(missing_docs, reason = "criterion_group! makes public functions")]
 
 use std::hint::black_box;
 use std::thread;

@@ -1,5 +1,6 @@
 //! The cache of resolved objects: single flight, limits, staleness, figures.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};

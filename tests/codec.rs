@@ -1,5 +1,6 @@
 //! Codecs: what is viewed in place, what is refused, what happens with bytes that nobody wrote.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;

@@ -1,5 +1,6 @@
 //! `Store`: objects in and out, batches, the registry, limits in time, what is counted.
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::thread;
@@ -186,7 +187,7 @@ fn a_custom_codec_that_fails_leaves_nothing_either() {
                 out.write(b"some of it")?;
                 how(out)
             },
-            |region| <str as codec::Object>::view(region),
+            <str as codec::Object>::view,
         )
     };
     let refuses = failing(|_| Err(Error::new(ErrorKind::Codec, "put", "on purpose")));
@@ -295,11 +296,7 @@ fn a_reservation_that_outlives_its_store_cannot_be_committed() {
 #[test]
 fn a_builder_with_code_needs_a_place_of_its_own() {
     let open = Store::open("memory://conflict").unwrap();
-    let codec = codec::from_fns::<str>(
-        0x9002,
-        |text, out| out.write(text.as_bytes()),
-        |region| <str as codec::Object>::view(region),
-    );
+    let codec = codec::from_fns::<str>(0x9002, |text, out| out.write(text.as_bytes()), <str as codec::Object>::view);
     let error = Store::builder("memory://conflict").codec::<str>(codec.clone()).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     let connector: Arc<dyn Connector> = Arc::new(MemoryConnector::new("conflict"));

@@ -1,4 +1,5 @@
 //! A connector for tests of the layers above: objects in memory, with counts, delays, failures and hooks.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test binary uses another part of it")]
 
 use std::collections::HashMap;
