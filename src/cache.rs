@@ -161,7 +161,7 @@ impl Cache {
     fn weight(&self, key: &Key) -> Option<u64> {
         // A deferred key does not say what its object weighs. Any object weighs something.
         let weight = if key.is_len_known() { key.len().max(1) } else { return None };
-        (weight <= self.max_bytes && self.max_objects > 0 && !self.closed.load(Ordering::Acquire)).then_some(weight)
+        (weight <= self.max_bytes && self.max_objects > 0).then_some(weight)
     }
 
     /// Evicts others than `key`, which has just come, until the limits hold.
@@ -307,7 +307,7 @@ impl Landing {
         drop(flights);
         cache.forget(replaced);
         cache.make_room(key);
-        // `close` may have swept the shard between the look at `closed` and the insertion.
+        // `close` sweeps after it has said so: one of the two sees the other.
         if cache.closed.load(Ordering::Acquire) {
             cache.remove(key);
         }

@@ -255,6 +255,29 @@ mod tests {
         assert_eq!(Token::from_bytes(&lying).unwrap_err().kind(), ErrorKind::Invalid);
     }
 
+    #[test]
+    fn a_valid_checksum_is_not_enough() {
+        let refused = |mut bytes: Vec<u8>| {
+            seal(&mut bytes);
+            Token::from_bytes(&bytes).unwrap_err()
+        };
+        let body = |token: &Token| unseal(&token.to_bytes()).unwrap().to_vec();
+        let object = body(&sample(Access::Get));
+        for token in [sample(Access::Get), Token::Factory { name: "n".into(), payload: [1, 2].into() }] {
+            let longer = [body(&token), vec![0]].concat();
+            assert_eq!(refused(longer).kind(), ErrorKind::Invalid, "trailing byte");
+        }
+        let later = [&[VERSION + 1], &object[1..]].concat();
+        assert!(refused(later).to_string().contains("version"));
+        assert!(refused([&[VERSION, 9], &object[2..]].concat()).to_string().contains("kind"));
+        let Token::Object { key, .. } = sample(Access::Get) else { unreachable!() };
+        let url = format!("file://{}", "x".repeat(ConnectorConfig::MAX_URL));
+        let long = Token::Object { url: url.into(), key, access: Access::Get };
+        assert!(refused(body(&long)).to_string().contains("URL"));
+        let heavy = Token::Factory { name: "n".into(), payload: vec![0; Token::MAX_BYTES].into() };
+        assert!(refused(body(&heavy)).to_string().contains("at most"));
+    }
+
     proptest! {
         #[test]
         fn sealed_garbage_decodes_or_errs(mut bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..5) {

@@ -284,6 +284,16 @@ fn close_and_open_again() {
 }
 
 #[test]
+fn a_closed_store_is_let_go() {
+    let (probe, store) = Probe::store("store-let-go");
+    store.put("x").wait().unwrap();
+    let probe = { Arc::downgrade(&probe) };
+    store.close().unwrap();
+    drop(store);
+    assert!(probe.upgrade().is_none(), "something still holds the connector");
+}
+
+#[test]
 fn a_reservation_that_outlives_its_store_cannot_be_committed() {
     let (probe, store) = Probe::store("store-late-commit");
     let reserved = store.reserve(10).unwrap();
