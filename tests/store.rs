@@ -287,10 +287,11 @@ fn close_and_open_again() {
 fn a_closed_store_is_let_go() {
     let (probe, store) = Probe::store("store-let-go");
     store.put("x").wait().unwrap();
-    let probe = { Arc::downgrade(&probe) };
+    let connector = Arc::downgrade(&probe);
+    drop(probe);
     store.close().unwrap();
     drop(store);
-    assert!(probe.upgrade().is_none(), "something still holds the connector");
+    assert!(connector.upgrade().is_none(), "something still holds the connector");
 }
 
 #[test]
