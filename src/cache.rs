@@ -296,11 +296,10 @@ impl Landing {
         let slot = Slot { key: *key, view: Box::new(view), weight, used: AtomicBool::new(true) };
         let shard = cache.shard(key);
         // One critical section: an eviction comes before, and strikes the entry, or after, and removes the view.
-        let mut flights = lock(&shard.flights);
+        let flights = lock(&shard.flights);
         if !self.is_current(&flights) {
             return;
         }
-        flights.remove(&self.id);
         cache.bytes.fetch_add(weight, Ordering::Relaxed);
         cache.objects.fetch_add(1, Ordering::Relaxed);
         let replaced = cache.write(shard).insert(slot);

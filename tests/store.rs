@@ -204,6 +204,7 @@ fn a_custom_codec_that_fails_leaves_nothing_either() {
     }
     assert_eq!(probe.blocks(), 0);
     assert_eq!(probe.commits.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert!(store.put_with("x", &overflows).wait().unwrap_err().to_string().contains("announced 100 bytes"));
     assert!(store.put_with("x", &panics).wait().unwrap_err().to_string().contains("on purpose"));
 }
 
