@@ -161,7 +161,7 @@ impl Cache {
     fn weight(&self, key: &Key) -> Option<u64> {
         // A deferred key does not say what its object weighs. Any object weighs something.
         let weight = if key.is_len_known() { key.len().max(1) } else { return None };
-        (weight <= self.max_bytes && self.max_objects > 0).then_some(weight)
+        (weight <= self.max_bytes).then_some(weight)
     }
 
     /// Evicts others than `key`, which has just come, until the limits hold.
@@ -296,11 +296,10 @@ impl Landing {
         let slot = Slot { key: *key, view: Box::new(view), weight, used: AtomicBool::new(true) };
         let shard = cache.shard(key);
         // One critical section: an eviction comes before, and strikes the entry, or after, and removes the view.
-        let mut flights = lock(&shard.flights);
+        let flights = lock(&shard.flights);
         if !self.is_current(&flights) {
             return;
         }
-        flights.remove(&self.id);
         cache.bytes.fetch_add(weight, Ordering::Relaxed);
         cache.objects.fetch_add(1, Ordering::Relaxed);
         let replaced = cache.write(shard).insert(slot);
@@ -338,3 +337,32 @@ type Flights = HashMap<(Key, TypeId), Arc<dyn Any + Send + Sync>>;
 
 /// Enough that threads of one node rarely meet on a lock.
 const SHARDS: usize = 32;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::key::Format;
+
+    #[test]
+    fn flights_leave_no_entry_behind() {
+        let cache = Arc::new(Cache::new(100, 10));
+        let key = Key::new("memory", &[1; 16], 4, Format::RAW).unwrap();
+        let entries = || cache.shards.iter().map(|shard| lock(&shard.flights).len()).sum::<usize>();
+        let (completer, fetch) = Pending::channel();
+        let first = cache.load(&key, || fetch);
+        let expected = cache.expect(&key);
+        assert_eq!(entries(), 2);
+        completer.complete(Ok(Some(7u32)));
+        assert_eq!(first.wait().unwrap(), Some(7));
+        assert_eq!(entries(), 1);
+        drop(expected);
+        // As one who missed before the first flight landed, and comes after.
+        assert_eq!(cache.load(&key, || -> Pending<Option<u32>> { unreachable!() }).wait().unwrap(), Some(7));
+        assert_eq!(entries(), 0);
+        drop(cache.load(&key, || Pending::ready(Ok(None::<u64>))));
+        cache.expect(&key).land(8u32);
+        cache.expect(&key);
+        cache.remove(&key);
+        assert_eq!((entries(), cache.stats().objects), (0, 0));
+    }
+}

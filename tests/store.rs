@@ -204,6 +204,7 @@ fn a_custom_codec_that_fails_leaves_nothing_either() {
     }
     assert_eq!(probe.blocks(), 0);
     assert_eq!(probe.commits.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert!(store.put_with("x", &overflows).wait().unwrap_err().to_string().contains("announced 100 bytes"));
     assert!(store.put_with("x", &panics).wait().unwrap_err().to_string().contains("on purpose"));
 }
 
@@ -287,10 +288,11 @@ fn close_and_open_again() {
 fn a_closed_store_is_let_go() {
     let (probe, store) = Probe::store("store-let-go");
     store.put("x").wait().unwrap();
-    let probe = { Arc::downgrade(&probe) };
+    let connector = Arc::downgrade(&probe);
+    drop(probe);
     store.close().unwrap();
     drop(store);
-    assert!(probe.upgrade().is_none(), "something still holds the connector");
+    assert!(connector.upgrade().is_none(), "something still holds the connector");
 }
 
 #[test]
