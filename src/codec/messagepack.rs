@@ -16,7 +16,7 @@ use crate::region::Region;
 /// A serde value stored as MessagePack (structs as maps by field name), which Python, JavaScript and C read as well.
 ///
 /// # Cost
-/// Encoding gathers in a buffer and copies once; decoding copies. Roughly a quarter of postcard's speed, and byte
+/// Encoding gathers in a buffer and copies once; decoding copies. A tenth of postcard's speed or less, and byte
 /// vectors grow by half unless they are `bytes::Bytes` or `serde_bytes`.
 #[derive(Debug, PartialEq)]
 pub struct MessagePack<T>(pub Arc<T>);
