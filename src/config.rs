@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::environment::{parse_bytes, parse_duration};
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::is_scheme;
 
 /// What opens a connector: scheme, location and options, as in `file:///scratch/run42?fsync=data`.
 ///
@@ -457,11 +458,6 @@ pub(crate) fn parse_switch(text: &str) -> Option<bool> {
         "off" | "false" | "no" | "0" => Some(false),
         _ => None,
     }
-}
-
-fn is_scheme(scheme: &str) -> bool {
-    matches!(scheme.as_bytes(), [b'a'..=b'z', rest @ ..]
-        if rest.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-')))
 }
 
 fn malformed(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -68,7 +68,7 @@ impl Key {
     /// # Errors
     /// `Invalid` when scheme or locator break the bounds in the layout above, or the locator is empty.
     pub fn new(scheme: &str, locator: &[u8], len: u64, format: Format) -> Result<Self> {
-        if !is_scheme(scheme.as_bytes()) {
+        if !is_scheme(scheme) || scheme.len() > Self::MAX_SCHEME {
             return Err(invalid(format!("{scheme:?} is not a scheme (1 to {} of a-z 0-9 + . -)", Self::MAX_SCHEME)));
         }
         if locator.is_empty() || locator.len() > Self::MAX_LOCATOR {
@@ -410,9 +410,10 @@ pub(crate) fn fill_random(bytes: &mut [u8]) {
     }
 }
 
-fn is_scheme(scheme: &[u8]) -> bool {
-    matches!(scheme, [b'a'..=b'z', rest @ ..] if scheme.len() <= Key::MAX_SCHEME
-        && rest.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-')))
+/// Whether `scheme` has the letters of one, whatever its length.
+pub(crate) fn is_scheme(scheme: &str) -> bool {
+    matches!(scheme.as_bytes(), [b'a'..=b'z', rest @ ..]
+        if rest.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-')))
 }
 
 fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
