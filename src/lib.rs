@@ -13,6 +13,10 @@ mod flight;
 pub mod telemetry;
 pub mod codec;
 pub mod connectors;
+#[cfg(feature = "shm")]
+pub mod service;
+#[cfg(feature = "shm")]
+pub(crate) mod shm;
 pub mod connector;
 pub mod pending;
 #[expect(unsafe_code, reason = "memory lent by others is reached through pointers")]

@@ -1,0 +1,1 @@
+//! `Arena`: the service's own allocator of cells and extents.

@@ -1,0 +1,1 @@
+//! `Client`: this process's attachment to a namespace.

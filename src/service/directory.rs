@@ -1,0 +1,1 @@
+//! `Directory`: where the namespaces of a user meet on this node.

@@ -1,0 +1,1 @@
+//! The supervisor of `proxystore serve`: holds the memory while the service restarts.

@@ -1,0 +1,1 @@
+//! `LockFile`: who is alive, by record locks that the kernel drops with their process.

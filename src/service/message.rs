@@ -1,0 +1,1 @@
+//! What clients and node service say to each other.

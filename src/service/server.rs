@@ -1,0 +1,1 @@
+//! The node service: one thread that owns memory, death and eviction.

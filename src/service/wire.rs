@@ -1,0 +1,1 @@
+//! `Socket`: packets and descriptors between the processes of one user.

@@ -1,0 +1,1 @@
+//! Size classes: the capacities that cells of the arena have.

@@ -1,0 +1,1 @@
+//! `Layout`: what lies where in the control segment.

@@ -1,0 +1,1 @@
+//! `Mem`: the words of shared memory, mapped or on the heap.

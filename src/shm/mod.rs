@@ -1,0 +1,10 @@
+//! Node-local shared memory: segments, and the protocol of slots and pins in them.
+//!
+//! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom and Miri.
+
+pub(crate) mod class;
+pub(crate) mod layout;
+pub(crate) mod mem;
+pub(crate) mod preflight;
+pub(crate) mod segment;
+pub(crate) mod table;

@@ -1,0 +1,1 @@
+//! `Segment`: a sealed, reserved piece of memory that processes share by its descriptor.

@@ -1,0 +1,1 @@
+//! `Table`: the slots, pins and clients of a namespace in shared memory, and the steps of the protocol.
