@@ -13,7 +13,7 @@ mod flight;
 pub mod telemetry;
 pub mod codec;
 pub mod connectors;
-#[cfg(feature = "shm")]
+#[cfg(all(feature = "shm", not(loom)))]
 pub mod service;
 #[cfg(feature = "shm")]
 pub(crate) mod shm;

@@ -1,1 +1,40 @@
 //! `Mem`: the words of shared memory, mapped or on the heap.
+
+use crate::sync::modelled::AtomicU64;
+
+/// Memory that several processes see as an array of 64-bit words, each read and written as a whole.
+///
+/// Everything that is shared is such a word: no locks, no pointers, no enums, nothing that is torn or padded.
+pub(crate) trait Mem: Send + Sync {
+    /// The word at `index`.
+    ///
+    /// # Panics
+    /// When there is no such word: indices come from a [`Layout`](super::layout::Layout) that fits the memory, and from slot
+    /// numbers that were checked against it.
+    fn word(&self, index: usize) -> &AtomicU64;
+}
+
+/// Words in the memory of this process: for models and tests.
+#[cfg(test)]
+pub(crate) struct Heap(Vec<AtomicU64>);
+
+#[cfg(test)]
+impl Heap {
+    pub(crate) fn new(words: usize) -> Self {
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+#[cfg(test)]
+impl Mem for Heap {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0[index]
+    }
+}
+
+#[cfg(test)]
+impl<M: Mem> Mem for crate::sync::modelled::Arc<M> {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        (**self).word(index)
+    }
+}
