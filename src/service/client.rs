@@ -1,1 +1,555 @@
 //! `Client`: this process's attachment to a namespace.
+//!
+//! Puts and gets are loads and stores on shared memory, by whatever thread wants them. All that needs the service goes through
+//! one thread of the process, the agent: leases ahead of need, words of what was evicted, and coming back after the
+//! service's death.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::SegQueue;
+
+use super::directory::Directory;
+use super::lock::LockFile;
+use super::message::{Request, ServiceStats};
+use super::server::{Inherited, index_of};
+use super::wire::Socket;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
+use crate::key::Format;
+use crate::process::{self, PerProcess};
+use crate::region::Region;
+use crate::shm::class::{Class, Place};
+use crate::shm::clock;
+use crate::shm::layout::{Layout, policy, word};
+use crate::shm::mapped::Mapped;
+use crate::shm::segment::{Access, Mapping, Segment};
+use crate::shm::table::{BOUND, Found, Id, Label, Object, State, Table, Unbound};
+use crate::sync::lock;
+
+mod agent;
+mod arrival;
+mod attach;
+mod lease;
+mod pins;
+
+pub(crate) use arrival::Arrival;
+pub(crate) use lease::Lease;
+
+use agent::{Doorbell, Requests};
+use lease::Pool;
+use pins::Pinned;
+
+/// How a process wants to attach; what only the first one can decide is checked by the others.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) namespace: String,
+    /// Most bytes of objects, if this process comes to host the service.
+    pub(crate) budget: Option<u64>,
+    /// Whether objects that were not used for long make room for new ones.
+    pub(crate) displace: Option<bool>,
+    /// How long an operation waits for the service.
+    pub(crate) timeout: Duration,
+    /// Whether this process may host the service.
+    pub(crate) may_host: bool,
+}
+
+/// One attachment of this process; shared by all its connectors of the namespace, their reservations and their views.
+pub(crate) struct Client {
+    /// Of the process that attached: a child of fork has no business here.
+    generation: u32,
+    options: Options,
+    directory: Directory,
+    table: Table<Mapped>,
+    ctl: Segment,
+    instance: u64,
+    tag: u64,
+    /// Slots that are known to be reserved.
+    slots: AtomicU32,
+    segments: Box<[OnceLock<Held>]>,
+    /// Goes up with each segment that comes, for those who wait for one.
+    arrivals: (Mutex<u64>, Condvar),
+    pools: Box<[OnceLock<Pool>]>,
+    /// Pages of pin cells that no thread has.
+    pages: Mutex<Vec<u32>>,
+    requests: Requests,
+    retired: SegQueue<u32>,
+    doorbell: Doorbell,
+    link: Mutex<Option<Arc<Socket>>>,
+    host: AtomicU32,
+    /// The service knows us no more: what is mapped stays readable, all else fails.
+    lost: AtomicBool,
+    /// The agent is told to end.
+    ended: AtomicBool,
+    waiting: arrival::Waiting,
+    members: Arc<LockFile>,
+}
+
+/// A data segment; mapped when first needed, once for life, for each of two purposes.
+struct Held {
+    segment: Segment,
+    write: OnceLock<Mapping>,
+    read: OnceLock<Mapping>,
+    /// Pieces of [`PIECE`] bytes whose pages the writing mapping has.
+    populated: Box<[AtomicU64]>,
+}
+
+impl Client {
+    /// The attachment of this process to a namespace; made when there is none.
+    ///
+    /// # Cost
+    /// The first time some hundred microseconds: a socket, a mapping, a thread. Then a look-up.
+    ///
+    /// # Errors
+    /// `Unavailable` when the service does not answer, `Config` for options that differ from the first process's,
+    /// `Permission`, `Incompatible`, `NoSpace`.
+    pub(crate) fn attach(options: &Options) -> Result<Arc<Self>> {
+        static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
+        let directory = Directory::open(&options.namespace)?;
+        let path = directory.path().to_string_lossy().into_owned();
+        let mut clients = lock(CLIENTS.get(Mutex::default));
+        clients.retain(|_, client| !client.is_lost());
+        let client = match clients.get(&path) {
+            Some(client) => Arc::clone(client),
+            None => {
+                let client = attach::attach(options, directory)?;
+                clients.insert(path, Arc::clone(&client));
+                client
+            }
+        };
+        drop(clients);
+        client.check_options(options)?;
+        Ok(client)
+    }
+
+    fn check_options(&self, options: &Options) -> Result<()> {
+        let displaces = self.stamps();
+        match options.displace {
+            Some(wanted) if wanted != displaces => {
+                let name = |displaces| if displaces { "lru" } else { "refuse" };
+                let context = format!(
+                    "evict={}: the process that opened this namespace first chose evict={}",
+                    name(wanted),
+                    name(displaces)
+                );
+                Err(Error::new(ErrorKind::Config, "open", context))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Random number of the memory; keys of another one name nothing here.
+    pub(crate) fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    pub(crate) fn table(&self) -> &Table<Mapped> {
+        &self.table
+    }
+
+    /// The process that hosts the service.
+    pub(crate) fn host(&self) -> u32 {
+        self.host.load(Relaxed)
+    }
+
+    fn stamps(&self) -> bool {
+        self.table.header(word::POLICY).load(Relaxed) & policy::STAMP != 0
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire) || process::generation() != self.generation
+    }
+
+    /// Refuses a handle that came through fork, or whose service is gone for good.
+    #[inline]
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if process::generation() != self.generation {
+            let context = "this handle was opened before fork; open the store again in the child";
+            return Err(Error::new(ErrorKind::Forked, op, context).with_connector("shm"));
+        }
+        if self.lost.load(Relaxed) {
+            let context = "the memory of this namespace was given up; open the store again";
+            return Err(Error::new(ErrorKind::Stale, op, context).with_connector("shm"));
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------------------------
+    // Objects.
+
+    /// Stores a copy of `bytes`.
+    pub(crate) fn put(self: &Arc<Self>, bytes: &[u8], mut label: Label) -> Result<Id> {
+        let lease = self.lease(bytes.len() as u64)?;
+        failpoint!("client.put.begin");
+        label.len = bytes.len() as u64;
+        #[cfg(mutant = "publish_first")]
+        self.table.publish(lease.id(), &label, 0);
+        // SAFETY: the lease's cell has at least `bytes.len()` bytes, nobody else has it, and it is no part of `bytes`: views lie
+        // in other mappings, and in cells that are not leased.
+        unsafe { lease.as_ptr().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        failpoint!("client.put.copied");
+        Ok(lease.publish(label))
+    }
+
+    /// Finds an object and views it in place.
+    #[inline]
+    pub(crate) fn get(self: &Arc<Self>, id: Id) -> Result<Look> {
+        if !self.knows(id.slot) {
+            return Ok(Look::Missing);
+        }
+        let (page, cell) = pins::cell(self)?;
+        match self.table.pin(cell, id) {
+            Found::Object(object) => {
+                failpoint!("client.pinned");
+                // From here on the pin is given up when `pinned` is dropped.
+                let pinned = Pinned::new(page, cell);
+                self.view(object, pinned)
+            }
+            Found::Declared => Ok(Look::Declared),
+            Found::Missing => Ok(Look::Missing),
+        }
+    }
+
+    /// As [`get`](Self::get), for the one caller who ends the object by that.
+    pub(crate) fn take(self: &Arc<Self>, id: Id) -> Result<Look> {
+        if !self.knows(id.slot) {
+            return Ok(Look::Missing);
+        }
+        let (page, cell) = pins::cell(self)?;
+        let object = match self.table.pin(cell, id) {
+            Found::Object(object) => object,
+            Found::Declared => return Ok(Look::Declared),
+            Found::Missing => return Ok(Look::Missing),
+        };
+        let look = self.view(object, Pinned::new(page, cell))?;
+        if !matches!(look, Look::Object { .. }) || !self.table.retire_object(object.id) {
+            return Ok(Look::Missing);
+        }
+        failpoint!("client.taken");
+        self.tell_retired(object.id.slot, object.label.len);
+        if object.id != id && self.table.retire(id) {
+            self.tell_retired(id.slot, 0);
+        }
+        Ok(look)
+    }
+
+    fn view(&self, object: Object, mut pinned: Pinned) -> Result<Look> {
+        let label = object.label;
+        if label.expires != 0 && label.expires <= clock::boot_millis() {
+            return Ok(Look::Missing);
+        }
+        if self.stamps() {
+            self.table.stamp(&object, self.table.header(word::EPOCH).load(Relaxed) as u32);
+        }
+        let (ptr, len) = self.bytes_of(&object)?;
+        // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
+        // nobody writes to its bytes until the pin is given up.
+        unsafe { pinned.aim(ptr, len) };
+        failpoint!("client.viewing");
+        Ok(Look::Object { object, region: pinned.into_region()? })
+    }
+
+    /// Where the bytes of an object lie for readers, if what its slot says is possible.
+    fn bytes_of(&self, object: &Object) -> Result<(NonNull<u8>, usize)> {
+        let class = u16::try_from(object.class).ok().and_then(Class::from_index);
+        let Some(class) = class.filter(|class| object.label.len <= class.capacity()) else {
+            return Err(corrupt("its length or size class is impossible"));
+        };
+        if class == Class::EMPTY {
+            return Ok((NonNull::<Aligned>::dangling().cast(), 0));
+        }
+        let place = Place::from_bits(object.place);
+        let held = self.segment(place.segment())?;
+        let len = object.label.len as usize;
+        let end = place.offset().checked_add(object.label.len);
+        if end.is_none_or(|end| end > held.segment.len() as u64) {
+            return Err(corrupt("it lies outside its segment"));
+        }
+        let base = held.mapping(Access::Read)?.as_ptr();
+        // SAFETY: `offset + len` lies within the mapping, by the comparison above.
+        Ok((unsafe { base.add(place.offset() as usize) }, len))
+    }
+
+    /// Whether the object can be read now.
+    #[inline]
+    pub(crate) fn exists(self: &Arc<Self>, id: Id) -> Result<Option<Object>> {
+        if !self.knows(id.slot) {
+            return Ok(None);
+        }
+        match self.table.state(id.slot) {
+            Some((generation, State::Live)) if generation == id.generation => {}
+            Some((generation, State::Declared)) if generation == id.generation => {}
+            _ => return Ok(None),
+        }
+        let (_page, cell) = pins::cell(self)?;
+        match self.table.pin(cell, id) {
+            Found::Object(object) => {
+                self.table.unpin(cell);
+                let expires = object.label.expires;
+                Ok((expires == 0 || expires > clock::boot_millis()).then_some(object))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Ends an object or a declaration.
+    pub(crate) fn evict(&self, id: Id, len: u64) -> bool {
+        let evicted = self.knows(id.slot) && self.table.retire(id);
+        if evicted {
+            failpoint!("client.retired");
+            self.tell_retired(id.slot, len);
+        }
+        evicted
+    }
+
+    /// Makes a key for an object that comes later.
+    pub(crate) fn declare(self: &Arc<Self>, format: Format) -> Result<Id> {
+        let id = self.lease(0)?.keep();
+        self.table.declare(id, format);
+        Ok(id)
+    }
+
+    /// Makes a filled lease the object of a declared key.
+    pub(crate) fn bind(self: &Arc<Self>, declared: Id, format: Format, lease: Lease, len: u64) -> Result<Result<(), Unbound>> {
+        if !self.knows(declared.slot) {
+            return Ok(Err(Unbound::Missing));
+        }
+        let (_page, cell) = pins::cell(self)?;
+        let object = lease.publish(Label { len, format, flags: BOUND, expires: 0 });
+        failpoint!("client.bind.published");
+        let bound = self.table.bind(cell, declared, format, object);
+        failpoint!("client.bind.bound");
+        match bound {
+            Ok(()) => self.wake(declared),
+            Err(_) => {
+                if self.table.retire_object(object) {
+                    self.tell_retired(object.slot, len);
+                }
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Makes everybody who waits for a declared key look again.
+    pub(crate) fn wake(&self, declared: Id) {
+        crate::shm::futex::bump(self.table.bucket(declared.slot));
+        crate::shm::futex::bump(self.table.any_bucket());
+    }
+
+    /// Makes those of this process look again, because a connector was closed.
+    pub(crate) fn wake_own(&self) {
+        for bucket in 0..crate::shm::layout::BUCKETS as u32 - 1 {
+            crate::shm::futex::bump(self.table.bucket(bucket));
+        }
+        self.waiting.wake_all();
+    }
+
+    /// A label without options.
+    pub(crate) fn label(format: Format) -> Label {
+        Label { len: 0, format, flags: 0, expires: 0 }
+    }
+
+    /// When an object that is put now expires.
+    pub(crate) fn expiry(&self, time_to_live: Duration) -> u64 {
+        self.table.header(word::EXPIRES).store(1, Relaxed);
+        clock::boot_millis().saturating_add(u64::try_from(time_to_live.as_millis()).unwrap_or(u64::MAX)).max(1)
+    }
+
+    /// Whether a slot of this number may be touched.
+    #[inline]
+    fn knows(&self, slot: u32) -> bool {
+        slot < self.slots.load(Relaxed) || self.learns(slot)
+    }
+
+    #[cold]
+    fn learns(&self, slot: u32) -> bool {
+        let slots = self.table.slots();
+        self.slots.fetch_max(slots, Relaxed);
+        slot < slots
+    }
+
+    /// Tells the service, soon, of memory that it may take back.
+    fn tell_retired(&self, slot: u32, len: u64) {
+        self.retired.push(slot);
+        // Large ones at once: somebody may wait for such a piece.
+        self.doorbell.ring_unless_awake();
+        let _ = len;
+    }
+
+    // ------------------------------------------------------------------------------------------------------------------
+    // Segments.
+
+    /// A segment, which may be on its way to us.
+    #[inline]
+    fn segment(&self, index: u16) -> Result<&Held> {
+        match self.segments.get(usize::from(index)).and_then(OnceLock::get) {
+            Some(held) => Ok(held),
+            None => self.wait_for_segment(index),
+        }
+    }
+
+    #[cold]
+    fn wait_for_segment(&self, index: u16) -> Result<&Held> {
+        let Some(place) = self.segments.get(usize::from(index)) else {
+            return Err(corrupt("it lies in no segment"));
+        };
+        if self.table.segment(index, 0).load(Acquire) == 0 {
+            return Err(corrupt("it lies in a segment that does not exist"));
+        }
+        let deadline = Instant::now() + self.options.timeout;
+        let mut count = self.arrivals.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(held) = place.get() {
+                return Ok(held);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.unanswered("get"));
+            }
+            count = self.arrivals.1.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn add_segment(&self, index: u16, segment: Segment) {
+        let pieces = segment.len().div_ceil(PIECE).div_ceil(64);
+        let populated = (0..pieces).map(|_| AtomicU64::new(0)).collect();
+        if let Some(place) = self.segments.get(usize::from(index)) {
+            let _ = place.set(Held { segment, write: OnceLock::new(), read: OnceLock::new(), populated });
+        }
+        *lock(&self.arrivals.0) += 1;
+        self.arrivals.1.notify_all();
+    }
+
+    /// Where the cell of a slot of ours lies for writing.
+    fn cell_of(&self, object: &Object, class: Class) -> Result<NonNull<u8>> {
+        if class == Class::EMPTY {
+            return Ok(NonNull::<Aligned>::dangling().cast());
+        }
+        let place = Place::from_bits(object.place);
+        let held = self.segment(place.segment())?;
+        let end = place.offset().checked_add(class.capacity());
+        if end.is_none_or(|end| end > held.segment.len() as u64) {
+            return Err(corrupt("a leased cell lies outside its segment"));
+        }
+        let base = held.mapping(Access::Write)?.as_ptr();
+        // SAFETY: `offset + capacity` lies within the mapping, by the comparison above.
+        Ok(unsafe { base.add(place.offset() as usize) })
+    }
+
+    /// All memory that this process holds, for a service that it comes to host.
+    fn inherit(&self) -> Result<Inherited> {
+        let mut segments = BTreeMap::new();
+        for (index, held) in self.held_segments() {
+            segments.insert(index, held.segment.try_clone()?);
+        }
+        Ok(Inherited { ctl: self.ctl.try_clone()?, segments })
+    }
+
+    fn held_segments(&self) -> impl Iterator<Item = (u16, &Held)> {
+        self.segments.iter().enumerate().filter_map(|(index, held)| Some((index as u16, held.get()?)))
+    }
+
+    // ------------------------------------------------------------------------------------------------------------------
+    // The service.
+
+    /// What the service says of itself.
+    pub(crate) fn stats(&self) -> Result<ServiceStats> {
+        self.check("stat")?;
+        match self.ask(|id| Request::Stats { id }, "stat")? {
+            agent::Answer::Stats(stats) => Ok(*stats),
+            _ => Err(corrupt("the service answered something else")),
+        }
+    }
+
+    /// Makes the service give free memory back; in bytes.
+    pub(crate) fn collect(&self) -> Result<u64> {
+        self.check("gc")?;
+        match self.ask(|id| Request::Collect { id }, "gc")? {
+            agent::Answer::Collected(bytes) => Ok(bytes),
+            _ => Err(corrupt("the service answered something else")),
+        }
+    }
+
+    fn unanswered(&self, op: &'static str) -> Error {
+        let context = format!(
+            "the node service of {:?} (process {}) did not answer within {:?}",
+            self.options.namespace,
+            self.host(),
+            self.options.timeout
+        );
+        Error::new(ErrorKind::Unavailable, op, context).with_connector("shm")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if process::generation() == self.generation {
+            let _ = self.members.unlock(u64::from(index_of(self.tag)));
+        }
+    }
+}
+
+impl Held {
+    #[inline]
+    fn mapping(&self, access: Access) -> Result<&Mapping> {
+        let place = match access {
+            Access::Read => &self.read,
+            Access::Write => &self.write,
+        };
+        match place.get() {
+            Some(mapping) => Ok(mapping),
+            None => self.map(place, access),
+        }
+    }
+
+    #[cold]
+    fn map(&self, place: &OnceLock<Mapping>, access: Access) -> Result<&Mapping> {
+        let mapping = self.segment.map(access)?;
+        // Of two threads the second drops its own.
+        Ok(place.get_or_init(|| mapping))
+    }
+
+    /// Takes the page faults of a piece of memory ahead of its use.
+    fn populate(&self, offset: u64, len: u64) {
+        let Ok(mapping) = self.mapping(Access::Write) else { return };
+        let (first, last) = (offset as usize / PIECE, (offset + len).div_ceil(PIECE as u64) as usize);
+        for piece in first..last.min(self.segment.len().div_ceil(PIECE)) {
+            let bit = 1 << (piece % 64);
+            if self.populated[piece / 64].fetch_or(bit, Relaxed) & bit == 0 {
+                let start = piece * PIECE;
+                // Without it the first writer takes the faults.
+                let _ = mapping.populate(start, PIECE.min(self.segment.len() - start));
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({} of {:?})", index_of(self.tag), self.options.namespace)
+    }
+}
+
+/// What a look-up came to.
+#[derive(Debug)]
+pub(crate) enum Look {
+    Object { object: Object, region: Region },
+    Declared,
+    Missing,
+}
+
+/// A zero-sized value with the alignment of a region, for the address of an empty one.
+#[repr(align(64))]
+struct Aligned;
+
+fn corrupt(what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}")).with_connector("shm")
+}
+
+/// Memory is populated in pieces of this size.
+const PIECE: usize = 2 << 20;

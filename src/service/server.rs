@@ -1,1 +1,716 @@
 //! The node service: one thread that owns memory, death and eviction.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use super::directory::Directory;
+use super::keeper::Link;
+use super::lock::LockFile;
+use super::message::{Reply, Request};
+use super::wire::{Peer, Received, Sent, Socket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
+use crate::shm::class::Class;
+use crate::shm::layout::{Layout, client, word};
+use crate::shm::segment::Segment;
+
+mod memory;
+mod stats;
+
+use memory::{Effort, Memory};
+
+/// Whoever holds this hosts the service of a namespace.
+pub(crate) struct HostLock(Arc<LockFile>);
+
+impl HostLock {
+    /// Takes the lock if nobody has it.
+    pub(crate) fn try_take(directory: &Directory) -> Result<Option<Self>> {
+        let file = LockFile::open(&directory.host_lock())?;
+        Ok(if file.try_lock(0)? { Some(Self(file)) } else { None })
+    }
+}
+
+impl Drop for HostLock {
+    fn drop(&mut self) {
+        // The kernel drops it with the process in any case.
+        let _ = self.0.unlock(0);
+    }
+}
+
+/// What a service begins with.
+pub(crate) struct Setup {
+    pub(crate) directory: Directory,
+    pub(crate) host: HostLock,
+    /// Most bytes of data segments.
+    pub(crate) budget: u64,
+    /// Bytes of data segments to make at once.
+    pub(crate) prefault: u64,
+    /// Whether objects that were not used for long make room for new ones.
+    pub(crate) displace: bool,
+    /// Memory that exists already.
+    pub(crate) inherited: Option<Inherited>,
+    /// The supervisor that holds the memory too.
+    pub(crate) keeper: Option<Link>,
+}
+
+/// The memory of a namespace, in the hands of a client or a supervisor.
+pub(crate) struct Inherited {
+    pub(crate) ctl: Segment,
+    pub(crate) segments: BTreeMap<u16, Segment>,
+}
+
+/// Tells a running service to stop; from any thread.
+#[derive(Clone)]
+pub(crate) struct Stop(Arc<OwnedFd>);
+
+impl Stop {
+    pub(crate) fn new() -> Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed("serve"))?;
+        Ok(Self(Arc::new(fd)))
+    }
+
+    /// Asks once to drain; twice to end.
+    pub(crate) fn ask(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_le_bytes());
+    }
+}
+
+/// The service of one namespace.
+pub(crate) struct Server {
+    directory: Directory,
+    listener: Socket,
+    members: Arc<LockFile>,
+    memory: Memory,
+    keeper: Option<Link>,
+    epoll: OwnedFd,
+    connections: HashMap<u32, Connection>,
+    clients: HashMap<u32, Client>,
+    next_connection: u32,
+    next_tag: u64,
+    /// Requests that wait for clients to give back what they do not use.
+    starved: VecDeque<Starved>,
+    stop: Stop,
+    draining: Option<Instant>,
+    grace: Duration,
+    begun: Instant,
+    deaths: u64,
+    recalls: u64,
+    refused: u64,
+    /// Last, so that it is released after all else is gone.
+    _host: HostLock,
+}
+
+struct Connection {
+    socket: Socket,
+    peer: Peer,
+    client: Option<u32>,
+    /// What the socket had no room for.
+    outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+struct Client {
+    tag: u64,
+    connection: Option<u32>,
+    pidfd: Option<OwnedFd>,
+    /// Its record lock was seen.
+    locked: bool,
+    /// It was asked for unused leases and has not answered.
+    recalled: bool,
+}
+
+struct Starved {
+    client: u32,
+    id: u64,
+    class: Class,
+    count: u32,
+    until: Instant,
+}
+
+impl Server {
+    /// Makes or takes over the memory of a namespace and begins to listen.
+    ///
+    /// # Errors
+    /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
+    pub(crate) fn new(setup: Setup, stop: Stop) -> Result<Self> {
+        let Setup { directory, host, budget, prefault, displace, inherited, keeper } = setup;
+        let members = LockFile::open(&directory.members())?;
+        let mut memory = match inherited {
+            Some(Inherited { ctl, segments }) => {
+                let alive = |tag: u64| !matches!(members.holder(lock_byte(index_of(tag))), Ok(None));
+                Memory::rebuild(ctl, segments, budget, alive)?
+            }
+            None => Memory::create(budget, displace)?,
+        };
+        memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
+        if let Some(keeper) = &keeper {
+            keeper.keep_ctl(memory.instance(), memory.ctl())?;
+            for (index, segment) in memory.segments() {
+                keeper.keep_segment(*index, segment)?;
+            }
+        }
+        memory.prefault(prefault)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("serve"))?;
+        let listener = Socket::listen(&directory)?;
+        let mut server = Self {
+            directory,
+            listener,
+            members,
+            memory,
+            keeper,
+            epoll,
+            connections: HashMap::new(),
+            clients: HashMap::new(),
+            next_connection: 0,
+            next_tag: 1,
+            starved: VecDeque::new(),
+            stop,
+            draining: None,
+            grace: GRACE,
+            begun: Instant::now(),
+            deaths: 0,
+            recalls: 0,
+            refused: 0,
+            _host: host,
+        };
+        server.watch(&server.listener, Event::Listener)?;
+        server.watch(&*server.stop.0, Event::Stop)?;
+        server.keep_all()?;
+        server.adopt_clients();
+        Ok(server)
+    }
+
+    pub(crate) fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Clients of a former service: they are there until their lock says otherwise, and come back by themselves.
+    fn adopt_clients(&mut self) {
+        for index in 0..Layout::SHARED.clients {
+            let tag = self.memory.table.client(index, client::TAG).load(Acquire);
+            if tag == 0 {
+                continue;
+            }
+            self.next_tag = self.next_tag.max((tag >> INDEX_BITS) + 1);
+            if index_of(tag) != index || matches!(self.members.holder(lock_byte(index)), Ok(None)) {
+                self.memory.bury(tag);
+                self.memory.table.client(index, client::TAG).store(0, Release);
+                self.deaths += 1;
+            } else {
+                self.clients.insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+            }
+        }
+    }
+
+    /// Serves until it is told to stop; a service that is hosted by a client also when no client is left.
+    pub(crate) fn run(mut self, hosted: bool) -> Result<()> {
+        let mut events = Vec::with_capacity(256);
+        let mut last_second = Instant::now();
+        let mut had_clients = !self.clients.is_empty();
+        loop {
+            events.clear();
+            let timeout = self.patience();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed("serve")(error)),
+            }
+            for event in &events {
+                match Event::of(event.data.u64()) {
+                    Event::Listener => self.accept(),
+                    Event::Stop => {
+                        let _ = rustix::io::read(&*self.stop.0, &mut [0; 8]);
+                        if self.draining.is_some() {
+                            return self.end();
+                        }
+                        self.drain();
+                    }
+                    Event::Connection(connection) => self.serve(connection),
+                    Event::Death(index) => self.bury(index),
+                }
+            }
+            had_clients |= !self.clients.is_empty();
+            self.memory.reclaim();
+            self.feed();
+            if last_second.elapsed() >= Duration::from_secs(1) {
+                last_second = Instant::now();
+                self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
+                self.memory.expire();
+            }
+            self.poll_locks();
+            let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
+            if drained || (hosted && had_clients && self.clients.is_empty()) {
+                return self.end();
+            }
+        }
+    }
+
+    /// How long there is nothing to do without an event.
+    fn patience(&self) -> Option<Timespec> {
+        let mut patience = Duration::from_secs(1);
+        if !self.memory.dying().is_empty() {
+            // Views of evicted objects end without a word.
+            patience = patience.min(Duration::from_millis(100));
+        }
+        if self.draining.is_some() || self.clients.values().any(|client| client.pidfd.is_none()) {
+            patience = patience.min(LOCK_POLL);
+        }
+        if !self.starved.is_empty() {
+            patience = patience.min(Duration::from_millis(5));
+        }
+        patience.try_into().ok()
+    }
+
+    fn watch(&self, fd: &impl AsFd, event: Event) -> Result<()> {
+        let data = epoll::EventData::new_u64(event.number());
+        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN).map_err(failed("serve"))
+    }
+
+    fn accept(&mut self) {
+        // Out of descriptors: those who are here go on, the others try again.
+        while let Ok(Some(socket)) = self.listener.accept() {
+            let Ok(peer) = socket.peer() else { continue };
+            if peer.check_user().is_err() {
+                self.refused += 1;
+                continue;
+            }
+            failpoint!("service.accepted");
+            let connection = self.next_connection;
+            self.next_connection = self.next_connection.wrapping_add(1) & (u32::MAX >> 2);
+            if self.watch(&socket, Event::Connection(connection)).is_ok() {
+                self.connections.insert(connection, Connection { socket, peer, client: None, outbox: VecDeque::new() });
+            }
+        }
+    }
+
+    /// Reads all that a connection has to say.
+    fn serve(&mut self, number: u32) {
+        let mut buffer = Vec::new();
+        self.flush(number);
+        for _ in 0..FAIR {
+            let Some(connection) = self.connections.get(&number) else { return };
+            match connection.socket.recv(&mut buffer) {
+                Ok(Received::Packet { fds }) => {
+                    let done = Request::decode(&buffer).and_then(|request| self.answer(number, request, fds));
+                    if let Err(error) = done {
+                        // Whoever talks nonsense is cut off; what it holds stays until its process ends.
+                        self.send(number, &refusal(0, &error), &[]);
+                        return self.disconnect(number);
+                    }
+                }
+                Ok(Received::WouldBlock) => return,
+                Ok(Received::Closed) | Err(_) => return self.disconnect(number),
+            }
+        }
+    }
+
+    fn answer(&mut self, number: u32, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
+        let client = self.connections.get(&number).and_then(|connection| connection.client);
+        let request = match request {
+            Request::Hello { layout, reattach, segments } => return self.hello(number, layout, reattach, &segments, fds),
+            other => other,
+        };
+        let Some(index) = client else {
+            return Err(Error::new(ErrorKind::Invalid, "serve", "no greeting"));
+        };
+        let Some(tag) = self.clients.get(&index).map(|client| client.tag) else { return Ok(()) };
+        match request {
+            Request::Lease { id, class, count, urgent } => {
+                let Some(class) = Class::from_index(class) else {
+                    return Err(Error::new(ErrorKind::Invalid, "reserve", "no such size class"));
+                };
+                self.lease(index, id, class, count.clamp(1, MOST_LEASES), urgent);
+            }
+            Request::Return { slots } => {
+                if slots.is_empty() {
+                    // The end of what it has to give.
+                    if let Some(client) = self.clients.get_mut(&index) {
+                        client.recalled = false;
+                    }
+                }
+                for slot in slots {
+                    self.memory.give_back(tag, slot);
+                }
+            }
+            Request::Dying { slots } => {
+                for slot in slots {
+                    self.memory.evicted(slot);
+                }
+            }
+            Request::Pins { id } => match self.memory.page(tag) {
+                Ok(page) => self.send(number, &Reply::Page { id, page }, &[]),
+                Err(error) => self.send(number, &refusal(id, &error), &[]),
+            },
+            Request::Stats { id } => match self.stats_fd() {
+                Ok(fd) => self.send(number, &Reply::Stats { id }, &[fd.as_fd()]),
+                Err(error) => self.send(number, &refusal(id, &error), &[]),
+            },
+            Request::Collect { id } => {
+                let bytes = self.memory.collect();
+                self.send(number, &Reply::Collected { id, bytes }, &[]);
+            }
+            Request::Bye => {
+                self.bury(index);
+                self.disconnect(number);
+            }
+            Request::Hello { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self, number: u32, layout: u64, reattach: Option<u64>, held: &[(u16, u64)], fds: Vec<OwnedFd>) -> Result<()> {
+        failpoint!("service.hello");
+        if layout != Layout::VERSION {
+            let context = format!("the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job", Layout::VERSION);
+            return Err(Error::new(ErrorKind::Incompatible, "open", context));
+        }
+        if self.draining.is_some() {
+            return Err(Error::new(ErrorKind::Unavailable, "open", "the service is ending"));
+        }
+        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        let pidfd = connection.peer.take_pidfd();
+        let pid = connection.peer.pid.unwrap_or(0);
+        let index = match reattach {
+            Some(tag) => {
+                let index = index_of(tag);
+                match self.clients.get_mut(&index) {
+                    Some(client) if client.tag == tag => {
+                        if pidfd.is_some() {
+                            client.pidfd = pidfd;
+                        }
+                        if let Some(former) = client.connection.replace(number) {
+                            if former != number {
+                                self.disconnect(former);
+                            }
+                        }
+                    }
+                    _ => return Err(Error::new(ErrorKind::Stale, "open", "the service does not know this client any more")),
+                }
+                self.adopt_segments(held, fds);
+                index
+            }
+            None => {
+                let free = |index: &u32| !self.clients.contains_key(index);
+                let Some(index) = (0..Layout::SHARED.clients).find(free) else {
+                    return Err(Error::new(ErrorKind::NoSpace, "open", "the namespace has as many clients as it can have"));
+                };
+                let tag = self.next_tag << INDEX_BITS | u64::from(index);
+                self.next_tag += 1;
+                self.clients.insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
+                index
+            }
+        };
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.client = Some(index);
+        }
+        let client = &self.clients[&index];
+        let tag = client.tag;
+        if let Some(pidfd) = &client.pidfd {
+            self.watch(pidfd, Event::Death(index))?;
+        }
+        self.memory.table.client(index, client::PID).store(pid as u64, Relaxed);
+        self.memory.table.client(index, client::TAG).store(tag, Release);
+        let pin_page = match reattach {
+            None => self.memory.page(tag)?,
+            Some(_) => u32::MAX,
+        };
+        let segments: Vec<(u16, u64)> = self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let welcome = Reply::Welcome {
+            tag,
+            index,
+            instance: self.memory.instance(),
+            ctl_len: self.memory.ctl().len() as u64,
+            pin_page,
+            segments,
+            host: std::process::id(),
+        };
+        let mut fds = vec![self.memory.ctl().try_clone_fd()?];
+        for segment in self.memory.segments().values() {
+            fds.push(segment.try_clone_fd()?);
+        }
+        self.send_owned(number, &welcome, fds);
+        failpoint!("service.welcomed");
+        Ok(())
+    }
+
+    /// Memory that a former service made and did not live to tell anybody but this client of.
+    fn adopt_segments(&mut self, held: &[(u16, u64)], fds: Vec<OwnedFd>) {
+        for ((index, len), fd) in held.iter().zip(fds.into_iter().skip(1)) {
+            if !self.memory.segments().contains_key(index) {
+                if let Ok(segment) = Segment::adopt(fd, *len as usize) {
+                    self.memory.adopt_segment(*index, segment);
+                }
+            }
+        }
+    }
+
+    fn lease(&mut self, index: u32, id: u64, class: Class, count: u32, urgent: bool) {
+        let Some(client) = self.clients.get(&index) else { return };
+        let (tag, connection) = (client.tag, client.connection);
+        let effort = match (urgent, class.capacity() <= GROW_AHEAD) {
+            (true, _) => Effort::Displace,
+            (false, true) => Effort::Grow,
+            (false, false) => Effort::Free,
+        };
+        if let Some(slots) = self.memory.granted(tag, id) {
+            // Granted before a restart, and never told.
+            return self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
+        }
+        match self.memory.lease(tag, class, count, id, effort) {
+            Ok((slots, added)) => {
+                self.announce(&added);
+                self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
+                failpoint!("service.lease.told");
+            }
+            Err(error) if urgent => {
+                self.recall();
+                let until = Instant::now() + RECALL;
+                self.starved.push_back(Starved { client: index, id, class, count, until });
+                drop(error);
+            }
+            Err(error) => self.reply(connection, &refusal(id, &error)),
+        }
+    }
+
+    /// Whether any client may still give back leases.
+    fn is_recalling(&self) -> bool {
+        self.clients.values().any(|client| client.recalled && client.connection.is_some())
+    }
+
+    /// Asks all clients for what they do not use.
+    fn recall(&mut self) {
+        if self.starved.is_empty() {
+            self.recalls += 1;
+            let connected = self.clients.values_mut().filter(|client| client.connection.is_some());
+            let connections: Vec<u32> = connected
+                .filter_map(|client| {
+                    client.recalled = true;
+                    client.connection
+                })
+                .collect();
+            for connection in connections {
+                self.send(connection, &Reply::Recall, &[]);
+            }
+        }
+    }
+
+    /// Gives to those who wait, in their order.
+    fn feed(&mut self) {
+        for _ in 0..self.starved.len() {
+            let Some(request) = self.starved.pop_front() else { return };
+            let Some(client) = self.clients.get(&request.client) else { continue };
+            let (tag, connection) = (client.tag, client.connection);
+            match self.memory.lease(tag, request.class, request.count, request.id, Effort::Displace) {
+                Ok((slots, added)) => {
+                    self.announce(&added);
+                    let class = request.class.index() as u16;
+                    self.reply(connection, &Reply::Leased { id: request.id, class, slots });
+                }
+                Err(_) if Instant::now() < request.until && self.is_recalling() => self.starved.push_back(request),
+                Err(error) => self.reply(connection, &refusal(request.id, &error)),
+            }
+        }
+    }
+
+    /// Tells everybody, and the supervisor first, of new segments.
+    fn announce(&mut self, added: &[u16]) {
+        for index in added {
+            let Some(segment) = self.memory.segments().get(index) else { continue };
+            if let Some(keeper) = &self.keeper {
+                if let Err(error) = keeper.keep_segment(*index, segment) {
+                    eprintln!("proxystore: warning: the supervisor does not take segment {index}: {error}");
+                }
+            }
+            let len = segment.len() as u64;
+            let connections: Vec<u32> = self.clients.values().filter_map(|client| client.connection).collect();
+            for connection in connections {
+                if let Some(Ok(fd)) = self.memory.segments().get(index).map(Segment::try_clone_fd) {
+                    self.send_owned(connection, &Reply::Segment { index: *index, len }, vec![fd]);
+                }
+            }
+            failpoint!("service.segment.announced");
+        }
+    }
+
+    fn keep_all(&mut self) -> Result<()> {
+        if let Some(keeper) = &self.keeper {
+            for (index, segment) in self.memory.segments() {
+                keeper.keep_segment(*index, segment)?;
+            }
+            keeper.ready()?;
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, connection: Option<u32>, reply: &Reply) {
+        // Who is not connected asks again when it is.
+        if let Some(connection) = connection {
+            self.send(connection, reply, &[]);
+        }
+    }
+
+    fn send(&mut self, number: u32, reply: &Reply, fds: &[std::os::fd::BorrowedFd<'_>]) {
+        let owned: Result<Vec<OwnedFd>, _> = fds.iter().map(|fd| fd.try_clone_to_owned()).collect();
+        if let Ok(owned) = owned {
+            self.send_owned(number, reply, owned);
+        }
+    }
+
+    fn send_owned(&mut self, number: u32, reply: &Reply, fds: Vec<OwnedFd>) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        connection.outbox.push_back((reply.encode(), fds));
+        if connection.outbox.len() > MOST_UNREAD {
+            // It does not read: it is stopped, and connects again when it goes on.
+            return self.disconnect(number);
+        }
+        self.flush(number);
+    }
+
+    fn flush(&mut self, number: u32) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let had = !connection.outbox.is_empty();
+        while let Some((packet, fds)) = connection.outbox.front() {
+            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            match connection.socket.send(packet, &borrowed) {
+                Ok(Sent::Done) => drop(connection.outbox.pop_front()),
+                Ok(Sent::WouldBlock) => break,
+                Err(_) => return self.disconnect(number),
+            }
+        }
+        let flags = match connection.outbox.is_empty() {
+            true if !had => return,
+            true => epoll::EventFlags::IN,
+            false => epoll::EventFlags::IN | epoll::EventFlags::OUT,
+        };
+        let data = epoll::EventData::new_u64(Event::Connection(number).number());
+        let _ = epoll::modify(&self.epoll, &connection.socket, data, flags);
+    }
+
+    /// Forgets a connection. The client is there until its process ends.
+    fn disconnect(&mut self, number: u32) {
+        if let Some(connection) = self.connections.remove(&number) {
+            let _ = epoll::delete(&self.epoll, &connection.socket);
+            if let Some(client) = connection.client.and_then(|index| self.clients.get_mut(&index)) {
+                if client.connection == Some(number) {
+                    client.connection = None;
+                }
+            }
+        }
+    }
+
+    /// The one place where a client ends.
+    fn bury(&mut self, index: u32) {
+        let Some(client) = self.clients.remove(&index) else { return };
+        if let Some(pidfd) = &client.pidfd {
+            let _ = epoll::delete(&self.epoll, pidfd);
+        }
+        self.starved.retain(|request| request.client != index);
+        self.memory.bury(client.tag);
+        self.memory.table.client(index, client::TAG).store(0, Release);
+        self.deaths += 1;
+        if let Some(connection) = client.connection {
+            self.disconnect(connection);
+        }
+    }
+
+    /// For clients whose end no descriptor tells: their record lock does.
+    fn poll_locks(&mut self) {
+        let mut gone = Vec::new();
+        for (index, client) in self.clients.iter_mut().filter(|(_, client)| client.pidfd.is_none()) {
+            match self.members.holder(lock_byte(*index)) {
+                Ok(Some(_)) => client.locked = true,
+                // A new one may not have come to it.
+                Ok(None) if client.locked || client.connection.is_none() => gone.push(*index),
+                _ => {}
+            }
+        }
+        gone.into_iter().for_each(|index| self.bury(index));
+    }
+
+    fn drain(&mut self) {
+        self.draining = Some(Instant::now() + self.grace);
+        let connections: Vec<u32> = self.connections.keys().copied().collect();
+        for connection in connections {
+            self.send(connection, &Reply::Draining, &[]);
+        }
+    }
+
+    /// Leaves no name behind; the memory goes with its last holder.
+    fn end(self) -> Result<()> {
+        self.directory.remove_socket();
+        Ok(())
+    }
+}
+
+/// What an event of the loop is about.
+enum Event {
+    Listener,
+    Stop,
+    Connection(u32),
+    Death(u32),
+}
+
+impl Event {
+    fn number(&self) -> u64 {
+        match self {
+            Self::Listener => 0,
+            Self::Stop => 1,
+            Self::Connection(connection) => 2 << 32 | u64::from(*connection),
+            Self::Death(index) => 3 << 32 | u64::from(*index),
+        }
+    }
+
+    fn of(number: u64) -> Self {
+        match (number >> 32, number as u32) {
+            (0, 0) => Self::Listener,
+            (2, connection) => Self::Connection(connection),
+            (3, index) => Self::Death(index),
+            _ => Self::Stop,
+        }
+    }
+}
+
+fn refusal(id: u64, error: &Error) -> Reply {
+    Reply::Refused { id, kind: super::message::number_of(error.kind()), text: error.context().to_owned() }
+}
+
+fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
+    move |errno| Error::io(op, "the node service", errno.into())
+}
+
+/// The entry of a client in the table, by its tag.
+pub(crate) fn index_of(tag: u64) -> u32 {
+    (tag & ((1 << INDEX_BITS) - 1)) as u32
+}
+
+/// The byte of the members file that a client locks.
+pub(crate) fn lock_byte(index: u32) -> std::ops::Range<u64> {
+    u64::from(index)..u64::from(index) + 1
+}
+
+const INDEX_BITS: u32 = 12;
+
+/// Packets of one connection before the others have their turn.
+const FAIR: usize = 64;
+
+/// Replies that wait for a client that does not read.
+const MOST_UNREAD: usize = 4096;
+
+/// Leases in one reply: its packet has 64 KiB.
+const MOST_LEASES: u32 = 8192;
+
+/// Leases ahead of need make new segments up to this size of a cell.
+const GROW_AHEAD: u64 = 1 << 20;
+
+/// How long clients have to give back what they do not use.
+const RECALL: Duration = Duration::from_millis(200);
+
+/// How long clients have to leave when the service is told to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How often record locks are looked at, where nothing better tells of a client's end.
+const LOCK_POLL: Duration = Duration::from_millis(50);

@@ -321,6 +321,11 @@ impl<M: Mem> Table<M> {
         bound
     }
 
+    /// Whether something was committed to a declaration.
+    pub(crate) fn is_bound(&self, declared: u32) -> bool {
+        self.slot(declared, slot::PLACE).load(Acquire) != 0
+    }
+
     /// The slot and the low bits of the generation in a link, if it can be one.
     fn linked(&self, link: u64) -> Option<(u32, u64)> {
         let slot = (link >> LINK_SLOT).checked_sub(1)?;
@@ -360,8 +365,16 @@ impl<M: Mem> Table<M> {
         next
     }
 
+    /// Overwrites the state of a slot that holds nonsense.
+    pub(crate) fn set(&self, slot: u32, generation: u64, state: State) {
+        self.slot(slot, slot::STATE).store(state.word(generation), SeqCst);
+    }
+
     /// Lends a free slot and its cell to a client.
-    pub(crate) fn lease(&self, id: Id, place: u64, class: u64, owner: u64) {
+    ///
+    /// `request` stands in the slot until it is used, so that a service that was killed before it answered can say it again.
+    pub(crate) fn lease(&self, id: Id, place: u64, class: u64, owner: u64, request: u64) {
+        self.slot(id.slot, slot::FINGERPRINT).store(request, Relaxed);
         self.slot(id.slot, slot::PLACE).store(place, Relaxed);
         self.slot(id.slot, slot::CLASS).store(class, Relaxed);
         self.slot(id.slot, slot::OWNER).store(owner, Relaxed);

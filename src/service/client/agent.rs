@@ -1,0 +1,321 @@
+//! The agent: the thread of a process that talks to the node service, so that others need not.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::{Client, attach};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
+use crate::pending::{Completer, Pending};
+use crate::service::message::{Reply, Request, ServiceStats, kind_of};
+use crate::service::wire::{Received, Sent, Socket};
+use crate::shm::class::Class;
+use crate::shm::segment::Segment;
+use crate::sync::lock;
+
+/// What the service answered.
+pub(super) enum Answer {
+    Leased,
+    Page(u32),
+    Stats(Box<ServiceStats>),
+    Collected(u64),
+}
+
+/// Requests that have no answer yet. They are made again when the service comes back.
+#[derive(Default)]
+pub(super) struct Requests {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Open>>,
+    /// What could not be sent at once.
+    outbox: Mutex<Vec<Vec<u8>>>,
+}
+
+struct Open {
+    packet: Vec<u8>,
+    /// The class of a lease ahead of need.
+    class: Option<Class>,
+    waiter: Option<Completer<Answer>>,
+}
+
+/// Wakes the agent.
+pub(super) struct Doorbell {
+    fd: OwnedFd,
+    /// The agent will look again by itself.
+    awake: AtomicBool,
+}
+
+impl Doorbell {
+    pub(super) fn new() -> Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::io("open", "an eventfd", errno.into()))?;
+        Ok(Self { fd, awake: AtomicBool::new(false) })
+    }
+
+    pub(super) fn ring(&self) {
+        let _ = rustix::io::write(&self.fd, &1u64.to_le_bytes());
+    }
+
+    #[inline]
+    pub(super) fn ring_unless_awake(&self) {
+        // SYNC POINT: `sleep`. Either this sees it asleep, or it sees what was pushed before.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        if !self.awake.load(Relaxed) && !self.awake.swap(true, AcqRel) {
+            self.ring();
+        }
+    }
+}
+
+impl Client {
+    /// Asks the service and waits for its answer.
+    pub(super) fn ask(&self, request: impl FnOnce(u64) -> Request, op: &'static str) -> Result<Answer> {
+        let (waiter, answer) = Pending::channel();
+        let id = self.begin(request, Some(waiter));
+        let result = answer.deadline(self.options.timeout).wait();
+        match result {
+            Err(error) if error.kind() == ErrorKind::Timeout => {
+                lock(&self.requests.open).remove(&id);
+                Err(self.unanswered(op))
+            }
+            other => other,
+        }
+    }
+
+    pub(super) fn ask_for_page(&self) -> Result<u32> {
+        match self.ask(|id| Request::Pins { id }, "get")? {
+            Answer::Page(page) if page < self.table.pages() => Ok(page),
+            _ => Err(super::corrupt("the service answered something else")),
+        }
+    }
+
+    /// Sends a request; whoever waits is told the answer.
+    pub(super) fn begin(&self, request: impl FnOnce(u64) -> Request, waiter: Option<Completer<Answer>>) -> u64 {
+        let id = self.requests.next.fetch_add(1, Relaxed) + 1;
+        let request = request(id);
+        let class = match &request {
+            Request::Lease { class, urgent: false, .. } => Class::from_index(*class),
+            _ => None,
+        };
+        let packet = request.encode();
+        lock(&self.requests.open).insert(id, Open { packet: packet.clone(), class, waiter });
+        self.send(packet);
+        id
+    }
+
+    /// Tells the service something that has no answer.
+    pub(super) fn tell(&self, request: Request) {
+        self.send(request.encode());
+    }
+
+    fn send(&self, packet: Vec<u8>) {
+        let link = lock(&self.link).clone();
+        let mut outbox = lock(&self.requests.outbox);
+        // In order: nothing overtakes what waits.
+        if outbox.is_empty() {
+            match link.map(|link| link.send(&packet, &[])) {
+                Some(Ok(Sent::Done)) => return,
+                // Without a connection: requests are made again, and words of what was evicted or given back are found by
+                // the service's own sweep of the table.
+                None | Some(Err(_)) => return,
+                Some(Ok(Sent::WouldBlock)) => {}
+            }
+        }
+        outbox.push(packet);
+        drop(outbox);
+        self.doorbell.ring();
+    }
+
+    /// Sends what waits; whether all is sent.
+    fn flush(&self, link: &Socket) -> bool {
+        let mut outbox = lock(&self.requests.outbox);
+        let mut sent = 0;
+        while let Some(packet) = outbox.get(sent) {
+            match link.send(packet, &[]) {
+                Ok(Sent::Done) => sent += 1,
+                Ok(Sent::WouldBlock) => break,
+                Err(_) => {
+                    outbox.clear();
+                    return true;
+                }
+            }
+        }
+        outbox.drain(..sent);
+        outbox.is_empty()
+    }
+
+    /// The life of the agent.
+    pub(super) fn serve_agent(self: Arc<Self>) {
+        let mut buffer = Vec::new();
+        loop {
+            let Some(link) = lock(&self.link).clone() else { return };
+            let ended = self.talk(&link, &mut buffer);
+            *lock(&self.link) = None;
+            if ended || self.ended.load(Acquire) {
+                return;
+            }
+            drop(link);
+            if let Err(error) = self.come_back() {
+                self.give_up(&error);
+                return;
+            }
+        }
+    }
+
+    /// Talks until the connection ends (false) or the client does (true).
+    fn talk(&self, link: &Socket, buffer: &mut Vec<u8>) -> bool {
+        loop {
+            let all_sent = self.flush(link);
+            self.tell_of_retired();
+            let busy = self.sleep(link, all_sent);
+            if self.ended.load(Acquire) {
+                let _ = link.send(&Request::Bye.encode(), &[]);
+                return true;
+            }
+            if !busy {
+                continue;
+            }
+            loop {
+                match link.recv(buffer) {
+                    Ok(Received::Packet { fds }) => match Reply::decode(buffer) {
+                        Ok(reply) => self.hear(reply, fds),
+                        Err(_) => return false,
+                    },
+                    Ok(Received::WouldBlock) => break,
+                    Ok(Received::Closed) | Err(_) => return false,
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do; whether the service said something.
+    fn sleep(&self, link: &Socket, all_sent: bool) -> bool {
+        let mut flags = PollFlags::IN;
+        if !all_sent {
+            flags |= PollFlags::OUT;
+        }
+        let mut fds = [PollFd::from_borrowed_fd(link.as_fd(), flags), PollFd::from_borrowed_fd(self.doorbell.fd.as_fd(), PollFlags::IN)];
+        // While objects are evicted all the time it looks every millisecond, and nobody has to ring.
+        if self.doorbell.awake.load(Relaxed) {
+            let soon = LINGER.try_into().ok();
+            if let Ok(0) = poll(&mut fds, soon.as_ref()) {
+                self.doorbell.awake.store(false, Release);
+                // SYNC POINT: `ring_unless_awake`.
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if !self.retired.is_empty() {
+                    self.doorbell.awake.store(true, Release);
+                }
+                return false;
+            }
+        } else if poll(&mut fds, None).is_err() {
+            return false;
+        }
+        if !fds[1].revents().is_empty() {
+            let _ = rustix::io::read(&self.doorbell.fd, &mut [0; 8]);
+        }
+        !fds[0].revents().is_empty()
+    }
+
+    fn tell_of_retired(&self) {
+        while !self.retired.is_empty() {
+            let mut slots = Vec::with_capacity(self.retired.len().min(8192));
+            while slots.len() < 8192 {
+                let Some(slot) = self.retired.pop() else { break };
+                slots.push(slot);
+            }
+            self.tell(Request::Dying { slots });
+            failpoint!("client.retired.told");
+        }
+    }
+
+    fn hear(&self, reply: Reply, mut fds: Vec<OwnedFd>) {
+        match reply {
+            Reply::Segment { index, len } => {
+                if let Some(Ok(segment)) = fds.pop().map(|fd| Segment::adopt(fd, len as usize)) {
+                    self.add_segment(index, segment);
+                }
+            }
+            Reply::Leased { id, class, slots } => {
+                let Some(open) = lock(&self.requests.open).remove(&id) else {
+                    // Nobody waits any more.
+                    return self.tell(Request::Return { slots });
+                };
+                if let Some(class) = Class::from_index(class) {
+                    self.leased(class, slots);
+                }
+                self.finish(open, Ok(Answer::Leased));
+            }
+            Reply::Page { id, page } => self.answer(id, Ok(Answer::Page(page))),
+            Reply::Collected { id, bytes } => self.answer(id, Ok(Answer::Collected(bytes))),
+            Reply::Stats { id } => {
+                let stats = fds.pop().ok_or_else(|| super::corrupt("no statistics")).and_then(ServiceStats::from_fd);
+                self.answer(id, stats.map(|stats| Answer::Stats(Box::new(stats))));
+            }
+            Reply::Refused { id, kind, text } => {
+                self.answer(id, Err(Error::new(kind_of(kind), "reserve", text).with_connector("shm")));
+            }
+            Reply::Recall => self.return_leases(),
+            // It ends soon; the connection's end is the sign to take over.
+            Reply::Draining => {}
+            Reply::Welcome { .. } => {}
+        }
+    }
+
+    fn answer(&self, id: u64, result: Result<Answer>) {
+        if let Some(open) = lock(&self.requests.open).remove(&id) {
+            self.finish(open, result);
+        }
+    }
+
+    fn finish(&self, open: Open, result: Result<Answer>) {
+        if let Some(class) = open.class {
+            self.prefetched(class);
+        }
+        if let Some(waiter) = open.waiter {
+            waiter.complete(result);
+        }
+    }
+
+    /// After the service's death: finds its successor, or becomes it.
+    fn come_back(self: &Arc<Self>) -> Result<()> {
+        failpoint!("client.reattach");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if self.ended.load(Acquire) {
+                return Ok(());
+            }
+            match attach::reattach(self) {
+                Ok(link) => {
+                    *lock(&self.link) = Some(Arc::new(link));
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
+                Err(error) => return Err(error),
+            }
+        }
+        lock(&self.requests.outbox).clear();
+        let open: Vec<Vec<u8>> = lock(&self.requests.open).values().map(|open| open.packet.clone()).collect();
+        open.into_iter().for_each(|packet| self.send(packet));
+        Ok(())
+    }
+
+    /// There is no service for this memory any more.
+    fn give_up(&self, error: &Error) {
+        self.lost.store(true, Release);
+        let open: Vec<Open> = lock(&self.requests.open).drain().map(|(_, open)| open).collect();
+        for open in open {
+            self.finish(open, Err(error.clone()));
+        }
+        self.wake_own();
+    }
+}
+
+/// How long the agent stays awake after objects were evicted.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// How long a client tries to find a service again.
+const PATIENCE: Duration = Duration::from_secs(600);

@@ -1,0 +1,205 @@
+//! Leases: cells that this process may write to, fetched ahead of need.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::time::Instant;
+
+use crossbeam_queue::ArrayQueue;
+
+use super::agent::Answer;
+use super::{Client, corrupt};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
+use crate::process;
+use crate::service::message::Request;
+use crate::shm::class::{Class, Place};
+use crate::shm::layout::word;
+use crate::shm::table::{Id, Label, State};
+
+/// The leases of one size class that nobody uses yet.
+pub(super) struct Pool {
+    slots: ArrayQueue<u32>,
+    /// More are on their way.
+    asked: AtomicBool,
+}
+
+/// A slot and its cell, this process's until it is published or dropped.
+pub(crate) struct Lease {
+    client: Arc<Client>,
+    id: Id,
+    ptr: NonNull<u8>,
+    class: Class,
+    used: bool,
+}
+
+// SAFETY: the cell belongs to whoever owns the lease; nothing in it is bound to a thread.
+unsafe impl Send for Lease {}
+// SAFETY: a shared lease only tells where it is.
+unsafe impl Sync for Lease {}
+
+impl Client {
+    fn pool(&self, class: Class) -> &Pool {
+        self.pools[class.index()].get_or_init(|| Pool {
+            slots: ArrayQueue::new((class.batch() as usize * 2).max(4)),
+            asked: AtomicBool::new(false),
+        })
+    }
+
+    /// A cell for an object of `len` bytes.
+    ///
+    /// # Cost
+    /// A queue's pop; when it is empty, a round trip to the service.
+    ///
+    /// # Errors
+    /// `TooLarge`, `NoSpace` with the numbers, `Unavailable` when the service does not answer.
+    pub(crate) fn lease(self: &Arc<Self>, len: u64) -> Result<Lease> {
+        let Some(class) = Class::of(len) else {
+            let context = format!("{len} bytes, more than any machine has");
+            return Err(Error::new(ErrorKind::TooLarge, "reserve", context).with_connector("shm"));
+        };
+        let pool = self.pool(class);
+        loop {
+            let Some(slot) = pool.slots.pop() else {
+                self.fetch(class, pool)?;
+                continue;
+            };
+            if pool.slots.len() <= class.batch() as usize / 4 && !pool.asked.load(Relaxed) {
+                self.prefetch(class, pool);
+            }
+            // What somebody scribbled on is the service's to mend.
+            if let Some((generation, State::Reserved)) = self.table.state(slot) {
+                let id = Id { slot, generation };
+                let ptr = self.cell_of(&self.table.read(id), class)?;
+                failpoint!("client.leased");
+                return Ok(Lease { client: Arc::clone(self), id, ptr, class, used: false });
+            }
+        }
+    }
+
+    #[cold]
+    fn prefetch(&self, class: Class, pool: &Pool) {
+        if pool.asked.swap(true, AcqRel) {
+            return;
+        }
+        let request = |id| Request::Lease { id, class: class.index() as u16, count: class.batch(), urgent: false };
+        self.begin(request, None);
+    }
+
+    #[cold]
+    fn fetch(&self, class: Class, pool: &Pool) -> Result<()> {
+        let deadline = Instant::now() + self.options.timeout;
+        let request = |id| Request::Lease { id, class: class.index() as u16, count: class.batch(), urgent: true };
+        loop {
+            match self.ask(request, "reserve") {
+                Ok(Answer::Leased) => return Ok(()),
+                Ok(_) => return Err(corrupt("the service answered something else")),
+                // Somebody else's lease came meanwhile.
+                Err(_) if !pool.slots.is_empty() => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Cancelled && Instant::now() < deadline => {}
+                Err(error) => return Err(error.with_connector("shm")),
+            }
+        }
+    }
+
+    /// Leases that came; what the pool has no room for goes back.
+    pub(super) fn leased(&self, class: Class, slots: Vec<u32>) {
+        let pool = self.pool(class);
+        let mut excess = Vec::new();
+        for slot in slots {
+            if class.capacity() >= POPULATE && self.knows(slot) {
+                if let Some((generation, State::Reserved)) = self.table.state(slot) {
+                    let place = Place::from_bits(self.table.read(Id { slot, generation }).place);
+                    if let Ok(held) = self.segment(place.segment()) {
+                        if class.capacity() <= POPULATE_MOST {
+                            held.populate(place.offset(), class.capacity());
+                        }
+                    }
+                }
+            }
+            if !self.knows(slot) || pool.slots.push(slot).is_err() {
+                excess.push(slot);
+            }
+        }
+        if !excess.is_empty() {
+            self.tell(Request::Return { slots: excess });
+        }
+    }
+
+    /// The lease that was asked for ahead of need was refused, or came.
+    pub(super) fn prefetched(&self, class: Class) {
+        self.pool(class).asked.store(false, Release);
+    }
+
+    /// Gives back all that is not in use.
+    pub(super) fn return_leases(&self) {
+        let mut slots = Vec::new();
+        for pool in self.pools.iter().filter_map(|pool| pool.get()) {
+            while let Some(slot) = pool.slots.pop() {
+                slots.push(slot);
+            }
+        }
+        for slots in slots.chunks(8192) {
+            self.tell(Request::Return { slots: slots.to_vec() });
+        }
+        // The service waits for this one.
+        self.tell(Request::Return { slots: Vec::new() });
+    }
+}
+
+impl Lease {
+    #[cfg(mutant = "publish_first")]
+    pub(super) fn id(&self) -> Id {
+        self.id
+    }
+
+    pub(crate) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// First byte of the cell, aligned to 64.
+    pub(crate) fn as_ptr(&self) -> NonNull<u8> {
+        self.ptr
+    }
+
+    /// Makes what was written an object.
+    pub(crate) fn publish(mut self, label: Label) -> Id {
+        self.used = true;
+        let stamp = self.client.table.header(word::EPOCH).load(Relaxed) as u32;
+        self.client.table.publish(self.id, &label, stamp);
+        failpoint!("client.put.published");
+        self.id
+    }
+
+    /// Keeps the slot for another use than an object.
+    pub(super) fn keep(mut self) -> Id {
+        self.used = true;
+        self.id
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.used || process::generation() != self.client.generation {
+            return;
+        }
+        // Unused: the next one may have it.
+        if self.client.pool(self.class).slots.push(self.id.slot).is_err() {
+            self.client.tell(Request::Return { slots: vec![self.id.slot] });
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:?} of {} B)", self.id, self.class.capacity())
+    }
+}
+
+/// Cells from this size on have pages that they share with few others.
+const POPULATE: u64 = 4096;
+
+/// Larger ones are populated by whoever writes to them: it takes as long, and nobody else waits.
+const POPULATE_MOST: u64 = 16 << 20;
