@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::ConnectorConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -55,6 +56,33 @@ pub trait Connector: Send + Sync + 'static {
     /// No copy for memory that [`reserve`](Self::reserve) of the same connector lent; one copy otherwise.
     fn commit(&self, region: RegionMut, format: Format) -> Pending<Key>;
 
+    /// As [`commit`](Self::commit), with options for how long the object stays.
+    ///
+    /// * **Time to live** ([`Capabilities::TIME_TO_LIVE`]). From that time on, counted from the commit, the object is as if
+    ///   evicted: missing for every method and every process, whoever is alive then. It is there before. The clock is
+    ///   CLOCK_BOOTTIME or one like it, which goes on in suspend and which nobody can set.
+    /// * **Evict with producer** ([`Capabilities::EVICT_WITH_PRODUCER`]). The object is evicted when the process that
+    ///   committed it ends, however it ends: by returning, by a signal, by a crash. Seen by others soon, not at once.
+    ///   Closing the connector does not evict.
+    ///
+    /// With both, whichever comes first. Regions that were handed out stay valid, as after any evict. Deferred objects
+    /// ([`commit_at`](Self::commit_at)) have no options.
+    ///
+    /// The default is `commit` for the default options. A connector that has one of the capabilities overrides this, and
+    /// refuses what it lacks by [`unsupported_options`](Self::unsupported_options).
+    ///
+    /// # Cost
+    /// As `commit`.
+    ///
+    /// # Errors
+    /// As `commit`; `Unsupported`, naming the option, when the connector lacks the capability.
+    fn commit_with(&self, region: RegionMut, format: Format, options: &PutOptions) -> Pending<Key> {
+        match options.is_default() {
+            true => self.commit(region, format),
+            false => Pending::ready(Err(self.unsupported_options("commit", options))),
+        }
+    }
+
     /// Reads an object; `None` when there is none.
     ///
     /// # Cost
@@ -89,23 +117,34 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Makes several objects; either all keys come back, or an error and none of the objects stays.
     ///
+    /// The default starts a `commit` each and returns. When one fails, the others are evicted before the `Pending` ends in
+    /// the failure of the first; of those evictions, a failure goes unreported. Takes an `Arc` because it does that later.
+    ///
     /// # Cost
-    /// The default commits one by one. Override where one message can carry many.
-    fn commit_batch(&self, regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
-        let mut keys = Vec::with_capacity(regions.len());
-        for (region, format) in regions {
-            match self.commit(region, format).wait() {
-                Ok(key) => keys.push(key),
-                Err(error) => {
-                    for key in keys {
-                        // The failure that is reported is the first one.
-                        let _ = self.evict(&key).wait();
-                    }
-                    return Pending::ready(Err(error));
-                }
-            }
+    /// The default is a commit each, and for those that do not end at once one allocation more. Override where one message
+    /// can carry many.
+    ///
+    /// # Cancel safety
+    /// Past a deadline, or when the `Pending` is dropped before its end, nobody has the keys: the default sees to it in the
+    /// background that none of the objects stays. They may be there until the last commit has ended.
+    fn commit_batch(self: Arc<Self>, regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
+        commit_each(self, regions, |connector, region, format| connector.commit(region, format))
+    }
+
+    /// As [`commit_batch`](Self::commit_batch), each as by [`commit_with`](Self::commit_with).
+    ///
+    /// # Cost
+    /// As `commit_batch`. Override where one message can carry many, in a connector that overrides `commit_with`.
+    fn commit_batch_with(
+        self: Arc<Self>,
+        regions: Vec<(RegionMut, Format)>,
+        options: &PutOptions,
+    ) -> Pending<Vec<Key>> {
+        if options.is_default() {
+            return self.commit_batch(regions);
         }
-        Pending::ready(Ok(keys))
+        let options = *options;
+        commit_each(self, regions, move |connector, region, format| connector.commit_with(region, format, &options))
     }
 
     /// Reads several objects, in the order of `keys`.
@@ -129,7 +168,7 @@ pub trait Connector: Send + Sync + 'static {
     /// Makes the key of an object that will be committed later, by this process or another: a deferred key.
     ///
     /// Its length is [`Key::UNKNOWN_LEN`]. Until [`commit_at`](Self::commit_at), `get` gives `None`. Needs
-    /// [`Capabilities::DEFERRED`].
+    /// [`Capabilities::DEFERRED`]. Neither takes [`PutOptions`]: a declared object stays until it is evicted.
     fn declare(&self, format: Format) -> Result<Key> {
         let _ = format;
         Err(self.unsupported("declare"))
@@ -162,6 +201,14 @@ pub trait Connector: Send + Sync + 'static {
         let scheme = self.config().scheme().to_owned();
         Error::new(ErrorKind::Unsupported, op, "this connector has no deferred keys").with_connector(scheme)
     }
+
+    /// The error of options that this connector does not have; for overrides of [`commit_with`](Self::commit_with).
+    #[doc(hidden)]
+    fn unsupported_options(&self, op: &'static str, options: &PutOptions) -> Error {
+        let lacking: Vec<_> = options.needs().without(self.capabilities()).names().collect();
+        let context = format!("this connector has no {}; `proxystore info` lists those that do", lacking.join(", no "));
+        Error::new(ErrorKind::Unsupported, op, context).with_connector(self.config().scheme().to_owned())
+    }
 }
 
 /// Conveniences on every connector. Implemented for all of them; not to be implemented.
@@ -187,7 +234,7 @@ pub trait ConnectorExt: Connector {
     ///
     /// # Cost
     /// One copy each.
-    fn put_batch(&self, objects: &[(&[u8], Format)]) -> Pending<Vec<Key>> {
+    fn put_batch(self: &Arc<Self>, objects: &[(&[u8], Format)]) -> Pending<Vec<Key>> {
         let mut regions = Vec::with_capacity(objects.len());
         for (bytes, format) in objects {
             match self.reserve(bytes.len()) {
@@ -198,7 +245,24 @@ pub trait ConnectorExt: Connector {
                 Err(error) => return Pending::ready(Err(error)),
             }
         }
-        self.commit_batch(regions)
+        Arc::clone(self).commit_batch(regions)
+    }
+
+    /// Stores a copy of `bytes`, as by [`commit_with`](Connector::commit_with).
+    ///
+    /// # Cost
+    /// That of [`put`](Connector::put); with other than the default options, one copy and a `commit_with`.
+    fn put_with(&self, bytes: &[u8], format: Format, options: &PutOptions) -> Pending<Key> {
+        if options.is_default() {
+            return self.put(bytes, format);
+        }
+        match self.reserve(bytes.len()) {
+            Ok(mut region) => {
+                bytes::BufMut::put_slice(&mut region, bytes);
+                self.commit_with(region, format, options)
+            }
+            Err(error) => Pending::ready(Err(error)),
+        }
     }
 
     /// Reads an object that must be there.
@@ -213,12 +277,124 @@ pub trait ConnectorExt: Connector {
 
 impl<C: Connector + ?Sized> ConnectorExt for C {}
 
+/// Starts a commit each; when one fails, or nobody waits any more, evicts the objects of the others.
+fn commit_each<C: Connector + ?Sized>(
+    connector: Arc<C>,
+    regions: Vec<(RegionMut, Format)>,
+    commit: impl Fn(&C, RegionMut, Format) -> Pending<Key>,
+) -> Pending<Vec<Key>> {
+    let mut started = Vec::with_capacity(regions.len());
+    for (region, format) in regions {
+        started.push(commit(&connector, region, format));
+        if started.last().is_some_and(Pending::has_failed) {
+            // The rest need not begin; their memory goes back.
+            break;
+        }
+    }
+    let undo = Arc::clone(&connector);
+    let settled = Pending::settle(started, move |keys| {
+        // There is nobody to tell of a failure.
+        let _ = undo.evict_batch(&keys).wait();
+    });
+    settled.chain(move |outcomes| {
+        let (mut keys, mut failure) = (Vec::with_capacity(outcomes.len()), None);
+        for outcome in outcomes {
+            match outcome {
+                Ok(key) => keys.push(key),
+                Err(error) => drop(failure.get_or_insert(error)),
+            }
+        }
+        match failure {
+            None => Pending::ready(Ok(keys)),
+            Some(error) if keys.is_empty() => Pending::ready(Err(error)),
+            Some(error) => connector.evict_batch(&keys).then(move |_| Err(error)),
+        }
+    })
+}
+
+/// A batch that a connector commits in one call of its own: when nobody waits for its end, what it made is evicted.
+#[cfg(feature = "file")]
+pub(crate) fn undo_if_abandoned<C: Connector>(connector: Arc<C>, batch: Pending<Vec<Key>>) -> Pending<Vec<Key>> {
+    let settled = Pending::settle(vec![batch], move |made| {
+        // There is nobody to tell of a failure.
+        let _ = connector.evict_batch(&made.concat()).wait();
+    });
+    settled.and_then(|outcomes| outcomes.into_iter().collect::<Result<Vec<_>>>().map(|made| made.concat()))
+}
+
 /// Makes the `NotFound` of `key`, when it is needed.
 pub(crate) fn not_found(op: &'static str, key: &Key) -> impl FnOnce() -> Error + Send + 'static {
     let key = *key;
     move || {
         let context = format!("{key:?} was evicted, taken, or never committed");
         Error::new(ErrorKind::NotFound, op, context).with_connector(key.scheme().to_owned())
+    }
+}
+
+/// How long an object stays: what a put asks for beyond the bytes.
+///
+/// The default asks for nothing: an object stays until it is evicted or taken, or its connector's reach ends. What the
+/// options mean is written on [`Connector::commit_with`]. For typed objects see [`Store::with`](crate::Store::with).
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+/// use proxystore::connector::PutOptions;
+///
+/// let options = PutOptions::new().time_to_live(Duration::from_secs(60)).evict_with_producer();
+/// assert_eq!(options.lifetime(), Some(Duration::from_secs(60)));
+/// assert!(options.ends_with_producer());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PutOptions {
+    lifetime: Option<Duration>,
+    ends_with_producer: bool,
+}
+
+impl PutOptions {
+    /// Options that ask for nothing.
+    pub const fn new() -> Self {
+        Self { lifetime: None, ends_with_producer: false }
+    }
+
+    /// The object is as if evicted once `limit` has passed since its commit. Default: it never expires.
+    #[must_use]
+    pub const fn time_to_live(self, limit: Duration) -> Self {
+        Self { lifetime: Some(limit), ..self }
+    }
+
+    /// The object is evicted when the process that committed it ends, however it ends. Default: it stays.
+    #[must_use]
+    pub const fn evict_with_producer(self) -> Self {
+        Self { ends_with_producer: true, ..self }
+    }
+
+    /// The time to live, if there is one.
+    pub const fn lifetime(&self) -> Option<Duration> {
+        self.lifetime
+    }
+
+    /// Whether the object ends with its producer.
+    pub const fn ends_with_producer(&self) -> bool {
+        self.ends_with_producer
+    }
+
+    /// Whether nothing is asked for.
+    pub const fn is_default(&self) -> bool {
+        self.lifetime.is_none() && !self.ends_with_producer
+    }
+
+    /// What a connector must be able to do for these options.
+    pub const fn needs(&self) -> Capabilities {
+        let mut needs = Capabilities::NONE;
+        if self.lifetime.is_some() {
+            needs = needs.union(Capabilities::TIME_TO_LIVE);
+        }
+        if self.ends_with_producer {
+            needs = needs.union(Capabilities::EVICT_WITH_PRODUCER);
+        }
+        needs
     }
 }
 
@@ -243,6 +419,10 @@ impl Capabilities {
     pub const CROSS_NODE: Self = Self(1 << 5);
     /// Objects outlive the process that put them.
     pub const OUTLIVES_PRODUCER: Self = Self(1 << 6);
+    /// Objects may have a [time to live](PutOptions::time_to_live).
+    pub const TIME_TO_LIVE: Self = Self(1 << 7);
+    /// Objects may be [evicted with their producer](PutOptions::evict_with_producer).
+    pub const EVICT_WITH_PRODUCER: Self = Self(1 << 8);
 
     /// Whether all bits of `other` are set.
     pub const fn contains(self, other: Self) -> bool {
@@ -255,13 +435,19 @@ impl Capabilities {
         Self(self.0 | other.0)
     }
 
+    /// This set without the bits of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Names of the set bits, in a fixed order.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         NAMES.iter().filter(move |(bit, _)| self.contains(*bit)).map(|(_, name)| *name)
     }
 }
 
-const NAMES: [(Capabilities, &str); 7] = [
+const NAMES: [(Capabilities, &str); 9] = [
     (Capabilities::ZERO_COPY_GET, "zero-copy get"),
     (Capabilities::ZERO_COPY_PUT, "zero-copy put"),
     (Capabilities::DEFERRED, "deferred keys"),
@@ -269,6 +455,8 @@ const NAMES: [(Capabilities, &str); 7] = [
     (Capabilities::CROSS_PROCESS, "cross-process"),
     (Capabilities::CROSS_NODE, "cross-node"),
     (Capabilities::OUTLIVES_PRODUCER, "outlives producer"),
+    (Capabilities::TIME_TO_LIVE, "time to live"),
+    (Capabilities::EVICT_WITH_PRODUCER, "evict with producer"),
 ];
 
 impl std::ops::BitOr for Capabilities {

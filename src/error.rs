@@ -63,6 +63,16 @@ pub enum ErrorKind {
     Permission,
     /// The thing exists already, for example a deferred key that was committed twice.
     AlreadyExists,
+    /// The object was in memory of a former incarnation of the store, which is gone: it cannot come back.
+    Stale,
+    /// A handle that was inherited through fork(2) was used in the child; open the store again there.
+    Forked,
+    /// The node service or a peer does not answer now.
+    Unavailable,
+    /// The process at the other end died in the middle of the operation.
+    PeerDied,
+    /// The other side has another version of the protocol or of a memory layout.
+    Incompatible,
     /// An operating-system call failed otherwise.
     Io,
 }
@@ -89,6 +99,8 @@ impl Error {
             Os::StorageFull | Os::QuotaExceeded | Os::OutOfMemory => ErrorKind::NoSpace,
             Os::FileTooLarge => ErrorKind::TooLarge,
             Os::TimedOut => ErrorKind::Timeout,
+            Os::ConnectionRefused => ErrorKind::Unavailable,
+            Os::ConnectionReset | Os::ConnectionAborted | Os::BrokenPipe => ErrorKind::PeerDied,
             _ => ErrorKind::Io,
         };
         Self::new(kind, op, context).with_source(source)
@@ -135,7 +147,8 @@ impl Error {
 
     /// Whether the same call may succeed later without any other change.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Timeout | ErrorKind::Cancelled | ErrorKind::NoSpace)
+        use ErrorKind::{Cancelled, NoSpace, Timeout, Unavailable};
+        matches!(self.0.kind, Timeout | Cancelled | NoSpace | Unavailable)
     }
 }
 
@@ -193,6 +206,11 @@ impl fmt::Display for ErrorKind {
             Self::ForeignKey => "foreign key",
             Self::Permission => "permission denied",
             Self::AlreadyExists => "exists already",
+            Self::Stale => "stale object",
+            Self::Forked => "inherited through fork",
+            Self::Unavailable => "unavailable",
+            Self::PeerDied => "peer died",
+            Self::Incompatible => "incompatible version",
             Self::Io => "I/O error",
         })
     }
@@ -208,7 +226,10 @@ impl From<Error> for std::io::Error {
             ErrorKind::NoSpace => Os::StorageFull,
             ErrorKind::Permission => Os::PermissionDenied,
             ErrorKind::AlreadyExists => Os::AlreadyExists,
-            ErrorKind::Unsupported | ErrorKind::UnknownScheme => Os::Unsupported,
+            ErrorKind::Unsupported | ErrorKind::UnknownScheme | ErrorKind::Incompatible => Os::Unsupported,
+            ErrorKind::Stale => Os::StaleNetworkFileHandle,
+            ErrorKind::Unavailable => Os::ConnectionRefused,
+            ErrorKind::PeerDied => Os::ConnectionReset,
             _ => Os::Other,
         };
         Self::new(kind, error)
@@ -229,6 +250,23 @@ mod tests {
         let line = error.to_string();
         assert!(line.starts_with("put on file: no space: /scratch/x: No space left"), "{line}");
         assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn services_and_peers() {
+        let refused = Error::io("open", "", std::io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+        assert!(refused.is_retryable());
+        for gone in [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe] {
+            let died = Error::io("get", "", gone.into());
+            assert_eq!(died.kind(), ErrorKind::PeerDied);
+            assert!(!died.is_retryable());
+            assert_eq!(std::io::Error::from(died).kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        for kind in [ErrorKind::Stale, ErrorKind::Forked, ErrorKind::Incompatible] {
+            let error = Error::new(kind, "get", "x");
+            assert!(!error.is_retryable() && !error.is_not_found(), "{error}");
+        }
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub mod config;
 pub mod key;
 pub mod environment;
 mod sync;
+#[expect(
+    unsafe_code,
+    reason = "fork is noticed by a page that the kernel empties, and values live until the process ends"
+)]
+mod process;
 pub mod error;
 
 pub use bytes;

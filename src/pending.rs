@@ -137,6 +137,20 @@ impl<T> Pending<T> {
         matches!(self.state, State::Ready(_))
     }
 
+    /// Whether it has ended, and in an error.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.state, State::Ready(Err(_)))
+    }
+
+    /// Whether waiting under `limit` runs a call on this thread, or nothing: the operation then ends for good.
+    fn runs_within(&self, limit: Limit) -> bool {
+        match self.state {
+            State::Ready(_) => true,
+            State::Blocking { cooperative, .. } => cooperative || !self.limit.and(limit).explicit,
+            _ => false,
+        }
+    }
+
     /// Bounds the operation: past `limit` from now it ends in [`ErrorKind::Timeout`] for the caller, and goes on detached.
     ///
     /// The bound covers what the operation is at this moment: set it after [`chain`](Self::chain) to cover both parts.
@@ -340,6 +354,23 @@ impl<T: Send + 'static> Pending<T> {
             return Pending::ready(operations.into_iter().map(Self::wait).collect());
         }
         Pending::from_state(State::Waiting(Box::new(join::All::new(operations))))
+    }
+
+    /// Waits for many operations, each to its end, and gives what became of each.
+    ///
+    /// When the caller stops waiting before, at a deadline or by dropping, the operations go on, and `abandoned` gets the
+    /// values of those that succeed once all have ended, on a thread of the pool.
+    ///
+    /// # Cost
+    /// As [`all`](Self::all); operations that somebody else completes cost some more under `.wait()`.
+    pub(crate) fn settle(
+        operations: Vec<Self>,
+        abandoned: impl FnOnce(Vec<T>) + Send + 'static,
+    ) -> Pending<Vec<Result<T>>> {
+        if operations.iter().all(Self::is_ready) {
+            return Pending::ready(Ok(operations.into_iter().map(Self::wait).collect()));
+        }
+        Pending::from_state(State::Waiting(Box::new(join::Settle::new(operations, Box::new(abandoned)))))
     }
 }
 

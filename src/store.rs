@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::cache::{Cache, CacheStats};
 use crate::codec::{self, Codec, Codecs, Object};
 use crate::config::StoreConfig;
-use crate::connector::{Connector, ConnectorExt};
+use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions};
+use crate::connectors;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
@@ -46,6 +47,8 @@ pub use reserved::{Reserved, ReservedSlice};
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Of this handle alone.
+    options: PutOptions,
 }
 
 struct Inner {
@@ -98,6 +101,45 @@ impl Store {
         StoreBuilder::from_connector(connector)
     }
 
+    /// A handle of the same store whose puts carry `options`: those of values, batches, proxies and reservations.
+    ///
+    /// It is equal to this one and shares connector and cache. Clones of it carry the options too, this handle does not.
+    /// [Promises](Self::promise) have no options: what keeps one stays until it is evicted.
+    ///
+    /// What was resolved is shared with whoever holds it: a view, a proxy that has its object, and a copy in the cache of a
+    /// process outlive the object, as they do when another process evicts it. So [`get`](Self::get) may still answer from
+    /// the cache when the time to live is over; [`exists`](Self::exists) asks the connector. Where that matters, open the
+    /// store with `cache_bytes=0`.
+    ///
+    /// # Cost
+    /// That of a clone.
+    ///
+    /// # Errors
+    /// None here; puts are `Unsupported` where the connector lacks what the options need.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Duration;
+    /// use proxystore::connector::PutOptions;
+    /// use proxystore::{ErrorKind, Store};
+    ///
+    /// let store = Store::open("memory://options")?;
+    /// let brief = store.with(PutOptions::new().time_to_live(Duration::from_secs(60)));
+    /// assert_eq!(brief, store);
+    /// let error = brief.put("a connector that cannot").wait().unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Unsupported);
+    /// # Ok::<(), proxystore::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with(&self, options: PutOptions) -> Self {
+        Self { inner: Arc::clone(&self.inner), options }
+    }
+
+    /// The options that puts through this handle carry.
+    pub fn options(&self) -> &PutOptions {
+        &self.options
+    }
+
     /// The configuration that opens this store again; its `Display` is the store's URL.
     pub fn config(&self) -> &StoreConfig {
         &self.inner.config
@@ -134,11 +176,11 @@ impl Store {
     }
 
     fn put_by<T: Object + ?Sized>(&self, value: &T, codec: Option<&dyn Codec<T>>) -> Pending<Key> {
-        if let Err(error) = self.check_open("put") {
+        if let Err(error) = self.check_put("put") {
             return Pending::ready(Err(error));
         }
         let start = self.clock();
-        self.observe(Op::Put, start, codec::encode(&*self.inner.connector, value, codec), Key::len)
+        self.observe(Op::Put, start, codec::encode(&*self.inner.connector, value, codec, &self.options), Key::len)
     }
 
     /// Stores several values, all or none.
@@ -147,18 +189,19 @@ impl Store {
     /// As [`put`](Self::put) for each, in one operation of the connector.
     ///
     /// # Errors
-    /// As [`put`](Self::put); the first failure, and none of the values stays.
+    /// As [`put`](Self::put); the first failure, and none of the values stays. Past the deadline they go in the background:
+    /// see [`Connector::commit_batch`].
     pub fn put_batch<'a, T: Object + ?Sized>(&self, values: impl IntoIterator<Item = &'a T>) -> Pending<Vec<Key>> {
         let start = self.clock();
         let codec = self.inner.codecs.preferred::<T>();
-        let regions = self.check_open("put").and_then(|()| {
+        let regions = self.check_put("put").and_then(|()| {
             values
                 .into_iter()
                 .map(|value| codec::encode_region(&*self.inner.connector, value, codec.as_deref()))
                 .collect::<Result<Vec<_>>>()
         });
         let committed = match regions {
-            Ok(regions) => self.inner.connector.commit_batch(regions),
+            Ok(regions) => Arc::clone(&self.inner.connector).commit_batch_with(regions, &self.options),
             Err(error) => Pending::ready(Err(error)),
         };
         self.observe(Op::PutBatch, start, committed, |keys| keys.iter().map(Key::len).sum())
@@ -491,6 +534,29 @@ impl Store {
             true => Err(Error::new(ErrorKind::Closed, op, "the store was closed").with_connector(self.scheme())),
             false => Ok(()),
         }
+    }
+
+    /// Whether the store is open, and can do what the options of this handle ask for.
+    #[inline]
+    fn check_put(&self, op: &'static str) -> Result<()> {
+        self.check_open(op)?;
+        if self.options.is_default() {
+            return Ok(());
+        }
+        let lacking = self.options.needs().without(self.inner.connector.capabilities());
+        if lacking == Capabilities::NONE {
+            return Ok(());
+        }
+        let known = connectors::registrations();
+        let able: Vec<_> =
+            known.iter().filter(|row| row.capabilities.contains(lacking)).map(|row| row.scheme).collect();
+        let able = if able.is_empty() {
+            "nor has any of this build".to_owned()
+        } else {
+            format!("these have: {}", able.join(", "))
+        };
+        let context = format!("the connector has no {}; {able}", lacking.names().collect::<Vec<_>>().join(", no "));
+        Err(Error::new(ErrorKind::Unsupported, op, context).with_connector(self.scheme()))
     }
 
     fn scheme(&self) -> String {

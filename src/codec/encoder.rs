@@ -7,7 +7,7 @@ use std::io;
 use bytes::BufMut;
 use serde::Serialize;
 
-use crate::connector::Connector;
+use crate::connector::{Connector, ConnectorExt, PutOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
@@ -98,10 +98,10 @@ impl<'a> Encoder<'a> {
         self.region.take().ok_or_else(no_region)
     }
 
-    pub(super) fn finish(mut self, format: Format) -> Pending<Key> {
+    pub(super) fn finish(mut self, format: Format, options: &PutOptions) -> Pending<Key> {
         match self.region.take() {
-            Some(region) => self.connector.commit(region, format),
-            None => self.connector.put(&self.scratch, format),
+            Some(region) => self.connector.commit_with(region, format, options),
+            None => self.connector.put_with(&self.scratch, format, options),
         }
     }
 }

@@ -13,20 +13,21 @@ use std::any::{TypeId, type_name};
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use serde::de::value::U32Deserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 
 use crate::key::with_samples;
+use crate::process::PerProcess;
 
 /// Fingerprint of the schema of a serde type.
 ///
 /// # Cost
 /// Microseconds the first time for each type, a table look-up after that.
 pub(super) fn of_serde<T: DeserializeOwned + 'static>() -> u64 {
-    static KNOWN: OnceLock<RwLock<HashMap<TypeId, u64>>> = OnceLock::new();
-    let known = KNOWN.get_or_init(RwLock::default);
+    static KNOWN: PerProcess<RwLock<HashMap<TypeId, u64>>> = PerProcess::new();
+    let known = KNOWN.get(RwLock::default);
     let this = TypeId::of::<T>();
     if let Some(hash) = known.read().unwrap_or_else(PoisonError::into_inner).get(&this) {
         return *hash;

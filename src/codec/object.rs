@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::custom::{self, Codec, Codecs};
 use super::encoder::Encoder;
 use super::{fingerprint, id, plain};
-use crate::connector::Connector;
+use crate::connector::{Connector, ConnectorExt, PutOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
@@ -142,19 +142,20 @@ pub(crate) fn encode<T: Object + ?Sized>(
     connector: &dyn Connector,
     value: &T,
     codec: Option<&dyn Codec<T>>,
+    options: &PutOptions,
 ) -> Pending<Key> {
     let encoded = catch_unwind(AssertUnwindSafe(|| {
         let Some(codec) = codec else {
             if let Some(bytes) = value.in_place() {
-                return Ok(connector.put(bytes, T::format()));
+                return Ok(connector.put_with(bytes, T::format(), options));
             }
             let mut out = Encoder::new(connector);
             value.encode(&mut out)?;
-            return Ok(out.finish(T::format()));
+            return Ok(out.finish(T::format(), options));
         };
         let mut out = Encoder::new(connector);
         codec.encode(value, &mut out)?;
-        Ok(out.finish(Format { codec: codec.id(), ..T::format() }))
+        Ok(out.finish(Format { codec: codec.id(), ..T::format() }, options))
     }));
     match encoded {
         Ok(Ok(pending)) => pending,

@@ -32,7 +32,7 @@ pub(super) const CASES: &[Case] = &[
 
 fn empty(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    ensure!(connector.commit_batch(Vec::new()).wait()?.is_empty(), "commit_batch");
+    ensure!(Arc::clone(&connector).commit_batch(Vec::new()).wait()?.is_empty(), "commit_batch");
     ensure!(connector.put_batch(&[]).wait()?.is_empty(), "put_batch");
     ensure!(connector.get_batch(&[]).wait()?.is_empty(), "get_batch");
     ensure!(connector.exists_batch(&[]).wait()?.is_empty(), "exists_batch");
@@ -41,7 +41,7 @@ fn empty(subject: &Subject) -> Check {
 
 fn order(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut keys = connector.commit_batch(regions(&*connector)?).wait()?;
+    let mut keys = Arc::clone(&connector).commit_batch(regions(&*connector)?).wait()?;
     ensure!(keys.len() == COUNT, "{} keys for {COUNT} objects", keys.len());
     let wholes: Vec<_> = (0..COUNT).map(|i| pattern(i as u64, len(i))).collect();
     let objects: Vec<_> = wholes.iter().enumerate().map(|(i, whole)| (whole.as_slice(), format(i))).collect();
@@ -69,7 +69,7 @@ fn order(subject: &Subject) -> Check {
 
 fn missing_members(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let keys = connector.commit_batch(regions(&*connector)?).wait()?;
+    let keys = Arc::clone(&connector).commit_batch(regions(&*connector)?).wait()?;
     let gone = |i: usize| i % 3 == 1 || i == 0 || i == COUNT - 1;
     for (i, key) in keys.iter().enumerate().filter(|(i, _)| gone(*i)) {
         match i % 2 {
@@ -115,7 +115,7 @@ fn foreign_member(subject: &Subject) -> Check {
 
 fn evict(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let keys = connector.commit_batch(regions(&*connector)?).wait()?;
+    let keys = Arc::clone(&connector).commit_batch(regions(&*connector)?).wait()?;
     connector.evict(&keys[1]).wait()?;
     connector.evict_batch(&keys[..COUNT / 2]).wait()?;
     connector.evict_batch(&keys[..COUNT / 2]).wait()?;
@@ -133,7 +133,8 @@ fn evict(subject: &Subject) -> Check {
 fn all_or_nothing(subject: &Subject) -> Check {
     let connector = subject.open()?;
     let failing = Failing { connector: Arc::clone(&connector), commits: AtomicUsize::new(0), keys: Default::default() };
-    let result = failing.commit_batch(regions(&*connector)?).wait();
+    let failing = Arc::new(failing);
+    let result = Arc::clone(&failing).commit_batch(regions(&*connector)?).wait();
     refused("commit_batch", result, &[ErrorKind::NoSpace])?;
     let keys = std::mem::take(&mut *crate::sync::lock(&failing.keys));
     ensure!(keys.len() == COUNT / 2, "{} commits came before the failure", keys.len());

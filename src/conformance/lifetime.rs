@@ -113,7 +113,7 @@ fn use_after_close(subject: &Subject) -> Check {
     refused("fetch", connector.fetch(&key).wait(), closed)?;
     refused("put_batch", connector.put_batch(&[(b"late", Format::RAW)]).wait(), closed)?;
     let regions = vec![(RegionMut::heap(10)?, Format::RAW)];
-    refused("commit_batch", connector.commit_batch(regions).wait(), closed)?;
+    refused("commit_batch", Arc::clone(&connector).commit_batch(regions).wait(), closed)?;
     refused("get_batch", connector.get_batch(&[key]).wait(), closed)?;
     refused("exists_batch", connector.exists_batch(&[key]).wait(), closed)?;
     refused("evict_batch", connector.evict_batch(&[key]).wait(), closed)?;

@@ -287,12 +287,12 @@ impl Connector for FileConnector {
         }
     }
 
-    fn commit_batch(&self, regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
+    fn commit_batch(self: Arc<Self>, regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
         let directory = match self.directory("commit") {
             Ok(directory) => directory,
             Err(error) => return Pending::ready(Err(error)),
         };
-        Pending::blocking(move || {
+        let batch = Pending::blocking(move || {
             let mut keys: Vec<Key> = Vec::with_capacity(regions.len());
             for (region, format) in regions {
                 match commit(&directory, "commit", region, format) {
@@ -307,7 +307,8 @@ impl Connector for FileConnector {
                 }
             }
             Ok(keys)
-        })
+        });
+        crate::connector::undo_if_abandoned(self, batch)
     }
 
     fn get_batch(&self, keys: &[Key]) -> Pending<Vec<Option<Region>>> {

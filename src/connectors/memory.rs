@@ -11,16 +11,22 @@ use crate::connector::{Capabilities, Connector, ConnectorExt, Registration};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::{Completer, Pending};
+use crate::process::generation;
 use crate::region::{Region, RegionMut};
 
 /// Keeps objects in the memory of this process, until they are evicted or the last handle is dropped.
 ///
 /// Every operation but the wait for a deferred key ends before it returns. Tables are sharded, so threads that use
 /// different keys rarely meet.
+///
+/// A child of fork(2) reads what its copy of the parent's memory holds; what it puts there is `Forked`, because parent and
+/// child would give out one key for two objects. It opens a store of its own.
 pub struct MemoryConnector {
     config: ConnectorConfig,
     /// Random; keys of another instance, in this process or another, are told apart by it.
     instance: u64,
+    /// Of the process that made it; keys that a forked child gave out would be its parent's too.
+    generation: u32,
     next: AtomicU64,
     closed: AtomicBool,
     shards: [RwLock<Shard>; SHARDS],
@@ -44,6 +50,7 @@ impl MemoryConnector {
         Self {
             config: ConnectorConfig::new(SCHEME, name),
             instance: u64::from_le_bytes(instance),
+            generation: generation(),
             next: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             shards: std::array::from_fn(|_| RwLock::default()),
@@ -52,6 +59,11 @@ impl MemoryConnector {
 
     fn new_key(&self, op: &'static str, len: u64, format: Format) -> Result<(u64, Key)> {
         self.check_open(op)?;
+        if self.generation != generation() {
+            let context =
+                "a child of fork reads the memory store of its parent, and puts into one that it opens itself";
+            return Err(Error::new(ErrorKind::Forked, op, context).with_connector(SCHEME));
+        }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut locator = [0; 16];
         locator[..8].copy_from_slice(&self.instance.to_le_bytes());

@@ -4,8 +4,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Instant;
 
-use super::{Limit, Operation, Pending};
+use super::{Limit, Operation, Pending, pool};
 use crate::error::{Error, Result};
 
 /// Applies a function to the result of another operation.
@@ -179,6 +181,122 @@ impl<T: Send> Operation<Vec<T>> for All<T> {
                 *operation = taken.start();
             }
         }
+    }
+}
+
+/// Waits for all of a list, to the last, and gives what became of each.
+///
+/// Nothing is lost when the caller stops waiting: the pool waits on, and hands the values to `abandoned`.
+pub(super) struct Settle<T: Send + 'static> {
+    operations: Vec<Pending<T>>,
+    outcomes: Vec<Option<Result<T>>>,
+    /// As in [`All`].
+    wakers: Vec<Waker>,
+    woken: Arc<Woken>,
+    /// `None` once the outcomes were given out.
+    abandoned: Option<Abandoned<T>>,
+}
+
+type Abandoned<T> = Box<dyn FnOnce(Vec<T>) + Send>;
+
+impl<T: Send + 'static> Settle<T> {
+    pub(super) fn new(operations: Vec<Pending<T>>, abandoned: Abandoned<T>) -> Self {
+        let outcomes = operations.iter().map(|_| None).collect();
+        let woken = Arc::new(Woken(Mutex::new(Wakes { indices: Vec::new(), task: None })));
+        Self { operations, outcomes, wakers: Vec::new(), woken, abandoned: Some(abandoned) }
+    }
+
+    /// Waits on this thread. Operations that somebody else completes are polled, because one whose wait has timed out could
+    /// not be waited for again.
+    fn block(&mut self, limit: Limit) -> Result<()> {
+        for (operation, outcome) in self.operations.iter_mut().zip(&mut self.outcomes) {
+            if outcome.is_none() && operation.runs_within(limit) {
+                let operation = std::mem::replace(operation, Pending::ready(Err(super::taken())));
+                *outcome = Some(operation.within(limit).wait());
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        while !self.poll_all(&mut Context::from_waker(&waker)) {
+            match limit.at.map(|at| at.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(left) if left.is_zero() => return Err(super::timed_out()),
+                Some(left) => thread::park_timeout(left),
+            }
+        }
+        Ok(())
+    }
+
+    /// Polls what was woken; whether all have ended.
+    fn poll_all(&mut self, cx: &Context<'_>) -> bool {
+        let mut indices = self.woken.arm(cx.waker());
+        if self.wakers.is_empty() {
+            let waker = |index| Waker::from(Arc::new(WakeOne { index, woken: Arc::clone(&self.woken) }));
+            self.wakers.extend((0..self.operations.len()).map(waker));
+            indices = (0..self.operations.len()).collect();
+        }
+        for index in indices {
+            if self.outcomes[index].is_none() {
+                let mut cx = Context::from_waker(&self.wakers[index]);
+                if let Poll::Ready(outcome) = Pin::new(&mut self.operations[index]).poll(&mut cx) {
+                    self.outcomes[index] = Some(outcome);
+                }
+            }
+        }
+        self.outcomes.iter().all(Option::is_some)
+    }
+
+    fn take_outcomes(&mut self) -> Vec<Result<T>> {
+        self.abandoned = None;
+        self.outcomes.drain(..).flatten().collect()
+    }
+}
+
+impl<T: Send + 'static> Operation<Vec<Result<T>>> for Settle<T> {
+    fn wait(&mut self, limit: Limit) -> Result<Vec<Result<T>>> {
+        self.block(limit).map(|()| self.take_outcomes())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Result<T>>>> {
+        match self.poll_all(cx) {
+            true => Poll::Ready(Ok(self.take_outcomes())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn start(&mut self) {
+        for (operation, outcome) in self.operations.iter_mut().zip(&self.outcomes) {
+            if outcome.is_none() {
+                let taken = std::mem::replace(operation, Pending::ready(Err(super::taken())));
+                *operation = taken.start();
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Settle<T> {
+    fn drop(&mut self) {
+        let Some(abandoned) = self.abandoned.take() else { return };
+        let mut rest = Self {
+            operations: std::mem::take(&mut self.operations),
+            outcomes: std::mem::take(&mut self.outcomes),
+            wakers: std::mem::take(&mut self.wakers),
+            woken: Arc::clone(&self.woken),
+            abandoned: None,
+        };
+        pool::spawn(Box::new(move || {
+            // Without a limit this ends when all have.
+            let _ = pool::lend_place(|| rest.block(Limit::NONE));
+            abandoned(rest.take_outcomes().into_iter().flatten().collect());
+        }));
+    }
+}
+
+/// Wakes a thread that polls.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Inner, Store, registry};
 use crate::cache::Cache;
 use crate::codec::{Codec, Codecs, Object};
 use crate::config::StoreConfig;
-use crate::connector::Connector;
+use crate::connector::{Connector, PutOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::Telemetry;
 use crate::{connectors, environment};
@@ -108,6 +108,7 @@ pub(super) fn open(config: &StoreConfig, connector: Arc<dyn Connector>, codecs: 
     let max_bytes = config.cache_bytes.unwrap_or_else(environment::cache_bytes);
     let telemetry = config.metrics.then(|| Telemetry::new(config.connector.scheme()));
     Store {
+        options: PutOptions::new(),
         inner: Arc::new(Inner {
             url: config.to_string().into(),
             cache: Arc::new(Cache::new(max_bytes, config.cache_objects.unwrap_or(u64::MAX))),

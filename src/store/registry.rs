@@ -1,15 +1,17 @@
 //! The stores of this process, one per canonical URL.
 //!
 //! Identity is the content of the configuration, not a name that two parts of a program could give to different stores.
+//! A child of fork begins with none: stores that it inherited work on where their connectors can, but are not found here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use super::{Store, builder};
 use crate::codec::Codecs;
 use crate::config::StoreConfig;
 use crate::connectors;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::PerProcess;
 use crate::sync::lock;
 
 /// A place for one store. Its lock is held while the store is opened, so one URL is opened once and holds up no other.
@@ -86,6 +88,6 @@ fn place(url: &str) -> Place {
 }
 
 fn places() -> &'static Mutex<HashMap<String, Place>> {
-    static PLACES: OnceLock<Mutex<HashMap<String, Place>>> = OnceLock::new();
-    PLACES.get_or_init(Mutex::default)
+    static PLACES: PerProcess<Mutex<HashMap<String, Place>>> = PerProcess::new();
+    PLACES.get(Mutex::default)
 }

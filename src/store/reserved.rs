@@ -39,8 +39,8 @@ impl Reserved {
     /// Commits under a format and returns the store as well.
     pub(crate) fn commit_as(self, format: Format) -> (Store, Pending<Key>) {
         let start = self.store.clock();
-        let committed = match self.store.check_open("commit") {
-            Ok(()) => self.store.inner.connector.commit(self.region, format),
+        let committed = match self.store.check_put("commit") {
+            Ok(()) => self.store.inner.connector.commit_with(self.region, format, &self.store.options),
             Err(error) => Pending::ready(Err(error)),
         };
         let observed = self.store.observe(Op::Put, start, committed, Key::len);

@@ -451,7 +451,7 @@ impl Connector for Mutant {
         self.inner.close()
     }
 
-    fn commit_batch(&self, mut regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
+    fn commit_batch(self: Arc<Self>, mut regions: Vec<(RegionMut, Format)>) -> Pending<Vec<Key>> {
         if self.is("batch_empty_refused") && regions.is_empty() {
             return Pending::ready(Err(Error::new(ErrorKind::Invalid, "commit", "empty")));
         }

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BufMut;
@@ -222,7 +223,10 @@ fn reserves_many() {
             region
         })
         .collect();
-    let keys = store.commit_batch(regions.into_iter().map(|region| (region, Format::RAW)).collect()).wait().unwrap();
+    let keys = Arc::clone(&store)
+        .commit_batch(regions.into_iter().map(|region| (region, Format::RAW)).collect())
+        .wait()
+        .unwrap();
     for (i, key) in keys.iter().enumerate() {
         assert_eq!(*store.take(key).wait().unwrap().unwrap(), pattern(i as u8, 100_000)[..]);
     }
@@ -251,7 +255,7 @@ fn free(directory: &Path) -> (u64, u64) {
 
 fn full_disk(directory: &Path) {
     mount("size=32m,nr_inodes=64", directory);
-    let store = FileConnector::new(directory.join("store")).unwrap();
+    let store = Arc::new(FileConnector::new(directory.join("store")).unwrap());
     let filled = |len: usize| {
         let mut region = RegionMut::heap(len).unwrap();
         region.put_slice(&pattern(2, len));
@@ -272,7 +276,7 @@ fn full_disk(directory: &Path) {
         let error = store.commit(region, format).wait().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
         unchanged(&format!("commit {attempt}"));
-        let error = store.commit_batch(vec![filled(20 << 20), filled(20 << 20)]).wait().unwrap_err();
+        let error = Arc::clone(&store).commit_batch(vec![filled(20 << 20), filled(20 << 20)]).wait().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
         unchanged(&format!("batch {attempt}"));
     }

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -82,10 +83,10 @@ fn slow(name: &str, reason: &str, run: impl FnOnce() + Send + 'static) -> Trial 
 }
 
 /// A store in a directory that is removed at the end.
-fn store() -> (TempDir, FileConnector) {
+fn store() -> (TempDir, Arc<FileConnector>) {
     let directory = tempfile::tempdir().unwrap();
     let store = FileConnector::new(directory.path().join("store")).unwrap();
-    (directory, store)
+    (directory, Arc::new(store))
 }
 
 fn open(url: &str) -> proxystore::Result<FileConnector> {
@@ -217,7 +218,7 @@ fn batches() {
         region.put_slice(bytes);
         (region, Format::RAW)
     });
-    let keys = store.commit_batch(regions.collect()).wait().unwrap();
+    let keys = Arc::clone(&store).commit_batch(regions.collect()).wait().unwrap();
     store.evict(&keys[1]).wait().unwrap();
     let found = store.get_batch(&keys).wait().unwrap();
     for (index, region) in found.iter().enumerate() {
@@ -342,7 +343,7 @@ fn close_deletes_nothing() {
         store.get_when_committed(&key).wait().unwrap_err(),
         store.commit_at(&key, RegionMut::heap(0).unwrap()).wait().unwrap_err(),
         store.get_batch(&[]).wait().unwrap_err(),
-        store.commit_batch(vec![]).wait().unwrap_err(),
+        Arc::clone(&store).commit_batch(vec![]).wait().unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
     }

@@ -13,6 +13,7 @@ use super::SCHEME;
 use super::directory::{Directory, Name};
 use crate::error::{Error, ErrorKind};
 use crate::pending::{Completer, Pending};
+use crate::process::PerProcess;
 use crate::sync::lock;
 
 /// Ends when the object is committed, or can not be any more.
@@ -38,8 +39,7 @@ pub(super) fn until_settled(directory: &Arc<Directory>, name: Name) -> Pending<(
     waiters.list.push(Waiter { directory: Arc::clone(directory), name, watch, completer });
     if !waiters.is_served {
         let thread = std::thread::Builder::new().name("proxystore-watch".into());
-        let served = Arc::clone(&watcher);
-        waiters.is_served = thread.spawn(move || served.serve()).is_ok();
+        waiters.is_served = thread.spawn(|| watcher.serve()).is_ok();
     }
     if !waiters.is_served {
         // Without a thread nobody would ever look: the waiters learn that by `Cancelled`.
@@ -52,7 +52,7 @@ pub(super) fn until_settled(directory: &Arc<Directory>, name: Name) -> Pending<(
 
 /// Ends the waiting of those who came through the handle `directory`, which was closed.
 pub(super) fn close(directory: &Arc<Directory>) {
-    let Some(watcher) = lock(&WATCHER).clone().filter(|watcher| watcher.process == std::process::id()) else { return };
+    let Some(watcher) = WATCHER.current() else { return };
     let mut waiters = lock(&watcher.waiters);
     let (closed, open) = std::mem::take(&mut waiters.list)
         .into_iter()
@@ -70,7 +70,6 @@ pub(super) fn close(directory: &Arc<Directory>) {
 }
 
 struct Watcher {
-    process: u32,
     /// None when the user has no more inotify instances; waiters are looked at in turn then.
     inotify: Option<OwnedFd>,
     /// Ends the thread's sleep.
@@ -94,22 +93,12 @@ struct Waiter {
 
 impl Watcher {
     /// A forked child has no thread, so it makes its own.
-    fn of_this_process() -> Arc<Self> {
-        let process = std::process::id();
-        let mut current = lock(&WATCHER);
-        match &*current {
-            Some(watcher) if watcher.process == process => Arc::clone(watcher),
-            _ => {
-                let watcher = Arc::new(Self {
-                    process,
-                    inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
-                    bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
-                    waiters: Mutex::default(),
-                });
-                *current = Some(Arc::clone(&watcher));
-                watcher
-            }
-        }
+    fn of_this_process() -> &'static Self {
+        WATCHER.get(|| Self {
+            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
+            waiters: Mutex::default(),
+        })
     }
 
     fn wake(&self) {
@@ -194,7 +183,7 @@ impl Watcher {
     }
 }
 
-static WATCHER: Mutex<Option<Arc<Watcher>>> = Mutex::new(None);
+static WATCHER: PerProcess<Watcher> = PerProcess::new();
 
 /// Between two looks at waiters that nobody tells anything.
 const LOOK_OFTEN: Duration = Duration::from_millis(50);
