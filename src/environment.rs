@@ -1,6 +1,8 @@
 //! Every `PROXYSTORE_*` variable: one table that the code reads and `proxystore info` prints.
 
 use std::env;
+#[cfg(feature = "shm")]
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::thread;
@@ -19,7 +21,7 @@ pub struct Variable {
 }
 
 /// All variables that this version reads.
-pub const VARIABLES: &[Variable] = &[STORE, TIMEOUT, CACHE_BYTES, BLOCKING_THREADS];
+pub const VARIABLES: &[Variable] = &[STORE, TIMEOUT, CACHE_BYTES, BLOCKING_THREADS, RUNTIME_DIR];
 
 const STORE: Variable = Variable {
     name: "PROXYSTORE_STORE",
@@ -40,6 +42,11 @@ const BLOCKING_THREADS: Variable = Variable {
     name: "PROXYSTORE_BLOCKING_THREADS",
     default: "4 a core, at least 8",
     doc: "most threads that run blocking calls for awaited and detached operations",
+};
+const RUNTIME_DIR: Variable = Variable {
+    name: "PROXYSTORE_RUNTIME_DIR",
+    default: "$XDG_RUNTIME_DIR/proxystore, or $TMPDIR/proxystore-UID/shm",
+    doc: "directory of this node where the processes of shm:// stores meet; yours alone, mode 0700",
 };
 
 impl Variable {
@@ -93,6 +100,12 @@ pub(crate) fn blocking_threads() -> usize {
         let cores = thread::available_parallelism().map_or(2, usize::from);
         read(BLOCKING_THREADS, |text| usize::from_str(text).ok().filter(|n| *n > 0)).unwrap_or((4 * cores).max(8))
     })
+}
+
+/// Directory of the sockets and locks of node services.
+#[cfg(feature = "shm")]
+pub(crate) fn runtime_dir() -> Option<PathBuf> {
+    env::var_os(RUNTIME_DIR.name).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Reads a number of bytes: `4096`, `64KiB`, `1 GiB`, `10MB` (powers of 1024 with the `i`, of 1000 without).

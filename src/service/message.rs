@@ -1,1 +1,773 @@
 //! What clients and node service say to each other.
+//!
+//! Every message is one packet: a version byte, an operation, a request number, then fields, all little-endian and of fixed
+//! width. Descriptors travel beside the packet, in the order that the message says. Decoding is strict: a packet decodes to
+//! a message only if that message encodes to the same packet. It never panics, and allocates in proportion to the packet.
+
+use serde::{Deserialize, Serialize};
+
+use super::wire::{MAX_FDS, MAX_PACKET};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Reader;
+
+/// Version of the protocol, in a byte that text and zeroed memory do not begin with.
+const VERSION: u8 = 0xb1;
+
+/// Most segments in one message: with `ctl`, their descriptors fill a packet.
+pub(crate) const MAX_SEGMENTS: usize = MAX_FDS - 1;
+
+/// Most slots in one message; longer lists are sent in parts.
+pub(crate) const MAX_SLOTS: usize = (MAX_PACKET - HEADER - 2 - 4) / 4;
+
+/// Longest text of a refusal, in bytes; encoding cuts it.
+const MAX_TEXT: usize = 4096;
+
+/// Version, operation and request number.
+const HEADER: usize = 1 + 1 + 8;
+
+/// A segment of objects: its number, and its length in bytes.
+pub(crate) type SegmentEntry = (u16, u64);
+
+/// From a client to the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The first message. A client that was attached before gives its tag and what it holds: `ctl`, then the segments in
+    /// order, are attached.
+    Hello { layout: u64, reattach: Option<u64>, segments: Vec<SegmentEntry> },
+    /// Wants `count` cells of a class; `urgent` when somebody waits for them.
+    Lease { id: u64, class: u16, count: u32, urgent: bool },
+    /// Gives back leases that were not used.
+    Return { slots: Vec<u32> },
+    /// Names evicted objects, whose memory may be reclaimed when nobody pins them.
+    Dying { slots: Vec<u32> },
+    /// Wants one more page of pin cells.
+    Pins { id: u64 },
+    /// Wants the figures of the service.
+    Stats { id: u64 },
+    /// Wants free memory to go back to the system.
+    Collect { id: u64 },
+    /// Ends in order: all leases are given back.
+    Bye,
+}
+
+/// From the service to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Answers `Hello`; `ctl`, then the segments in order, are attached.
+    Welcome {
+        tag: u64,
+        index: u32,
+        instance: u64,
+        ctl_len: u64,
+        pin_page: u32,
+        segments: Vec<SegmentEntry>,
+        /// The process that hosts.
+        host: u32,
+    },
+    /// Answers a request that failed; `id` 0 refuses `Hello`.
+    Refused {
+        id: u64,
+        /// See [`kind_code`].
+        kind: u8,
+        text: String,
+    },
+    /// Announces a segment, whose descriptor is attached, before any lease in it.
+    Segment { index: u16, len: u64 },
+    /// Answers `Lease`, perhaps with fewer than were asked for.
+    Leased { id: u64, class: u16, slots: Vec<u32> },
+    /// Answers `Pins`.
+    Page { id: u64, page: u32 },
+    /// Asks for leases that are not used.
+    Recall,
+    /// Answers `Stats`: a memfd with the bytes of [`ServiceStats`] is attached.
+    Stats { id: u64 },
+    /// Answers `Collect`.
+    Collected { id: u64, bytes: u64 },
+    /// The host ends soon: another may take over then.
+    Draining,
+}
+
+/// Between the service of `proxystore serve` and its supervisor, both ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The `ctl` segment, attached.
+    Ctl { instance: u64, len: u64 },
+    /// A segment of objects, attached.
+    Segment { index: u16, len: u64 },
+    /// To the service: that was all. From it: it listens.
+    Ready,
+    /// To the service: end in order.
+    Drain,
+}
+
+impl Request {
+    /// Writes the packet into `out`, whose old content goes.
+    ///
+    /// # Errors
+    /// `TooLarge` for lists beyond [`MAX_SLOTS`] or [`MAX_SEGMENTS`].
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Hello { layout, reattach, segments } => Writer::new(out, 0x01, 0)
+                .u64(*layout)
+                .bool(reattach.is_some())
+                .u64(reattach.unwrap_or(0))
+                .segments(segments)?,
+            Self::Lease { id, class, count, urgent } => {
+                Writer::new(out, 0x02, *id).u16(*class).u32(*count).bool(*urgent)
+            }
+            Self::Return { slots } => Writer::new(out, 0x03, 0).slots(slots)?,
+            Self::Dying { slots } => Writer::new(out, 0x04, 0).slots(slots)?,
+            Self::Pins { id } => Writer::new(out, 0x05, *id),
+            Self::Stats { id } => Writer::new(out, 0x06, *id),
+            Self::Collect { id } => Writer::new(out, 0x07, *id),
+            Self::Bye => Writer::new(out, 0x08, 0),
+        };
+        Ok(())
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// `Invalid` for anything that [`encode`](Self::encode) does not write.
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self> {
+        let mut input = Input::new(packet, "request")?;
+        let id = input.id;
+        let request = match input.op {
+            0x01 => {
+                let (layout, is_known, tag) = (input.u64()?, input.bool()?, input.u64()?);
+                if !is_known && tag != 0 {
+                    return Err(invalid("request of a new client that gives a tag"));
+                }
+                let reattach = is_known.then_some(tag);
+                Self::Hello { layout, reattach, segments: input.segments()? }
+            }
+            0x02 => Self::Lease { id, class: input.u16()?, count: input.u32()?, urgent: input.bool()? },
+            0x03 => Self::Return { slots: input.slots()? },
+            0x04 => Self::Dying { slots: input.slots()? },
+            0x05 => Self::Pins { id },
+            0x06 => Self::Stats { id },
+            0x07 => Self::Collect { id },
+            0x08 => Self::Bye,
+            op => return Err(unknown("request", op)),
+        };
+        let numbered = matches!(input.op, 0x02 | 0x05..=0x07);
+        input.finish(numbered)?;
+        Ok(request)
+    }
+
+    /// How many descriptors belong to it.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Hello { reattach: Some(_), segments, .. } => 1 + segments.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Reply {
+    /// Writes the packet into `out`, whose old content goes.
+    ///
+    /// # Errors
+    /// As [`Request::encode`].
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Welcome { tag, index, instance, ctl_len, pin_page, segments, host } => Writer::new(out, 0x81, 0)
+                .u64(*tag)
+                .u32(*index)
+                .u64(*instance)
+                .u64(*ctl_len)
+                .u32(*pin_page)
+                .u32(*host)
+                .segments(segments)?,
+            Self::Refused { id, kind, text } => Writer::new(out, 0x82, *id).u8(*kind).text(text),
+            Self::Segment { index, len } => Writer::new(out, 0x83, 0).u16(*index).u64(*len),
+            Self::Leased { id, class, slots } => Writer::new(out, 0x84, *id).u16(*class).slots(slots)?,
+            Self::Page { id, page } => Writer::new(out, 0x85, *id).u32(*page),
+            Self::Recall => Writer::new(out, 0x86, 0),
+            Self::Stats { id } => Writer::new(out, 0x87, *id),
+            Self::Collected { id, bytes } => Writer::new(out, 0x88, *id).u64(*bytes),
+            Self::Draining => Writer::new(out, 0x89, 0),
+        };
+        Ok(())
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// `Invalid` for anything that [`encode`](Self::encode) does not write.
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self> {
+        let mut input = Input::new(packet, "reply")?;
+        let id = input.id;
+        let reply = match input.op {
+            0x81 => {
+                let (tag, index, instance) = (input.u64()?, input.u32()?, input.u64()?);
+                let (ctl_len, pin_page, host) = (input.u64()?, input.u32()?, input.u32()?);
+                Self::Welcome { tag, index, instance, ctl_len, pin_page, segments: input.segments()?, host }
+            }
+            0x82 => Self::Refused { id, kind: input.u8()?, text: input.text()? },
+            0x83 => Self::Segment { index: input.u16()?, len: input.u64()? },
+            0x84 => Self::Leased { id, class: input.u16()?, slots: input.slots()? },
+            0x85 => Self::Page { id, page: input.u32()? },
+            0x86 => Self::Recall,
+            0x87 => Self::Stats { id },
+            0x88 => Self::Collected { id, bytes: input.u64()? },
+            0x89 => Self::Draining,
+            op => return Err(unknown("reply", op)),
+        };
+        let numbered = matches!(input.op, 0x82 | 0x84 | 0x85 | 0x87 | 0x88);
+        input.finish(numbered)?;
+        Ok(reply)
+    }
+
+    /// The refusal of request `id` with what `error` says.
+    pub(crate) fn refuse(id: u64, error: &Error) -> Self {
+        let mut text = error.context().to_owned();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        Self::Refused { id, kind: kind_code(error.kind()), text }
+    }
+
+    /// How many descriptors belong to it.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Welcome { segments, .. } => 1 + segments.len(),
+            Self::Segment { .. } | Self::Stats { .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
+impl Keep {
+    /// Writes the packet into `out`, whose old content goes.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ctl { instance, len } => Writer::new(out, 0xc1, 0).u64(*instance).u64(*len),
+            Self::Segment { index, len } => Writer::new(out, 0xc2, 0).u16(*index).u64(*len),
+            Self::Ready => Writer::new(out, 0xc3, 0),
+            Self::Drain => Writer::new(out, 0xc4, 0),
+        };
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// `Invalid` for anything that [`encode`](Self::encode) does not write.
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self> {
+        let mut input = Input::new(packet, "message of a supervisor")?;
+        let keep = match input.op {
+            0xc1 => Self::Ctl { instance: input.u64()?, len: input.u64()? },
+            0xc2 => Self::Segment { index: input.u16()?, len: input.u64()? },
+            0xc3 => Self::Ready,
+            0xc4 => Self::Drain,
+            op => return Err(unknown("message of a supervisor", op)),
+        };
+        input.finish(false)?;
+        Ok(keep)
+    }
+
+    /// How many descriptors belong to it.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Ctl { .. } | Self::Segment { .. } => 1,
+            Self::Ready | Self::Drain => 0,
+        }
+    }
+}
+
+/// The number of an error's kind in a refusal.
+pub(crate) fn kind_code(kind: ErrorKind) -> u8 {
+    let at = KINDS.iter().position(|known| *known == kind);
+    // The table is shorter than 256.
+    at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0)
+}
+
+/// The kind behind a number; `Io` where a newer service knows more.
+pub(crate) fn kind_of(code: u8) -> ErrorKind {
+    usize::from(code).checked_sub(1).and_then(|at| KINDS.get(at)).copied().unwrap_or(ErrorKind::Io)
+}
+
+/// The kinds in the order of their numbers, from 1. A part of the protocol: append only.
+const KINDS: &[ErrorKind] = &[
+    ErrorKind::NotFound,
+    ErrorKind::TypeMismatch,
+    ErrorKind::Invalid,
+    ErrorKind::Corrupt,
+    ErrorKind::Codec,
+    ErrorKind::Cancelled,
+    ErrorKind::Timeout,
+    ErrorKind::Closed,
+    ErrorKind::NoSpace,
+    ErrorKind::TooLarge,
+    ErrorKind::Unsupported,
+    ErrorKind::UnknownScheme,
+    ErrorKind::Config,
+    ErrorKind::ForeignKey,
+    ErrorKind::Permission,
+    ErrorKind::AlreadyExists,
+    ErrorKind::Io,
+];
+
+/// The figures of a node service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServiceStats {
+    /// Random number of the memory: it stays the same when another process hosts it.
+    pub instance: u64,
+    /// Process that hosts the service.
+    pub host: u32,
+    /// Whether `proxystore serve` supervises it, so that it outlives its clients.
+    pub supervised: bool,
+    /// Seconds since this process began to host.
+    pub since: u64,
+    /// Most bytes of memory that segments may take.
+    pub budget: u64,
+    /// The memory that was made so far.
+    pub segments: Vec<SegmentStats>,
+    /// Objects that can be got.
+    pub live: Usage,
+    /// Cells leased to clients and not committed yet.
+    pub reserved: Usage,
+    /// Evicted objects whose memory is still pinned or not reclaimed yet.
+    pub dying: Usage,
+    /// Bytes of segments that nothing occupies.
+    pub free_bytes: u64,
+    /// Slots that the table has.
+    pub slots: u64,
+    /// Slots in use: live, reserved or dying.
+    pub slots_used: u64,
+    /// The processes attached.
+    pub clients: Vec<ClientStats>,
+    /// What happened since the memory was made.
+    pub events: Events,
+}
+
+/// A number of things and their length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// How many.
+    pub count: u64,
+    /// Their length together, in bytes of memory taken.
+    pub bytes: u64,
+}
+
+/// A segment of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SegmentStats {
+    /// Its number.
+    pub index: u16,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The pages that it got, such as `4KiB` or `2MiB`.
+    pub pages: String,
+    /// Bytes that nothing occupies.
+    pub free: u64,
+}
+
+/// An attached process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// Its place in the table of clients.
+    pub index: u32,
+    /// Its process; 0 when that lives in another pid namespace.
+    pub pid: u32,
+    /// Objects that it is reading.
+    pub pins: u64,
+    /// Their length, in bytes.
+    pub pinned_bytes: u64,
+    /// Seconds for which it has held the oldest of them.
+    pub oldest_pin: u64,
+    /// Cells leased to it and not committed yet.
+    pub leased: Usage,
+    /// Live objects that it put.
+    pub objects: Usage,
+}
+
+/// Counters of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Events {
+    /// Clients that ended without saying so.
+    pub deaths: u64,
+    /// Objects and leases whose memory was reclaimed after an eviction or a death.
+    pub reclaimed: u64,
+    /// Times that clients were asked for unused leases.
+    pub recalls: u64,
+    /// Times that the memory changed hands: a restart, or another host.
+    pub restarts: u64,
+    /// Requests and connections that were refused.
+    pub refused: u64,
+    /// Clients cut off because what they wrote made no sense.
+    pub quarantined: u64,
+}
+
+impl ServiceStats {
+    /// The bytes that travel in a memfd.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        postcard::to_allocvec(self).map_err(|error| Error::new(ErrorKind::Codec, "stats", "").with_source(error))
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((stats, [])) => Ok(stats),
+            Ok((_, rest)) => Err(invalid(format!("figures followed by {} bytes", rest.len()))),
+            Err(error) => Err(invalid("figures of a service").with_source(error)),
+        }
+    }
+}
+
+/// Appends fields behind a header.
+struct Writer<'a>(&'a mut Vec<u8>);
+
+impl<'a> Writer<'a> {
+    fn new(out: &'a mut Vec<u8>, op: u8, id: u64) -> Self {
+        out.clear();
+        Self(out).u8(VERSION).u8(op).u64(id)
+    }
+
+    fn u8(self, value: u8) -> Self {
+        self.0.push(value);
+        self
+    }
+
+    fn bool(self, value: bool) -> Self {
+        self.u8(u8::from(value))
+    }
+
+    fn u16(self, value: u16) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn u32(self, value: u32) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn u64(self, value: u64) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn count(self, n: usize, most: usize, what: &str) -> Result<Self> {
+        match u32::try_from(n) {
+            Ok(count) if n <= most => Ok(self.u32(count)),
+            _ => Err(Error::new(ErrorKind::TooLarge, "send", format!("{n} {what} in a message, allowed are {most}"))),
+        }
+    }
+
+    fn slots(self, slots: &[u32]) -> Result<Self> {
+        let this = self.count(slots.len(), MAX_SLOTS, "slots")?;
+        Ok(slots.iter().fold(this, |this, slot| this.u32(*slot)))
+    }
+
+    fn segments(self, segments: &[SegmentEntry]) -> Result<Self> {
+        let this = self.count(segments.len(), MAX_SEGMENTS, "segments")?;
+        Ok(segments.iter().fold(this, |this, (index, len)| this.u16(*index).u64(*len)))
+    }
+
+    fn text(self, text: &str) -> Self {
+        let end = (0..=text.len().min(MAX_TEXT)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let text = &text.as_bytes()[..end];
+        self.0.extend_from_slice(&(end as u32).to_le_bytes());
+        self.0.extend_from_slice(text);
+        self
+    }
+}
+
+/// Reads fields behind a header.
+struct Input<'a> {
+    rest: Reader<'a>,
+    what: &'static str,
+    op: u8,
+    id: u64,
+}
+
+impl<'a> Input<'a> {
+    fn new(packet: &'a [u8], what: &'static str) -> Result<Self> {
+        if packet.len() > MAX_PACKET {
+            return Err(invalid(format!("{what} of {} bytes", packet.len())));
+        }
+        let mut rest = Reader::new(packet, what);
+        let version = rest.byte()?;
+        if version != VERSION {
+            return Err(invalid(format!("{what} of protocol {version:#04x}, this library speaks {VERSION:#04x}")));
+        }
+        let op = rest.byte()?;
+        let id = u64::from_le_bytes(rest.array()?);
+        Ok(Self { rest, what, op, id })
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        self.rest.byte()
+    }
+
+    fn bool(&mut self) -> Result<bool> {
+        match self.rest.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            byte => Err(invalid(format!("{} with {byte} for yes or no", self.what))),
+        }
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        Ok(u16::from_le_bytes(self.rest.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.rest.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.rest.array()?))
+    }
+
+    /// The bytes of a counted list. They are there before anything is allocated for them.
+    fn list(&mut self, size: usize, most: usize) -> Result<&'a [u8]> {
+        let n = self.u32()?;
+        let len = usize::try_from(n).ok().filter(|n| *n <= most).and_then(|n| n.checked_mul(size));
+        let len = len.ok_or_else(|| invalid(format!("{} with a list of {n}, allowed are {most}", self.what)))?;
+        self.rest.take(len)
+    }
+
+    fn slots(&mut self) -> Result<Vec<u32>> {
+        let words = self.list(4, MAX_SLOTS)?.chunks_exact(4);
+        words.map(|word| Ok(u32::from_le_bytes(Reader::new(word, self.what).array()?))).collect()
+    }
+
+    fn segments(&mut self) -> Result<Vec<SegmentEntry>> {
+        let entries = self.list(10, MAX_SEGMENTS)?.chunks_exact(10);
+        let entry = |bytes: &[u8]| {
+            let mut entry = Reader::new(bytes, self.what);
+            Ok((u16::from_le_bytes(entry.array()?), u64::from_le_bytes(entry.array()?)))
+        };
+        entries.map(entry).collect()
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let text = std::str::from_utf8(self.list(1, MAX_TEXT)?);
+        text.map(str::to_owned).map_err(|_| invalid(format!("{} with text that is not UTF-8", self.what)))
+    }
+
+    /// The rest must be empty, and the request number zero where it means nothing.
+    fn finish(self, numbered: bool) -> Result<()> {
+        if !numbered && self.id != 0 {
+            return Err(invalid(format!("{} {:#04x} with a number, which it has none of", self.what, self.op)));
+        }
+        self.rest.finish()
+    }
+}
+
+fn unknown(what: &str, op: u8) -> Error {
+    invalid(format!("{what} {op:#04x} is none"))
+}
+
+fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Invalid, "decode", context)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slots() -> impl Strategy<Value = Vec<u32>> {
+        prop::collection::vec(any::<u32>(), 0..40)
+    }
+
+    fn segments() -> impl Strategy<Value = Vec<SegmentEntry>> {
+        prop::collection::vec(any::<SegmentEntry>(), 0..=MAX_SEGMENTS)
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        prop_oneof![
+            (any::<u64>(), any::<Option<u64>>(), segments()).prop_map(|(layout, reattach, segments)| Request::Hello {
+                layout,
+                reattach,
+                segments
+            }),
+            any::<(u64, u16, u32, bool)>().prop_map(|(id, class, count, urgent)| Request::Lease {
+                id,
+                class,
+                count,
+                urgent
+            }),
+            slots().prop_map(|slots| Request::Return { slots }),
+            slots().prop_map(|slots| Request::Dying { slots }),
+            any::<u64>().prop_map(|id| Request::Pins { id }),
+            any::<u64>().prop_map(|id| Request::Stats { id }),
+            any::<u64>().prop_map(|id| Request::Collect { id }),
+            Just(Request::Bye),
+        ]
+    }
+
+    fn reply() -> impl Strategy<Value = Reply> {
+        prop_oneof![
+            (any::<(u64, u32, u64, u64, u32, u32)>(), segments()).prop_map(
+                |((tag, index, instance, ctl_len, pin_page, host), segments)| {
+                    Reply::Welcome { tag, index, instance, ctl_len, pin_page, segments, host }
+                }
+            ),
+            (any::<u64>(), any::<u8>(), ".{0,50}").prop_map(|(id, kind, text)| Reply::Refused { id, kind, text }),
+            any::<SegmentEntry>().prop_map(|(index, len)| Reply::Segment { index, len }),
+            (any::<(u64, u16)>(), slots()).prop_map(|((id, class), slots)| Reply::Leased { id, class, slots }),
+            any::<(u64, u32)>().prop_map(|(id, page)| Reply::Page { id, page }),
+            Just(Reply::Recall),
+            any::<u64>().prop_map(|id| Reply::Stats { id }),
+            any::<(u64, u64)>().prop_map(|(id, bytes)| Reply::Collected { id, bytes }),
+            Just(Reply::Draining),
+        ]
+    }
+
+    fn keep() -> impl Strategy<Value = Keep> {
+        prop_oneof![
+            any::<(u64, u64)>().prop_map(|(instance, len)| Keep::Ctl { instance, len }),
+            any::<SegmentEntry>().prop_map(|(index, len)| Keep::Segment { index, len }),
+            Just(Keep::Ready),
+            Just(Keep::Drain),
+        ]
+    }
+
+    /// Whatever decodes is exactly what would be written.
+    fn is_strict(packet: &[u8]) -> usize {
+        let mut again = Vec::new();
+        let mut kinds = 0;
+        if let Ok(request) = Request::decode(packet) {
+            request.encode(&mut again).unwrap();
+            assert_eq!(again, packet);
+            kinds += 1;
+        }
+        if let Ok(reply) = Reply::decode(packet) {
+            reply.encode(&mut again).unwrap();
+            assert_eq!(again, packet);
+            kinds += 1;
+        }
+        if let Ok(keep) = Keep::decode(packet) {
+            keep.encode(&mut again);
+            assert_eq!(again, packet);
+            kinds += 1;
+        }
+        kinds
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(request in request(), reply in reply(), keep in keep()) {
+            let mut packet = vec![7; 3];
+            request.encode(&mut packet).unwrap();
+            prop_assert_eq!(Request::decode(&packet).unwrap(), request);
+            prop_assert_eq!(is_strict(&packet), 1, "no reply and no supervisor's message at once");
+            reply.encode(&mut packet).unwrap();
+            prop_assert_eq!(Reply::decode(&packet).unwrap(), reply);
+            prop_assert_eq!(is_strict(&packet), 1);
+            keep.encode(&mut packet);
+            prop_assert_eq!(Keep::decode(&packet).unwrap(), keep);
+            prop_assert_eq!(is_strict(&packet), 1);
+        }
+
+        #[test]
+        fn truncated_or_longer_is_refused(request in request(), reply in reply()) {
+            let mut packets = [Vec::new(), Vec::new()];
+            request.encode(&mut packets[0]).unwrap();
+            reply.encode(&mut packets[1]).unwrap();
+            for mut packet in packets {
+                for n in 0..packet.len() {
+                    prop_assert_eq!(is_strict(&packet[..n]), 0, "{} of {}", n, packet.len());
+                }
+                packet.push(0);
+                prop_assert_eq!(is_strict(&packet), 0);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes(op in any::<u8>(), mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            is_strict(&bytes);
+            bytes.splice(0..0, [VERSION, op, 0, 0, 0, 0, 0, 0, 0, 0]);
+            is_strict(&bytes);
+        }
+
+        #[test]
+        fn flipped_bits(request in request(), reply in reply(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let mut packet = Vec::new();
+            request.encode(&mut packet).unwrap();
+            *at.get_mut(&mut packet) ^= 1u8 << bit;
+            is_strict(&packet);
+            reply.encode(&mut packet).unwrap();
+            *at.get_mut(&mut packet) ^= 1u8 << bit;
+            is_strict(&packet);
+        }
+
+        #[test]
+        fn figures_from_anything(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = ServiceStats::from_bytes(&bytes);
+        }
+    }
+
+    #[test]
+    fn bytes_are_stable() {
+        // Changing these lines changes the protocol: bump VERSION and write it in the CHANGELOG.
+        let mut packet = Vec::new();
+        Request::Lease { id: 0x0102, class: 3, count: 4, urgent: true }.encode(&mut packet).unwrap();
+        assert_eq!(packet, [0xb1, 2, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 4, 0, 0, 0, 1]);
+        Reply::Segment { index: 1, len: 0x0200 }.encode(&mut packet).unwrap();
+        assert_eq!(packet, [0xb1, 0x83, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn bounds() {
+        let mut packet = Vec::new();
+        Reply::Leased { id: 1, class: 2, slots: vec![9; MAX_SLOTS] }.encode(&mut packet).unwrap();
+        assert!(packet.len() <= MAX_PACKET && packet.len() > MAX_PACKET - 4);
+        assert_eq!(is_strict(&packet), 1);
+        let error = Request::Dying { slots: vec![9; MAX_SLOTS + 1] }.encode(&mut packet).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        let hello = Request::Hello { layout: 1, reattach: Some(2), segments: vec![(1, 1); MAX_SEGMENTS] };
+        hello.encode(&mut packet).unwrap();
+        assert_eq!(hello.descriptors(), MAX_FDS);
+        // A count that the packet cannot hold allocates nothing and is refused.
+        let mut packet = vec![VERSION, 3, 0, 0, 0, 0, 0, 0, 0, 0];
+        packet.extend_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Request::decode(&packet).unwrap_err().kind(), ErrorKind::Invalid);
+        Reply::Refused { id: 0, kind: 0, text: "ä".repeat(MAX_TEXT) }.encode(&mut packet).unwrap();
+        let Reply::Refused { text, .. } = Reply::decode(&packet).unwrap() else { panic!("a refusal") };
+        assert_eq!(text.len(), MAX_TEXT);
+    }
+
+    #[test]
+    fn kinds_keep_their_numbers() {
+        assert_eq!(kind_code(ErrorKind::NotFound), 1);
+        assert_eq!(kind_code(ErrorKind::Io), 17);
+        for (i, kind) in KINDS.iter().enumerate() {
+            assert_eq!(kind_of(kind_code(*kind)), *kind);
+            assert!(!KINDS[..i].contains(kind));
+        }
+        assert_eq!((kind_of(0), kind_of(200)), (ErrorKind::Io, ErrorKind::Io));
+        let error = Error::io("lease", "1 GiB", std::io::Error::from_raw_os_error(28));
+        let Reply::Refused { id: 5, kind, text } = Reply::refuse(5, &error) else { panic!("a refusal") };
+        assert_eq!(kind_of(kind), ErrorKind::NoSpace);
+        assert!(text.starts_with("1 GiB: No space left"), "{text}");
+    }
+
+    #[test]
+    fn figures_round_trip() {
+        let stats = ServiceStats {
+            instance: 1,
+            segments: vec![SegmentStats { index: 0, len: 1 << 30, pages: "2MiB".into(), free: 5 }],
+            clients: vec![ClientStats { pid: 7, ..ClientStats::default() }],
+            ..ServiceStats::default()
+        };
+        let mut bytes = stats.to_bytes().unwrap();
+        assert_eq!(ServiceStats::from_bytes(&bytes).unwrap(), stats);
+        bytes.push(0);
+        assert!(ServiceStats::from_bytes(&bytes).is_err());
+    }
+}

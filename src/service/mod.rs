@@ -2,9 +2,17 @@
 
 pub(crate) mod arena;
 pub(crate) mod client;
+#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod directory;
 pub(crate) mod keeper;
+#[allow(dead_code, reason = "used by the service, which comes next")]
+#[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
+#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod message;
 pub(crate) mod server;
+#[allow(dead_code, reason = "used by the service, which comes next")]
+#[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
+
+pub use message::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
