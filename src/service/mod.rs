@@ -1,5 +1,6 @@
 //! The node service of the `shm` connector: who owns memory, death and eviction on a node, and how processes reach it.
 
+#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod arena;
 pub(crate) mod client;
 #[allow(dead_code, reason = "used by the service, which comes next")]

@@ -2,6 +2,7 @@
 //!
 //! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom and Miri.
 
+#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod class;
 pub(crate) mod layout;
 pub(crate) mod mem;
