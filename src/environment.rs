@@ -21,7 +21,16 @@ pub struct Variable {
 }
 
 /// All variables that this version reads.
-pub const VARIABLES: &[Variable] = &[STORE, TIMEOUT, CACHE_BYTES, BLOCKING_THREADS, RUNTIME_DIR];
+pub const VARIABLES: &[Variable] = &[
+    STORE,
+    TIMEOUT,
+    CACHE_BYTES,
+    BLOCKING_THREADS,
+    RUNTIME_DIR,
+    SHM_BYTES,
+    #[cfg(feature = "failpoints")]
+    FAILPOINT,
+];
 
 const STORE: Variable = Variable {
     name: "PROXYSTORE_STORE",
@@ -42,6 +51,17 @@ const BLOCKING_THREADS: Variable = Variable {
     name: "PROXYSTORE_BLOCKING_THREADS",
     default: "4 a core, at least 8",
     doc: "most threads that run blocking calls for awaited and detached operations",
+};
+const SHM_BYTES: Variable = Variable {
+    name: "PROXYSTORE_SHM_BYTES",
+    default: "half of the memory that this process may use",
+    doc: "most memory for the objects of a shm:// namespace on this node, read by the process that hosts it",
+};
+#[cfg(feature = "failpoints")]
+const FAILPOINT: Variable = Variable {
+    name: "PROXYSTORE_FAILPOINT",
+    default: "none",
+    doc: "NAME[:N]: the process kills itself at its Nth pass of that place; for tests",
 };
 const RUNTIME_DIR: Variable = Variable {
     name: "PROXYSTORE_RUNTIME_DIR",
@@ -100,6 +120,18 @@ pub(crate) fn blocking_threads() -> usize {
         let cores = thread::available_parallelism().map_or(2, usize::from);
         read(BLOCKING_THREADS, |text| usize::from_str(text).ok().filter(|n| *n > 0)).unwrap_or((4 * cores).max(8))
     })
+}
+
+/// Budget of the objects in shared memory, in bytes.
+#[cfg(feature = "shm")]
+pub(crate) fn shm_bytes() -> Option<u64> {
+    read(SHM_BYTES, |text| parse_bytes(text).filter(|bytes| *bytes > 0))
+}
+
+/// Where the process is to be killed.
+#[cfg(feature = "failpoints")]
+pub(crate) fn failpoint() -> Option<String> {
+    FAILPOINT.value()
 }
 
 /// Directory of the sockets and locks of node services.

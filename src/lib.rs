@@ -25,6 +25,8 @@ pub mod token;
 pub mod config;
 pub mod key;
 pub mod environment;
+#[cfg(all(feature = "shm", not(loom)))]
+mod failpoint;
 mod sync;
 #[expect(
     unsafe_code,

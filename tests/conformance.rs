@@ -23,10 +23,17 @@ fn main() -> ExitCode {
     conformance::main(subjects)
 }
 
+/// A namespace that no other case and no other run uses.
+fn fresh_namespace() -> String {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+}
+
 /// How fresh connectors of a row come about.
 fn subject(row: Registration) -> Option<Subject> {
     match row.scheme {
         "memory" => Some(Subject::new(row, || Ok(ConnectorConfig::new("memory", "")))),
+        "shm" => Some(Subject::new(row, || Ok(ConnectorConfig::new("shm", fresh_namespace())))),
         "file" => Some(Subject::in_directories(row)),
         _ => None,
     }

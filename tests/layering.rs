@@ -13,6 +13,7 @@ const UNSAFE: &[&str] = &[
     "codec::archive",
     "codec::plain",
     "connectors::file::mapping",
+    "connectors::shm",
     "process",
     "region",
     "service::client",
@@ -24,7 +25,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Cargo features that are no connectors.
-const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "cli"];
+const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
 
 #[test]
 fn modules_point_one_way() {

@@ -7,11 +7,16 @@ pub mod file;
 #[cfg(feature = "memory")]
 pub mod memory;
 mod registry;
+#[cfg(all(feature = "shm", not(loom)))]
+#[expect(unsafe_code, reason = "leased cells are memory that others own")]
+pub mod shm;
 
 #[cfg(feature = "file")]
 pub use file::FileConnector;
 #[cfg(feature = "memory")]
 pub use memory::MemoryConnector;
+#[cfg(all(feature = "shm", not(loom)))]
+pub use shm::ShmConnector;
 pub use registry::{open, register, registrations};
 
 /// The table: a connector is one file and one line here, under a feature of the scheme's name.
@@ -20,7 +25,9 @@ pub const TABLE: &[Registration] = &[
     memory::REGISTRATION,
     #[cfg(feature = "file")]
     file::REGISTRATION,
+    #[cfg(all(feature = "shm", not(loom)))]
+    shm::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
-pub const FEATURES: &[&str] = &["memory", "file"];
+pub const FEATURES: &[&str] = &["memory", "file", "shm"];

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::SegQueue;
 
 use super::directory::Directory;
-use super::lock::LockFile;
+use super::lock;
 use super::message::{Request, ServiceStats};
 use super::server::{Inherited, index_of};
 use super::wire::Socket;
@@ -26,11 +26,11 @@ use crate::process::{self, PerProcess};
 use crate::region::Region;
 use crate::shm::class::{Class, Place};
 use crate::shm::clock;
-use crate::shm::layout::{Layout, policy, word};
+use crate::shm::layout::{policy, word};
 use crate::shm::mapped::Mapped;
 use crate::shm::segment::{Access, Mapping, Segment};
 use crate::shm::table::{BOUND, Found, Id, Label, Object, State, Table, Unbound};
-use crate::sync::lock;
+use crate::sync::lock as locked;
 
 mod agent;
 mod arrival;
@@ -87,7 +87,8 @@ pub(crate) struct Client {
     /// The agent is told to end.
     ended: AtomicBool,
     waiting: arrival::Waiting,
-    members: Arc<LockFile>,
+    /// Tells everybody that this process lives.
+    member: Mutex<Option<lock::Held>>,
 }
 
 /// A data segment; mapped when first needed, once for life, for each of two purposes.
@@ -112,7 +113,7 @@ impl Client {
         static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
         let directory = Directory::open(&options.namespace)?;
         let path = directory.path().to_string_lossy().into_owned();
-        let mut clients = lock(CLIENTS.get(Mutex::default));
+        let mut clients = locked(CLIENTS.get(Mutex::default));
         clients.retain(|_, client| !client.is_lost());
         let client = match clients.get(&path) {
             Some(client) => Arc::clone(client),
@@ -231,9 +232,9 @@ impl Client {
             return Ok(Look::Missing);
         }
         failpoint!("client.taken");
-        self.tell_retired(object.id.slot, object.label.len);
+        self.tell_retired(object.id.slot);
         if object.id != id && self.table.retire(id) {
-            self.tell_retired(id.slot, 0);
+            self.tell_retired(id.slot);
         }
         Ok(look)
     }
@@ -298,11 +299,11 @@ impl Client {
     }
 
     /// Ends an object or a declaration.
-    pub(crate) fn evict(&self, id: Id, len: u64) -> bool {
+    pub(crate) fn evict(&self, id: Id) -> bool {
         let evicted = self.knows(id.slot) && self.table.retire(id);
         if evicted {
             failpoint!("client.retired");
-            self.tell_retired(id.slot, len);
+            self.tell_retired(id.slot);
         }
         evicted
     }
@@ -328,7 +329,7 @@ impl Client {
             Ok(()) => self.wake(declared),
             Err(_) => {
                 if self.table.retire_object(object) {
-                    self.tell_retired(object.slot, len);
+                    self.tell_retired(object.slot);
                 }
             }
         }
@@ -374,11 +375,10 @@ impl Client {
     }
 
     /// Tells the service, soon, of memory that it may take back.
-    fn tell_retired(&self, slot: u32, len: u64) {
+    #[inline]
+    fn tell_retired(&self, slot: u32) {
         self.retired.push(slot);
-        // Large ones at once: somebody may wait for such a piece.
         self.doorbell.ring_unless_awake();
-        let _ = len;
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ impl Client {
             return Err(corrupt("it lies in a segment that does not exist"));
         }
         let deadline = Instant::now() + self.options.timeout;
-        let mut count = self.arrivals.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = locked(&self.arrivals.0);
         loop {
             if let Some(held) = place.get() {
                 return Ok(held);
@@ -421,7 +421,7 @@ impl Client {
         if let Some(place) = self.segments.get(usize::from(index)) {
             let _ = place.set(Held { segment, write: OnceLock::new(), read: OnceLock::new(), populated });
         }
-        *lock(&self.arrivals.0) += 1;
+        *locked(&self.arrivals.0) += 1;
         self.arrivals.1.notify_all();
     }
 
@@ -486,14 +486,6 @@ impl Client {
     }
 }
 
-impl Drop for Client {
-    fn drop(&mut self) {
-        if process::generation() == self.generation {
-            let _ = self.members.unlock(u64::from(index_of(self.tag)));
-        }
-    }
-}
-
 impl Held {
     #[inline]
     fn mapping(&self, access: Access) -> Result<&Mapping> {
@@ -508,7 +500,7 @@ impl Held {
     }
 
     #[cold]
-    fn map(&self, place: &OnceLock<Mapping>, access: Access) -> Result<&Mapping> {
+    fn map<'a>(&self, place: &'a OnceLock<Mapping>, access: Access) -> Result<&'a Mapping> {
         let mapping = self.segment.map(access)?;
         // Of two threads the second drops its own.
         Ok(place.get_or_init(|| mapping))

@@ -4,6 +4,8 @@
 //! width. Descriptors travel beside the packet, in the order that the message says. Decoding is strict: a packet decodes to
 //! a message only if that message encodes to the same packet. It never panics, and allocates in proportion to the packet.
 
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 
 use super::wire::{MAX_FDS, MAX_PACKET};
@@ -289,6 +291,9 @@ pub(crate) fn kind_of(code: u8) -> ErrorKind {
     usize::from(code).checked_sub(1).and_then(|at| KINDS.get(at)).copied().unwrap_or(ErrorKind::Io)
 }
 
+/// Longest figures, in bytes: of all clients that there can be.
+const MAX_STATS: u64 = 4 << 20;
+
 /// The kinds in the order of their numbers, from 1. A part of the protocol: append only.
 const KINDS: &[ErrorKind] = &[
     ErrorKind::NotFound,
@@ -308,6 +313,11 @@ const KINDS: &[ErrorKind] = &[
     ErrorKind::Permission,
     ErrorKind::AlreadyExists,
     ErrorKind::Io,
+    ErrorKind::Stale,
+    ErrorKind::Forked,
+    ErrorKind::Unavailable,
+    ErrorKind::PeerDied,
+    ErrorKind::Incompatible,
 ];
 
 /// The figures of a node service.
@@ -406,6 +416,19 @@ pub struct Events {
 }
 
 impl ServiceStats {
+    /// Reads what the service put into a memfd.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else, or more than [`MAX_STATS`] bytes.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
+        let mut bytes = Vec::new();
+        let mut file = std::fs::File::from(fd);
+        std::io::Seek::rewind(&mut file)
+            .and_then(|()| std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_STATS), &mut bytes))
+            .map_err(|error| Error::io("stat", "a memfd", error))?;
+        Self::from_bytes(&bytes)
+    }
+
     /// The bytes that travel in a memfd.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         postcard::to_allocvec(self).map_err(|error| Error::new(ErrorKind::Codec, "stats", "").with_source(error))

@@ -1,18 +1,14 @@
 //! The node service of the `shm` connector: who owns memory, death and eviction on a node, and how processes reach it.
 
-#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod arena;
+#[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
-#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod directory;
 pub(crate) mod keeper;
-#[allow(dead_code, reason = "used by the service, which comes next")]
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
-#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod message;
 pub(crate) mod server;
-#[allow(dead_code, reason = "used by the service, which comes next")]
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 

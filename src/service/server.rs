@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::directory::Directory;
 use super::keeper::Link;
-use super::lock::LockFile;
+use super::lock::{Held, LockFile};
 use super::message::{Reply, Request};
 use super::wire::{Peer, Received, Sent, Socket};
 use crate::error::{Error, ErrorKind, Result};
@@ -24,28 +24,10 @@ mod stats;
 
 use memory::{Effort, Memory};
 
-/// Whoever holds this hosts the service of a namespace.
-pub(crate) struct HostLock(Arc<LockFile>);
-
-impl HostLock {
-    /// Takes the lock if nobody has it.
-    pub(crate) fn try_take(directory: &Directory) -> Result<Option<Self>> {
-        let file = LockFile::open(&directory.host_lock())?;
-        Ok(if file.try_lock(0)? { Some(Self(file)) } else { None })
-    }
-}
-
-impl Drop for HostLock {
-    fn drop(&mut self) {
-        // The kernel drops it with the process in any case.
-        let _ = self.0.unlock(0);
-    }
-}
-
 /// What a service begins with.
 pub(crate) struct Setup {
     pub(crate) directory: Directory,
-    pub(crate) host: HostLock,
+    pub(crate) host: Held,
     /// Most bytes of data segments.
     pub(crate) budget: u64,
     /// Bytes of data segments to make at once.
@@ -98,11 +80,12 @@ pub(crate) struct Server {
     draining: Option<Instant>,
     grace: Duration,
     begun: Instant,
+    ages: stats::Ages,
     deaths: u64,
     recalls: u64,
     refused: u64,
     /// Last, so that it is released after all else is gone.
-    _host: HostLock,
+    host: Held,
 }
 
 struct Connection {
@@ -172,10 +155,11 @@ impl Server {
             draining: None,
             grace: GRACE,
             begun: Instant::now(),
+            ages: stats::Ages::default(),
             deaths: 0,
             recalls: 0,
             refused: 0,
-            _host: host,
+            host,
         };
         server.watch(&server.listener, Event::Listener)?;
         server.watch(&*server.stop.0, Event::Stop)?;
@@ -240,6 +224,7 @@ impl Server {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
                 self.memory.expire();
+                self.ages.look(&self.memory);
             }
             self.poll_locks();
             let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
@@ -274,7 +259,7 @@ impl Server {
         // Out of descriptors: those who are here go on, the others try again.
         while let Ok(Some(socket)) = self.listener.accept() {
             let Ok(peer) = socket.peer() else { continue };
-            if peer.check_user().is_err() {
+            if peer.uid != rustix::process::geteuid().as_raw() {
                 self.refused += 1;
                 continue;
             }
@@ -298,7 +283,7 @@ impl Server {
                     let done = Request::decode(&buffer).and_then(|request| self.answer(number, request, fds));
                     if let Err(error) = done {
                         // Whoever talks nonsense is cut off; what it holds stays until its process ends.
-                        self.send(number, &refusal(0, &error), &[]);
+                        self.send(number, &Reply::refuse(0, &error), &[]);
                         return self.disconnect(number);
                     }
                 }
@@ -343,11 +328,11 @@ impl Server {
             }
             Request::Pins { id } => match self.memory.page(tag) {
                 Ok(page) => self.send(number, &Reply::Page { id, page }, &[]),
-                Err(error) => self.send(number, &refusal(id, &error), &[]),
+                Err(error) => self.send(number, &Reply::refuse(id, &error), &[]),
             },
             Request::Stats { id } => match self.stats_fd() {
                 Ok(fd) => self.send(number, &Reply::Stats { id }, &[fd.as_fd()]),
-                Err(error) => self.send(number, &refusal(id, &error), &[]),
+                Err(error) => self.send(number, &Reply::refuse(id, &error), &[]),
             },
             Request::Collect { id } => {
                 let bytes = self.memory.collect();
@@ -372,7 +357,7 @@ impl Server {
             return Err(Error::new(ErrorKind::Unavailable, "open", "the service is ending"));
         }
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
-        let pidfd = connection.peer.take_pidfd();
+        let pidfd = connection.peer.pidfd.take();
         let pid = connection.peer.pid.unwrap_or(0);
         let index = match reattach {
             Some(tag) => {
@@ -428,9 +413,9 @@ impl Server {
             segments,
             host: std::process::id(),
         };
-        let mut fds = vec![self.memory.ctl().try_clone_fd()?];
+        let mut fds = vec![self.memory.ctl().descriptor()?];
         for segment in self.memory.segments().values() {
-            fds.push(segment.try_clone_fd()?);
+            fds.push(segment.descriptor()?);
         }
         self.send_owned(number, &welcome, fds);
         failpoint!("service.welcomed");
@@ -472,7 +457,7 @@ impl Server {
                 self.starved.push_back(Starved { client: index, id, class, count, until });
                 drop(error);
             }
-            Err(error) => self.reply(connection, &refusal(id, &error)),
+            Err(error) => self.reply(connection, &Reply::refuse(id, &error)),
         }
     }
 
@@ -511,7 +496,7 @@ impl Server {
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
                 Err(_) if Instant::now() < request.until && self.is_recalling() => self.starved.push_back(request),
-                Err(error) => self.reply(connection, &refusal(request.id, &error)),
+                Err(error) => self.reply(connection, &Reply::refuse(request.id, &error)),
             }
         }
     }
@@ -528,7 +513,7 @@ impl Server {
             let len = segment.len() as u64;
             let connections: Vec<u32> = self.clients.values().filter_map(|client| client.connection).collect();
             for connection in connections {
-                if let Some(Ok(fd)) = self.memory.segments().get(index).map(Segment::try_clone_fd) {
+                if let Some(Ok(fd)) = self.memory.segments().get(index).map(Segment::descriptor) {
                     self.send_owned(connection, &Reply::Segment { index: *index, len }, vec![fd]);
                 }
             }
@@ -562,7 +547,12 @@ impl Server {
 
     fn send_owned(&mut self, number: u32, reply: &Reply, fds: Vec<OwnedFd>) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
-        connection.outbox.push_back((reply.encode(), fds));
+        let mut packet = Vec::new();
+        if reply.encode(&mut packet).is_err() {
+            // Longer than a packet: no reply of ours is.
+            return self.disconnect(number);
+        }
+        connection.outbox.push_back((packet, fds));
         if connection.outbox.len() > MOST_UNREAD {
             // It does not read: it is stopped, and connects again when it goes on.
             return self.disconnect(number);
@@ -641,8 +631,12 @@ impl Server {
 
     /// Leaves no name behind; the memory goes with its last holder.
     fn end(self) -> Result<()> {
-        self.directory.remove_socket();
-        Ok(())
+        let Self { directory, listener, host, memory, connections, .. } = self;
+        drop((listener, connections, memory));
+        // Nobody else has the name while the lock is held.
+        let _ = std::fs::remove_file(directory.socket());
+        drop(host);
+        directory.remove().map(|_| ())
     }
 }
 
@@ -672,10 +666,6 @@ impl Event {
             _ => Self::Stop,
         }
     }
-}
-
-fn refusal(id: u64, error: &Error) -> Reply {
-    Reply::Refused { id, kind: super::message::number_of(error.kind()), text: error.context().to_owned() }
 }
 
 fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {

@@ -2,10 +2,20 @@
 //!
 //! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom and Miri.
 
-#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod class;
+#[cfg(not(loom))]
+pub(crate) mod clock;
+#[cfg(not(loom))]
+#[expect(unsafe_code, reason = "the kernel wants the address of half a word")]
+pub(crate) mod futex;
 pub(crate) mod layout;
+#[cfg(not(loom))]
+#[expect(unsafe_code, reason = "mapped memory is reached through pointers")]
+pub(crate) mod mapped;
 pub(crate) mod mem;
+#[cfg(not(loom))]
 pub(crate) mod preflight;
+#[cfg(not(loom))]
+#[expect(unsafe_code, reason = "memory maps")]
 pub(crate) mod segment;
 pub(crate) mod table;

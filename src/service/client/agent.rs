@@ -101,7 +101,7 @@ impl Client {
             Request::Lease { class, urgent: false, .. } => Class::from_index(*class),
             _ => None,
         };
-        let packet = request.encode();
+        let packet = packet_of(&request);
         lock(&self.requests.open).insert(id, Open { packet: packet.clone(), class, waiter });
         self.send(packet);
         id
@@ -109,7 +109,7 @@ impl Client {
 
     /// Tells the service something that has no answer.
     pub(super) fn tell(&self, request: Request) {
-        self.send(request.encode());
+        self.send(packet_of(&request));
     }
 
     fn send(&self, packet: Vec<u8>) {
@@ -173,7 +173,7 @@ impl Client {
             self.tell_of_retired();
             let busy = self.sleep(link, all_sent);
             if self.ended.load(Acquire) {
-                let _ = link.send(&Request::Bye.encode(), &[]);
+                let _ = link.send(&packet_of(&Request::Bye), &[]);
                 return true;
             }
             if !busy {
@@ -306,12 +306,21 @@ impl Client {
     /// There is no service for this memory any more.
     fn give_up(&self, error: &Error) {
         self.lost.store(true, Release);
+        *lock(&self.member) = None;
         let open: Vec<Open> = lock(&self.requests.open).drain().map(|(_, open)| open).collect();
         for open in open {
             self.finish(open, Err(error.clone()));
         }
         self.wake_own();
     }
+}
+
+fn packet_of(request: &Request) -> Vec<u8> {
+    let mut packet = Vec::new();
+    // Only lists can be too long, and ours are cut to fit.
+    let encoded = request.encode(&mut packet);
+    debug_assert!(encoded.is_ok());
+    packet
 }
 
 /// How long the agent stays awake after objects were evicted.

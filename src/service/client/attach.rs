@@ -18,9 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::process;
 use crate::service::directory::Directory;
-use crate::service::lock::LockFile;
+use crate::service::lock::{Held, LockFile};
 use crate::service::message::{Reply, Request, kind_of};
-use crate::service::server::{HostLock, Inherited, Server, Setup, Stop, index_of};
+use crate::service::server::{Inherited, Server, Setup, Stop, index_of};
 use crate::service::wire::{Received, Sent, Socket};
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, word};
@@ -42,14 +42,13 @@ struct Welcome {
 
 /// Attaches for the first time.
 pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Client>> {
-    let members = LockFile::open(&directory.members())?;
     let hello = Request::Hello { layout: Layout::VERSION, reattach: None, segments: Vec::new() };
     let deadline = Instant::now() + options.timeout;
-    let (link, welcome) = connect(options, &directory, &hello.encode(), &[], deadline, None)?;
+    let (link, welcome) = connect(options, &directory, &packet(&hello)?, &[], deadline, None)?;
     let mut fds = welcome.fds.into_iter();
     let ctl = fds.next().ok_or_else(|| unexpected("no control segment"))?;
     let ctl = Segment::adopt(ctl, welcome.ctl_len as usize)?;
-    if ctl.len() != Layout::SHARED.words() * 8 {
+    if ctl.len() < Layout::SHARED.words() * 8 {
         return Err(unexpected("a control segment of another size"));
     }
     let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
@@ -57,9 +56,9 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         return Err(unexpected("a control segment of another version"));
     }
     let index = index_of(welcome.tag);
-    if !members.try_lock(u64::from(index))? {
+    let Some(member) = directory.try_member(u64::from(index))? else {
         return Err(unexpected("a place that another process has"));
-    }
+    };
     let client = Arc::new(Client {
         generation: process::generation(),
         options: options.clone(),
@@ -81,7 +80,7 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         lost: AtomicBool::new(false),
         ended: AtomicBool::new(false),
         waiting: Default::default(),
-        members,
+        member: Mutex::new(Some(member)),
     });
     for ((index, len), fd) in welcome.segments.into_iter().zip(fds) {
         client.add_segment(index, Segment::adopt(fd, len as usize)?);
@@ -102,7 +101,7 @@ pub(super) fn reattach(client: &Client) -> Result<Socket> {
     let mut fds = vec![inherited.ctl.as_fd()];
     fds.extend(inherited.segments.values().map(Segment::as_fd));
     let deadline = Instant::now() + client.options.timeout;
-    let (link, welcome) = connect(&client.options, &client.directory, &hello.encode(), &fds, deadline, Some(client))?;
+    let (link, welcome) = connect(&client.options, &client.directory, &packet(&hello)?, &fds, deadline, Some(client))?;
     if welcome.instance != client.instance || welcome.tag != client.tag {
         return Err(Error::new(ErrorKind::Stale, "open", "another service has taken the namespace").with_connector("shm"));
     }
@@ -161,7 +160,8 @@ fn connect(
     let context = match holder {
         Some(holder) => format!(
             "the node service of {:?} does not answer ({why}); process {} holds its memory",
-            options.namespace, holder.pid
+            options.namespace,
+            holder.pid.map_or("of another pid namespace".to_owned(), |pid| pid.to_string())
         ),
         None => format!("the namespace {:?} has no node service ({why})", options.namespace),
     };
@@ -203,7 +203,7 @@ fn greet(link: &Socket, hello: &[u8], fds: &[std::os::fd::BorrowedFd<'_>], deadl
 
 /// Becomes the host of the namespace if nobody is, and nobody else should; whether it is worth trying to connect at once.
 fn host(options: &Options, directory: &Directory, client: Option<&Client>) -> Result<bool> {
-    let Some(host) = HostLock::try_take(directory)? else { return Ok(false) };
+    let Some(host) = directory.try_host()? else { return Ok(false) };
     let members = LockFile::open(&directory.members())?;
     let inherited = match client {
         Some(client) => Some(client.inherit()?),
@@ -218,9 +218,9 @@ fn host(options: &Options, directory: &Directory, client: Option<&Client>) -> Re
     Ok(true)
 }
 
-fn start(options: &Options, directory: &Directory, host: HostLock, inherited: Option<Inherited>) -> Result<()> {
+fn start(options: &Options, directory: &Directory, host: Held, inherited: Option<Inherited>) -> Result<()> {
     let setup = Setup {
-        directory: directory.try_clone()?,
+        directory: directory.clone(),
         host,
         budget: options.budget.or_else(environment::shm_bytes).unwrap_or_else(preflight::default_budget),
         prefault: 0,
@@ -238,6 +238,12 @@ fn start(options: &Options, directory: &Directory, host: HostLock, inherited: Op
         })
         .map_err(|error| Error::io("open", "the thread of the node service", error))?;
     Ok(())
+}
+
+fn packet(request: &Request) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    request.encode(&mut packet)?;
+    Ok(packet)
 }
 
 fn unexpected(what: &str) -> Error {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::service::arena::Arena;
+use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
 use crate::shm::layout::{Layout, policy, word};
 use crate::shm::mapped::Mapped;
@@ -31,6 +32,8 @@ pub(super) struct Memory {
     dying: Vec<u32>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
+    /// Whether a former service may have granted what it did not tell.
+    rebuilt: bool,
     pub(super) counters: Counters,
 }
 
@@ -96,6 +99,7 @@ impl Memory {
             pages: Vec::new(),
             dying: Vec::new(),
             budget,
+            rebuilt: false,
             counters: Counters::default(),
         }
     }
@@ -117,6 +121,7 @@ impl Memory {
         }
         let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
         memory.read_table(lives);
+        memory.rebuilt = true;
         memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
         failpoint!("service.rebuild.end");
         Ok(memory)
@@ -245,13 +250,13 @@ impl Memory {
     }
 
     fn place(&mut self, class: Class, effort: Effort, added: &mut Vec<u16>) -> Result<Place> {
-        if let Some(place) = self.arena.allocate(class) {
+        if let Some(place) = self.allocate(class) {
             return Ok(place);
         }
-        self.reclaim();
-        self.arena.coalesce();
-        if let Some(place) = self.arena.allocate(class) {
-            return Ok(place);
+        if self.reclaim() {
+            if let Some(place) = self.allocate(class) {
+                return Ok(place);
+            }
         }
         let mut why = String::new();
         if effort >= Effort::Grow {
@@ -260,22 +265,21 @@ impl Memory {
                 Ok(None) => {}
                 Err(error) => why = format!(" ({error})"),
             }
-            if let Some(place) = self.arena.allocate(class) {
+            if let Some(place) = self.allocate(class) {
                 return Ok(place);
             }
             // A client that was stopped or killed may not have told what it evicted.
             self.sweep(|_| false);
-            self.reclaim();
-            self.arena.coalesce();
-            if let Some(place) = self.arena.allocate(class) {
-                return Ok(place);
+            if self.reclaim() {
+                if let Some(place) = self.allocate(class) {
+                    return Ok(place);
+                }
             }
         }
         if effort >= Effort::Displace && self.displaces() {
             while self.displace(class.capacity()) {
                 self.reclaim();
-                self.arena.coalesce();
-                if let Some(place) = self.arena.allocate(class) {
+                if let Some(place) = self.allocate(class) {
                     return Ok(place);
                 }
             }
@@ -283,17 +287,32 @@ impl Memory {
         Err(self.exhausted(class, &why))
     }
 
+    /// A cell with all its pages.
+    fn allocate(&mut self, class: Class) -> Option<Place> {
+        let cell = self.arena.allocate(class)?;
+        if cell.cold {
+            let segment = self.segments.get(&cell.place.segment())?;
+            if segment.reserve(cell.place.offset() as usize, class.capacity() as usize).is_err() {
+                self.arena.free_cold(cell.place, class);
+                return None;
+            }
+        }
+        Some(cell.place)
+    }
+
     /// Adds a segment in which a cell of this class has room, if the budget allows.
     fn grow(&mut self, class: Class) -> Result<Option<u16>> {
         let total = self.arena.total_bytes();
         let left = self.budget.saturating_sub(total);
         let needed = class.capacity().next_multiple_of(UNIT);
-        let wanted = total.clamp(FIRST_SEGMENT, LARGEST_STEP).max(needed);
+        // There may be as many as one packet can announce, so the later ones are larger.
+        let step = LARGEST_STEP << (self.segments.len() / 64);
+        let wanted = total.clamp(FIRST_SEGMENT, step).max(needed);
         if needed > left {
             return Ok(None);
         }
         let index = self.segments.keys().next_back().map_or(0, |last| last + 1);
-        if u32::from(index) >= self.table.layout().segments {
+        if usize::from(index) >= MAX_SEGMENTS {
             return Ok(None);
         }
         let create = |len: u64| Segment::create("proxystore-data", len as usize);
@@ -381,6 +400,30 @@ impl Memory {
             self.table.header(word::PAGES).store(u64::from(to), Release);
         }
         Ok(())
+    }
+
+    /// Leases of a client that were granted for a request whose answer nobody heard, if there are any.
+    pub(super) fn granted(&self, owner: u64, request: u64) -> Option<Vec<u32>> {
+        if !self.rebuilt {
+            return None;
+        }
+        let granted: Vec<u32> = (0..self.slots.len() as u32)
+            .filter(|slot| {
+                let held = self.slots[*slot as usize];
+                let id = Id { slot: *slot, generation: held.generation };
+                held.owner == owner
+                    && self.table.state(*slot) == Some((held.generation, State::Reserved))
+                    && self.table.read(id).label.format.fingerprint == request
+            })
+            .collect();
+        (!granted.is_empty()).then_some(granted)
+    }
+
+    /// A segment of this memory that only a client had.
+    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) {
+        if self.table.segment(index, 0).load(Acquire) == segment.len() as u64 {
+            self.segments.insert(index, segment);
+        }
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -619,12 +662,19 @@ impl Memory {
         futex::bump(self.table.any_bucket());
     }
 
-    /// Gives the pages of segments that hold nothing back to the system, and the segments away. Returns the bytes.
+    /// Gives the pages of free memory back to the system; they come back when they are needed. Returns the bytes.
     pub(super) fn collect(&mut self) -> u64 {
         self.sweep(|_| false);
         self.reclaim();
-        self.arena.coalesce();
-        0
+        let mut bytes = 0;
+        for (place, len) in self.arena.cool(UNIT, UNIT) {
+            if let Some(segment) = self.segments.get(&place.segment()) {
+                if segment.release(place.offset() as usize, len as usize).is_ok() {
+                    bytes += len;
+                }
+            }
+        }
+        bytes
     }
 
     /// The error of a put that finds no memory: who has it.
