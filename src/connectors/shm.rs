@@ -92,8 +92,7 @@ impl ShmConnector {
         self.check_open(op)?;
         self.check_scheme(op, key)?;
         let Ok(locator) = <&[u8; LOCATOR]>::try_from(key.locator()) else {
-            let context = "the locator is not one of a shared-memory store";
-            return Err(Error::new(ErrorKind::Invalid, op, context).with_connector(SCHEME));
+            return Err(bad_locator(op));
         };
         let (instance, rest) = locator.split_at(8);
         if number(instance) != self.client.instance() {
@@ -102,7 +101,11 @@ impl ShmConnector {
             return Err(Error::new(ErrorKind::ForeignKey, op, context).with_connector(SCHEME));
         }
         let (slot, generation) = rest.split_at(4);
-        Ok(Id { slot: number(slot) as u32, generation: number(generation) })
+        let generation = number(generation);
+        if generation >> Id::GENERATION_BITS != 0 {
+            return Err(bad_locator(op));
+        }
+        Ok(Id { slot: number(slot) as u32, generation })
     }
 
     #[inline]
@@ -321,6 +324,10 @@ fn check_len(op: &'static str, key: &Key, len: u64) -> Result<()> {
     }
     let context = format!("{key:?} names an object of {len} bytes");
     Err(Error::new(ErrorKind::Corrupt, op, context).with_connector(SCHEME))
+}
+
+fn bad_locator(op: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, op, "the locator is not one of a shared-memory store").with_connector(SCHEME)
 }
 
 /// Little-endian.

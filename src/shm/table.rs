@@ -51,6 +51,11 @@ pub(crate) enum State {
     Declared = 4,
 }
 
+impl Id {
+    /// Bits of a generation; a state word has no more.
+    pub(crate) const GENERATION_BITS: u32 = u64::BITS - STATE_BITS;
+}
+
 impl State {
     fn word(self, generation: u64) -> u64 {
         generation << STATE_BITS | self as u64
@@ -305,7 +310,9 @@ impl<M: Mem> Table<M> {
     /// `cell` names the declaration meanwhile, so that its slot cannot become another one's.
     pub(crate) fn bind(&self, cell: u32, declared: Id, format: Format, object: Id) -> Result<(), Unbound> {
         let state = self.point(cell, declared.slot);
-        let bound = if state != State::Declared.word(declared.generation) {
+        let bound = if state == State::Live.word(declared.generation) {
+            Err(Unbound::Taken)
+        } else if state != State::Declared.word(declared.generation) {
             Err(Unbound::Missing)
         } else if self.read(declared).label.format != format {
             Err(Unbound::Format)
