@@ -9,7 +9,7 @@ use proxystore::connectors::{FEATURES, TABLE};
 use proxystore::environment::VARIABLES;
 
 /// The only modules that may contain `unsafe`, each under an `unsafe_code` expectation where it is declared.
-const UNSAFE: &[&str] = &["codec::archive", "codec::plain", "connectors::file::mapping", "region"];
+const UNSAFE: &[&str] = &["codec::archive", "codec::plain", "connectors::file::mapping", "region", "shm::segment"];
 
 /// Cargo features that are no connectors.
 const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "cli"];

@@ -5,6 +5,9 @@
 pub(crate) mod class;
 pub(crate) mod layout;
 pub(crate) mod mem;
+#[allow(dead_code, reason = "used by the service, which comes next")]
 pub(crate) mod preflight;
+#[allow(dead_code, reason = "used by the service, which comes next")]
+#[expect(unsafe_code, reason = "memory maps")]
 pub(crate) mod segment;
 pub(crate) mod table;
