@@ -198,7 +198,7 @@ impl Machine {
             else {
                 continue;
             };
-            let leaf = mount.at.join(below);
+            let leaf: PathBuf = mount.at.components().chain(below.components()).collect();
             for folder in leaf.ancestors().take_while(|folder| folder.starts_with(&mount.at)) {
                 groups.extend(self.group(version, folder)?);
             }
