@@ -198,7 +198,7 @@ impl Machine {
             else {
                 continue;
             };
-            let leaf = mount.at.join(below);
+            let leaf: PathBuf = mount.at.components().chain(below.components()).collect();
             for folder in leaf.ancestors().take_while(|folder| folder.starts_with(&mount.at)) {
                 groups.extend(self.group(version, folder)?);
             }
@@ -388,7 +388,7 @@ mod tests {
             machine.room().unwrap(),
             Room { bytes: 8 << 30, limit: "this machine: 10.0 GiB of 23.5 GiB free".to_owned() }
         );
-        assert_eq!(machine.default_budget().unwrap(), (24_684_084 / 2 >> 10) << 20);
+        assert_eq!(machine.default_budget().unwrap(), (24_684_084 / 2 / 1024) << 20);
         assert_eq!(HugePages::parse(MEMINFO), HugePages { size: 2 << 20, total: 12, free: 7 });
     }
 
