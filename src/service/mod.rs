@@ -12,7 +12,9 @@ pub(crate) mod lock;
 pub(crate) mod message;
 pub(crate) mod server;
 #[allow(dead_code, reason = "used by the service, which comes next")]
+pub(crate) mod stats;
+#[allow(dead_code, reason = "used by the service, which comes next")]
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
-pub use message::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
+pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
