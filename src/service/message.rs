@@ -276,6 +276,38 @@ impl Keep {
     }
 }
 
+/// Decodes anything as any message, for fuzzers: how many kinds of message it is.
+///
+/// # Panics
+/// When what decodes is not exactly what would be written.
+#[doc(hidden)]
+pub fn check_packet(packet: &[u8]) -> usize {
+    let mut again = Vec::new();
+    let mut kinds = 0;
+    let mut check = |encoded: Option<&[u8]>| {
+        if let Some(encoded) = encoded {
+            assert_eq!(encoded, packet, "one packet a message");
+            kinds += 1;
+        }
+    };
+    let fits = "it came in a packet";
+    check(Request::decode(packet).ok().map(|request| {
+        request.encode(&mut again).expect(fits);
+        assert!(request.descriptors() <= MAX_FDS);
+        &again[..]
+    }));
+    check(Reply::decode(packet).ok().map(|reply| {
+        reply.encode(&mut again).expect(fits);
+        assert!(reply.descriptors() <= MAX_FDS);
+        &again[..]
+    }));
+    check(Keep::decode(packet).ok().map(|keep| {
+        keep.encode(&mut again);
+        &again[..]
+    }));
+    kinds
+}
+
 /// The number of an error's kind in a refusal.
 pub(crate) fn kind_code(kind: ErrorKind) -> u8 {
     let at = KINDS.iter().position(|known| *known == kind);
@@ -522,41 +554,19 @@ mod tests {
         ]
     }
 
-    /// Whatever decodes is exactly what would be written.
-    fn is_strict(packet: &[u8]) -> usize {
-        let mut again = Vec::new();
-        let mut kinds = 0;
-        if let Ok(request) = Request::decode(packet) {
-            request.encode(&mut again).unwrap();
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        if let Ok(reply) = Reply::decode(packet) {
-            reply.encode(&mut again).unwrap();
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        if let Ok(keep) = Keep::decode(packet) {
-            keep.encode(&mut again);
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        kinds
-    }
-
     proptest! {
         #[test]
         fn round_trip(request in request(), reply in reply(), keep in keep()) {
             let mut packet = vec![7; 3];
             request.encode(&mut packet).unwrap();
             prop_assert_eq!(Request::decode(&packet).unwrap(), request);
-            prop_assert_eq!(is_strict(&packet), 1, "no reply and no supervisor's message at once");
+            prop_assert_eq!(check_packet(&packet), 1, "no reply and no supervisor's message at once");
             reply.encode(&mut packet).unwrap();
             prop_assert_eq!(Reply::decode(&packet).unwrap(), reply);
-            prop_assert_eq!(is_strict(&packet), 1);
+            prop_assert_eq!(check_packet(&packet), 1);
             keep.encode(&mut packet);
             prop_assert_eq!(Keep::decode(&packet).unwrap(), keep);
-            prop_assert_eq!(is_strict(&packet), 1);
+            prop_assert_eq!(check_packet(&packet), 1);
         }
 
         #[test]
@@ -566,18 +576,18 @@ mod tests {
             reply.encode(&mut packets[1]).unwrap();
             for mut packet in packets {
                 for n in 0..packet.len() {
-                    prop_assert_eq!(is_strict(&packet[..n]), 0, "{} of {}", n, packet.len());
+                    prop_assert_eq!(check_packet(&packet[..n]), 0, "{} of {}", n, packet.len());
                 }
                 packet.push(0);
-                prop_assert_eq!(is_strict(&packet), 0);
+                prop_assert_eq!(check_packet(&packet), 0);
             }
         }
 
         #[test]
         fn arbitrary_bytes(op in any::<u8>(), mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            is_strict(&bytes);
+            check_packet(&bytes);
             bytes.splice(0..0, [VERSION, op, 0, 0, 0, 0, 0, 0, 0, 0]);
-            is_strict(&bytes);
+            check_packet(&bytes);
         }
 
         #[test]
@@ -585,10 +595,10 @@ mod tests {
             let mut packet = Vec::new();
             request.encode(&mut packet).unwrap();
             *at.get_mut(&mut packet) ^= 1u8 << bit;
-            is_strict(&packet);
+            check_packet(&packet);
             reply.encode(&mut packet).unwrap();
             *at.get_mut(&mut packet) ^= 1u8 << bit;
-            is_strict(&packet);
+            check_packet(&packet);
         }
     }
 
@@ -607,7 +617,7 @@ mod tests {
         let mut packet = Vec::new();
         Reply::Leased { id: 1, class: 2, slots: vec![9; MAX_SLOTS] }.encode(&mut packet).unwrap();
         assert!(packet.len() <= MAX_PACKET && packet.len() > MAX_PACKET - 4);
-        assert_eq!(is_strict(&packet), 1);
+        assert_eq!(check_packet(&packet), 1);
         let error = Request::Dying { slots: vec![9; MAX_SLOTS + 1] }.encode(&mut packet).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         let hello = Request::Hello { layout: 1, reattach: Some(2), segments: vec![(1, 1); MAX_SEGMENTS] };

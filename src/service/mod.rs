@@ -17,4 +17,6 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[doc(hidden)]
+pub use message::check_packet;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
