@@ -47,6 +47,20 @@ fn samples_of_the_codec_target_are_valid() {
 }
 
 #[test]
+fn samples_of_the_message_target_are_valid() {
+    let refused = ["count-too-large", "trailing", "wrong-number"];
+    for entry in fs::read_dir(fuzz().join("corpus/message")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        // Inputs that a fuzzer found are named by 40 digits.
+        if name.len() < 40 {
+            let kinds = proxystore::service::check_packet(&fs::read(&path).unwrap());
+            assert_eq!(kinds, usize::from(!refused.contains(&name)), "{name}");
+        }
+    }
+}
+
+#[test]
 fn every_target_is_everywhere() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
     let folders = fs::read_dir(fuzz().join("corpus")).unwrap().count();

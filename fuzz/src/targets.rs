@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their folder in `corpus/`.
-pub const TARGETS: &[(&str, Target)] = &[("key", key), ("config", config), ("token", token), ("codec", codec)];
+pub const TARGETS: &[(&str, Target)] =
+    &[("key", key), ("config", config), ("token", token), ("codec", codec), ("message", message)];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
 pub fn key(data: &[u8]) {
@@ -132,6 +133,15 @@ fn read<T: Object + ?Sized>(bytes: &[u8], touch: impl Fn(&T::Target)) -> bool {
             false
         }
     }
+}
+
+/// A packet between client and node service, as it is and behind a header that is right.
+pub fn message(data: &[u8]) {
+    let kinds = proxystore::service::check_packet(data);
+    assert!(kinds <= 1, "a packet is one kind of message");
+    let Some((op, rest)) = data.split_first() else { return };
+    let whole: Vec<u8> = [0xb1, *op].into_iter().chain([0; 8]).chain(rest.iter().copied()).collect();
+    proxystore::service::check_packet(&whole);
 }
 
 /// One of everything that a codec treats differently.

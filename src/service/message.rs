@@ -4,10 +4,6 @@
 //! width. Descriptors travel beside the packet, in the order that the message says. Decoding is strict: a packet decodes to
 //! a message only if that message encodes to the same packet. It never panics, and allocates in proportion to the packet.
 
-use std::os::fd::OwnedFd;
-
-use serde::{Deserialize, Serialize};
-
 use super::wire::{MAX_FDS, MAX_PACKET};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Reader;
@@ -81,7 +77,8 @@ pub(crate) enum Reply {
     Page { id: u64, page: u32 },
     /// Asks for leases that are not used.
     Recall,
-    /// Answers `Stats`: a memfd with the bytes of [`ServiceStats`] is attached.
+    /// Answers `Stats`: a memfd with the bytes of [`ServiceStats`](super::stats::ServiceStats) is
+    /// attached.
     Stats { id: u64 },
     /// Answers `Collect`.
     Collected { id: u64, bytes: u64 },
@@ -279,6 +276,38 @@ impl Keep {
     }
 }
 
+/// Decodes anything as any message, for fuzzers: how many kinds of message it is.
+///
+/// # Panics
+/// When what decodes is not exactly what would be written.
+#[doc(hidden)]
+pub fn check_packet(packet: &[u8]) -> usize {
+    let mut again = Vec::new();
+    let mut kinds = 0;
+    let mut check = |encoded: Option<&[u8]>| {
+        if let Some(encoded) = encoded {
+            assert_eq!(encoded, packet, "one packet a message");
+            kinds += 1;
+        }
+    };
+    let fits = "it came in a packet";
+    check(Request::decode(packet).ok().map(|request| {
+        request.encode(&mut again).expect(fits);
+        assert!(request.descriptors() <= MAX_FDS);
+        &again[..]
+    }));
+    check(Reply::decode(packet).ok().map(|reply| {
+        reply.encode(&mut again).expect(fits);
+        assert!(reply.descriptors() <= MAX_FDS);
+        &again[..]
+    }));
+    check(Keep::decode(packet).ok().map(|keep| {
+        keep.encode(&mut again);
+        &again[..]
+    }));
+    kinds
+}
+
 /// The number of an error's kind in a refusal.
 pub(crate) fn kind_code(kind: ErrorKind) -> u8 {
     let at = KINDS.iter().position(|known| *known == kind);
@@ -290,9 +319,6 @@ pub(crate) fn kind_code(kind: ErrorKind) -> u8 {
 pub(crate) fn kind_of(code: u8) -> ErrorKind {
     usize::from(code).checked_sub(1).and_then(|at| KINDS.get(at)).copied().unwrap_or(ErrorKind::Io)
 }
-
-/// Longest figures, in bytes: of all clients that there can be.
-const MAX_STATS: u64 = 4 << 20;
 
 /// The kinds in the order of their numbers, from 1. A part of the protocol: append only.
 const KINDS: &[ErrorKind] = &[
@@ -319,133 +345,6 @@ const KINDS: &[ErrorKind] = &[
     ErrorKind::PeerDied,
     ErrorKind::Incompatible,
 ];
-
-/// The figures of a node service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ServiceStats {
-    /// Random number of the memory: it stays the same when another process hosts it.
-    pub instance: u64,
-    /// Process that hosts the service.
-    pub host: u32,
-    /// Whether `proxystore serve` supervises it, so that it outlives its clients.
-    pub supervised: bool,
-    /// Seconds since this process began to host.
-    pub since: u64,
-    /// Most bytes of memory that segments may take.
-    pub budget: u64,
-    /// The memory that was made so far.
-    pub segments: Vec<SegmentStats>,
-    /// Objects that can be got.
-    pub live: Usage,
-    /// Cells leased to clients and not committed yet.
-    pub reserved: Usage,
-    /// Evicted objects whose memory is still pinned or not reclaimed yet.
-    pub dying: Usage,
-    /// Bytes of segments that nothing occupies.
-    pub free_bytes: u64,
-    /// Slots that the table has.
-    pub slots: u64,
-    /// Slots in use: live, reserved or dying.
-    pub slots_used: u64,
-    /// The processes attached.
-    pub clients: Vec<ClientStats>,
-    /// What happened since the memory was made.
-    pub events: Events,
-}
-
-/// A number of things and their length.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// How many.
-    pub count: u64,
-    /// Their length together, in bytes of memory taken.
-    pub bytes: u64,
-}
-
-/// A segment of objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct SegmentStats {
-    /// Its number.
-    pub index: u16,
-    /// Its length in bytes.
-    pub len: u64,
-    /// The pages that it got, such as `4KiB` or `2MiB`.
-    pub pages: String,
-    /// Bytes that nothing occupies.
-    pub free: u64,
-}
-
-/// An attached process.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ClientStats {
-    /// Its place in the table of clients.
-    pub index: u32,
-    /// Its process; 0 when that lives in another pid namespace.
-    pub pid: u32,
-    /// Objects that it is reading.
-    pub pins: u64,
-    /// Their length, in bytes.
-    pub pinned_bytes: u64,
-    /// Seconds for which it has held the oldest of them.
-    pub oldest_pin: u64,
-    /// Cells leased to it and not committed yet.
-    pub leased: Usage,
-    /// Live objects that it put.
-    pub objects: Usage,
-}
-
-/// Counters of a service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Events {
-    /// Clients that ended without saying so.
-    pub deaths: u64,
-    /// Objects and leases whose memory was reclaimed after an eviction or a death.
-    pub reclaimed: u64,
-    /// Times that clients were asked for unused leases.
-    pub recalls: u64,
-    /// Times that the memory changed hands: a restart, or another host.
-    pub restarts: u64,
-    /// Requests and connections that were refused.
-    pub refused: u64,
-    /// Clients cut off because what they wrote made no sense.
-    pub quarantined: u64,
-}
-
-impl ServiceStats {
-    /// Reads what the service put into a memfd.
-    ///
-    /// # Errors
-    /// `Invalid` for anything else, or more than [`MAX_STATS`] bytes.
-    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Self> {
-        let mut bytes = Vec::new();
-        let mut file = std::fs::File::from(fd);
-        std::io::Seek::rewind(&mut file)
-            .and_then(|()| std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_STATS), &mut bytes))
-            .map_err(|error| Error::io("stat", "a memfd", error))?;
-        Self::from_bytes(&bytes)
-    }
-
-    /// The bytes that travel in a memfd.
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
-        postcard::to_allocvec(self).map_err(|error| Error::new(ErrorKind::Codec, "stats", "").with_source(error))
-    }
-
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
-    ///
-    /// # Errors
-    /// `Invalid` for anything else.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        match postcard::take_from_bytes(bytes) {
-            Ok((stats, [])) => Ok(stats),
-            Ok((_, rest)) => Err(invalid(format!("figures followed by {} bytes", rest.len()))),
-            Err(error) => Err(invalid("figures of a service").with_source(error)),
-        }
-    }
-}
 
 /// Appends fields behind a header.
 struct Writer<'a>(&'a mut Vec<u8>);
@@ -660,41 +559,19 @@ mod tests {
         ]
     }
 
-    /// Whatever decodes is exactly what would be written.
-    fn is_strict(packet: &[u8]) -> usize {
-        let mut again = Vec::new();
-        let mut kinds = 0;
-        if let Ok(request) = Request::decode(packet) {
-            request.encode(&mut again).unwrap();
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        if let Ok(reply) = Reply::decode(packet) {
-            reply.encode(&mut again).unwrap();
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        if let Ok(keep) = Keep::decode(packet) {
-            keep.encode(&mut again);
-            assert_eq!(again, packet);
-            kinds += 1;
-        }
-        kinds
-    }
-
     proptest! {
         #[test]
         fn round_trip(request in request(), reply in reply(), keep in keep()) {
             let mut packet = vec![7; 3];
             request.encode(&mut packet).unwrap();
             prop_assert_eq!(Request::decode(&packet).unwrap(), request);
-            prop_assert_eq!(is_strict(&packet), 1, "no reply and no supervisor's message at once");
+            prop_assert_eq!(check_packet(&packet), 1, "no reply and no supervisor's message at once");
             reply.encode(&mut packet).unwrap();
             prop_assert_eq!(Reply::decode(&packet).unwrap(), reply);
-            prop_assert_eq!(is_strict(&packet), 1);
+            prop_assert_eq!(check_packet(&packet), 1);
             keep.encode(&mut packet);
             prop_assert_eq!(Keep::decode(&packet).unwrap(), keep);
-            prop_assert_eq!(is_strict(&packet), 1);
+            prop_assert_eq!(check_packet(&packet), 1);
         }
 
         #[test]
@@ -704,18 +581,18 @@ mod tests {
             reply.encode(&mut packets[1]).unwrap();
             for mut packet in packets {
                 for n in 0..packet.len() {
-                    prop_assert_eq!(is_strict(&packet[..n]), 0, "{} of {}", n, packet.len());
+                    prop_assert_eq!(check_packet(&packet[..n]), 0, "{} of {}", n, packet.len());
                 }
                 packet.push(0);
-                prop_assert_eq!(is_strict(&packet), 0);
+                prop_assert_eq!(check_packet(&packet), 0);
             }
         }
 
         #[test]
         fn arbitrary_bytes(op in any::<u8>(), mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            is_strict(&bytes);
+            check_packet(&bytes);
             bytes.splice(0..0, [VERSION, op, 0, 0, 0, 0, 0, 0, 0, 0]);
-            is_strict(&bytes);
+            check_packet(&bytes);
         }
 
         #[test]
@@ -723,15 +600,10 @@ mod tests {
             let mut packet = Vec::new();
             request.encode(&mut packet).unwrap();
             *at.get_mut(&mut packet) ^= 1u8 << bit;
-            is_strict(&packet);
+            check_packet(&packet);
             reply.encode(&mut packet).unwrap();
             *at.get_mut(&mut packet) ^= 1u8 << bit;
-            is_strict(&packet);
-        }
-
-        #[test]
-        fn figures_from_anything(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = ServiceStats::from_bytes(&bytes);
+            check_packet(&packet);
         }
     }
 
@@ -750,7 +622,7 @@ mod tests {
         let mut packet = Vec::new();
         Reply::Leased { id: 1, class: 2, slots: vec![9; MAX_SLOTS] }.encode(&mut packet).unwrap();
         assert!(packet.len() <= MAX_PACKET && packet.len() > MAX_PACKET - 4);
-        assert_eq!(is_strict(&packet), 1);
+        assert_eq!(check_packet(&packet), 1);
         let error = Request::Dying { slots: vec![9; MAX_SLOTS + 1] }.encode(&mut packet).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         let hello = Request::Hello { layout: 1, reattach: Some(2), segments: vec![(1, 1); MAX_SEGMENTS] };
@@ -778,19 +650,5 @@ mod tests {
         let Reply::Refused { id: 5, kind, text } = Reply::refuse(5, &error) else { panic!("a refusal") };
         assert_eq!(kind_of(kind), ErrorKind::NoSpace);
         assert!(text.starts_with("1 GiB: No space left"), "{text}");
-    }
-
-    #[test]
-    fn figures_round_trip() {
-        let stats = ServiceStats {
-            instance: 1,
-            segments: vec![SegmentStats { index: 0, len: 1 << 30, pages: "2MiB".into(), free: 5 }],
-            clients: vec![ClientStats { pid: 7, ..ClientStats::default() }],
-            ..ServiceStats::default()
-        };
-        let mut bytes = stats.to_bytes().unwrap();
-        assert_eq!(ServiceStats::from_bytes(&bytes).unwrap(), stats);
-        bytes.push(0);
-        assert!(ServiceStats::from_bytes(&bytes).is_err());
     }
 }

@@ -9,7 +9,10 @@ pub(crate) mod keeper;
 pub(crate) mod lock;
 pub(crate) mod message;
 pub(crate) mod server;
+pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
-pub use message::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
+#[doc(hidden)]
+pub use message::check_packet;
+pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
