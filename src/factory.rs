@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::{Codec, Object};
+use crate::connector::PutOptions;
 use crate::connector::not_found;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -95,7 +96,9 @@ pub(crate) enum Source<T: Object + ?Sized> {
 
 impl<T: Object + ?Sized> Source<T> {
     pub(crate) fn object(store: &Store, key: Key, access: Access) -> Self {
-        Self::Object { url: Arc::clone(store.url()), store: OnceLock::from(store.clone()), key, access }
+        // Whoever asks the proxy for its store gets the handle that the URL would give.
+        let plain = store.with(PutOptions::new());
+        Self::Object { url: Arc::clone(store.url()), store: OnceLock::from(plain), key, access }
     }
 
     pub(crate) fn portable<F: PortableFactory<T>>(factory: &F) -> Result<Self> {

@@ -32,6 +32,13 @@ pub use reserved::{Reserved, ReservedSlice};
 /// Every operation returns a [`Pending`] at once, is bounded by the store's deadline (10 s unless configured) and may be
 /// called from any number of threads; a fetch of one key holds up nobody who wants another.
 ///
+/// # Fork
+/// A child of fork(2) opens stores anew: [`open`](Self::open) never returns one of its parent's, and threads for waiting
+/// are made again. A handle that it inherited goes on where its connector can (`file`; `memory` only reads) and is
+/// [`Forked`](ErrorKind::Forked) where it cannot. An operation of another thread that was under way at the moment of the
+/// fork does not end in the child, and what it held locked in a store or among the registered codecs and factories stays
+/// locked there: a child that opens its own stores meets none of a store's.
+///
 /// # Examples
 /// ```
 /// use proxystore::Store;

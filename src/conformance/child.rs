@@ -15,7 +15,7 @@ use bytes::BufMut;
 use super::bytes::pattern;
 use super::case::{Check, Fault};
 use crate::config::ConnectorConfig;
-use crate::connector::Connector;
+use crate::connector::{Connector, PutOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::region::{Region, RegionMut};
@@ -165,10 +165,17 @@ fn obey(connector: &Arc<dyn Connector>, words: &[&str], reserved: &mut Vec<Regio
     let number = |text: &str| text.parse::<u64>().map_err(|_| misunderstood(words));
     let found = |region: Option<Region>| region.map_or("none".to_owned(), |region| describe(&region));
     match *words {
-        ["put", seed, len] => put(&**connector, number(seed)?, number(len)? as usize),
+        ["put", seed, len] => put(&**connector, number(seed)?, number(len)? as usize, &PutOptions::new()),
+        ["put_ttl", seed, len, millis] => {
+            let options = PutOptions::new().time_to_live(Duration::from_millis(number(millis)?));
+            put(&**connector, number(seed)?, number(len)? as usize, &options)
+        }
+        ["put_ephemeral", seed, len] => {
+            put(&**connector, number(seed)?, number(len)? as usize, &PutOptions::new().evict_with_producer())
+        }
         ["put_for_ever", len] => loop {
             for seed in 0.. {
-                let key = put(&**connector, seed, number(len)? as usize)?;
+                let key = put(&**connector, seed, number(len)? as usize, &PutOptions::new())?;
                 say(format_args!("{seed} {key}"));
             }
         },
@@ -196,10 +203,10 @@ fn obey(connector: &Arc<dyn Connector>, words: &[&str], reserved: &mut Vec<Regio
     }
 }
 
-fn put(connector: &dyn Connector, seed: u64, len: usize) -> Result<String> {
+fn put(connector: &dyn Connector, seed: u64, len: usize, options: &PutOptions) -> Result<String> {
     let mut region = connector.reserve(len)?;
     region.put_slice(&pattern(seed, len));
-    Ok(format!("key {}", connector.commit(region, Format::RAW).wait()?))
+    Ok(format!("key {}", connector.commit_with(region, Format::RAW, options).wait()?))
 }
 
 fn describe(bytes: &[u8]) -> String {

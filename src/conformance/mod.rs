@@ -26,8 +26,9 @@
 //! | `concurrency` | threads on own and on shared keys, races for one object |
 //! | `process` | other processes: reading, racing, being killed |
 //! | `deferred` | keys declared before their object |
+//! | `options` | times to live, objects that end with their producer |
 //!
-//! Every case is bounded in time, so a connector that hangs fails. Cases of the `process` family start this program
+//! Every case is bounded in time, so a connector that hangs fails. Cases of the families `process` and `options` start this program
 //! again as their child, which [`main`] recognises; a harness of another kind calls [`child_main`] first.
 
 mod batch;
@@ -40,6 +41,7 @@ mod footprint;
 mod key;
 mod lifetime;
 mod object;
+mod options;
 mod process;
 mod region;
 mod runner;
@@ -61,6 +63,7 @@ pub fn cases() -> Vec<Case> {
         concurrency::CASES,
         process::CASES,
         deferred::CASES,
+        options::CASES,
     ]
     .concat()
 }

@@ -216,7 +216,7 @@ impl<T: Send + 'static> Settle<T> {
             }
         }
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        while !self.poll_all(&mut Context::from_waker(&waker)) {
+        while !self.poll_all(&Context::from_waker(&waker)) {
             match limit.at.map(|at| at.saturating_duration_since(Instant::now())) {
                 None => thread::park(),
                 Some(left) if left.is_zero() => return Err(super::timed_out()),

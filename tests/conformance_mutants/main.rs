@@ -114,6 +114,9 @@ const IN_PROCESS: &[(&str, &str)] = &[
     ("take_undeclares", "deferred::take_before_commit"),
     ("commit_at_in_halves", "deferred::never_partial"),
     ("close_strands", "deferred::close_ends_waiters"),
+    ("options_refused", "options::default_is_commit"),
+    ("options_ignored", "options::no_time_to_live"),
+    ("options_ignored", "options::no_evict_with_producer"),
 ];
 
 /// The same over the connector of the example, whose objects other processes see.
@@ -131,6 +134,17 @@ const CROSS_PROCESS: &[(&str, &str)] = &[
     ("get_torn", "process::killed_with_loans"),
     ("get_torn", "process::region_outlives_producer"),
     ("declares_nothing", "deferred::unsupported"),
+    ("expires_early", "options::there_before"),
+    ("expires_late", "options::missing_after"),
+    ("exists_ignores_expiry", "options::missing_after"),
+    ("expiry_scribbles", "options::regions_stay"),
+    ("expires_all", "options::others_stay"),
+    ("batch_drops_options", "options::batch"),
+    ("expiry_is_private", "options::missing_there"),
+    ("ephemeral_at_once", "options::producer_lives"),
+    ("ephemeral_waits_for_close", "options::producer_killed"),
+    ("ephemeral_kept_by_close", "options::producer_ended"),
+    ("ephemeral_takes_all", "options::ordinary_stays"),
 ];
 
 fn main() -> ExitCode {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::BufMut;
-use proxystore::connector::Registration;
+use proxystore::connector::{PutOptions, Registration};
 use proxystore::connectors;
 use proxystore::region::Memory;
 use proxystore::{Capabilities, Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Pending};
@@ -34,7 +34,10 @@ const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::DEFERRED)
     .union(Capabilities::NOTIFY);
 
-const LOG_CAPABILITIES: Capabilities = Capabilities::CROSS_PROCESS.union(Capabilities::OUTLIVES_PRODUCER);
+const LOG_CAPABILITIES: Capabilities = Capabilities::CROSS_PROCESS
+    .union(Capabilities::OUTLIVES_PRODUCER)
+    .union(Capabilities::TIME_TO_LIVE)
+    .union(Capabilities::EVICT_WITH_PRODUCER);
 
 /// A sound connector, reached through methods with a defect.
 struct Mutant {
@@ -44,6 +47,97 @@ struct Mutant {
     closed: AtomicBool,
     notes: Mutex<Notes>,
     lock: Mutex<()>,
+    /// Over the connector of the example, which has no options itself.
+    ends: Option<Ends>,
+}
+
+/// What the objects with options have in store: a file each, beside the log.
+struct Ends {
+    directory: std::path::PathBuf,
+    defect: String,
+    /// Of the defect whose expiry only its own process knows.
+    own: Mutex<HashMap<Vec<u8>, Instant>>,
+}
+
+impl Ends {
+    fn new(location: &str, defect: &str) -> Self {
+        let directory = std::path::Path::new(location).join("ends");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        Self { directory, defect: defect.to_owned(), own: Mutex::default() }
+    }
+
+    fn is(&self, defect: &str) -> bool {
+        self.defect == defect
+    }
+
+    /// `END PRODUCER`: milliseconds of the epoch and a process id, each 0 for none.
+    fn note(&self, key: &Key, options: &PutOptions) {
+        let end = options.lifetime().map_or(0, |limit| match self.defect.as_str() {
+            "expires_early" => now() + limit.as_millis() / 4,
+            "expires_late" => now() + limit.as_millis() * 4,
+            _ => now() + limit.as_millis(),
+        });
+        if let (true, Some(limit)) = (self.is("expiry_is_private"), options.lifetime()) {
+            let end = Instant::now().checked_add(limit);
+            self.own
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(end.map(|end| (key.locator().to_vec(), end)));
+            return;
+        }
+        let ends = options.ends_with_producer() || self.is("ephemeral_takes_all");
+        let producer = if ends { std::process::id() } else { 0 };
+        if end > 0 || producer > 0 {
+            std::fs::write(self.file(key), format!("{end} {producer}")).expect("a file");
+        }
+    }
+
+    fn has_come(&self, key: &Key) -> bool {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.get(key.locator()).is_some_and(|end| *end <= Instant::now()) {
+            return true;
+        }
+        if self.is("expires_all") {
+            return self.files().any(|file| self.is_over(&file));
+        }
+        self.is_over(&self.file(key))
+    }
+
+    fn is_over(&self, file: &std::path::Path) -> bool {
+        let Ok(text) = std::fs::read_to_string(file) else { return false };
+        let Some((end, producer)) = text.split_once(' ') else { return false };
+        let is_dead = || match self.defect.as_str() {
+            "ephemeral_at_once" => true,
+            "ephemeral_waits_for_close" => producer == "1",
+            _ => !std::path::Path::new("/proc").join(producer).exists(),
+        };
+        end.parse().is_ok_and(|end: u128| end > 0 && end <= now()) || producer != "0" && is_dead()
+    }
+
+    /// What the defects do that rely on an orderly end.
+    fn close(&self) {
+        for file in self.files() {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let own = format!(" {}", std::process::id());
+            if let Some(end) = text.strip_suffix(&own) {
+                // Process 1 stands for one that has ended.
+                let producer = if self.is("ephemeral_waits_for_close") { 1 } else { 0 };
+                std::fs::write(file, format!("{end} {producer}")).expect("a file");
+            }
+        }
+    }
+
+    fn file(&self, key: &Key) -> std::path::PathBuf {
+        self.directory.join(key.locator().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    }
+
+    fn files(&self) -> impl Iterator<Item = std::path::PathBuf> {
+        std::fs::read_dir(&self.directory).into_iter().flatten().flatten().map(|entry| entry.path())
+    }
+}
+
+fn now() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 /// What defects need to remember.
@@ -68,7 +162,9 @@ struct Notes {
 impl Mutant {
     fn open(config: &ConnectorConfig, inner: Arc<dyn Connector>, defect: &str) -> Arc<dyn Connector> {
         let (closed, lock) = (AtomicBool::new(false), Mutex::new(()));
+        let is_log = config.scheme() == MUTANT_LOG.scheme;
         Arc::new(Self {
+            ends: is_log.then(|| Ends::new(config.location(), defect)),
             inner,
             config: config.clone(),
             defect: defect.to_owned(),
@@ -84,6 +180,17 @@ impl Mutant {
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Evicts the object if its end has come.
+    fn end(&self, inner: &Key, key: &Key) -> Result<()> {
+        if self.ends.as_ref().is_some_and(|ends| ends.has_come(key)) {
+            if self.is("expiry_scribbles") {
+                self.scribble();
+            }
+            self.inner.evict(inner).wait()?;
+        }
+        Ok(())
     }
 
     fn outward(&self, key: Key) -> Result<Key> {
@@ -148,7 +255,9 @@ impl Mutant {
         Ok(Some(match self.defect.as_str() {
             "get_last_byte_lost" => Region::copy_from_slice(&region[..region.len().saturating_sub(1)])?,
             "get_hides_empty" if region.is_empty() => return Ok(None),
-            "get_bounces" | "evict_scribbles" | "close_scribbles" | "drop_scribbles" => self.show(&region),
+            "get_bounces" | "evict_scribbles" | "close_scribbles" | "drop_scribbles" | "expiry_scribbles" => {
+                self.show(&region)
+            }
             "get_copies" => Region::copy_from_slice(&region)?,
             "get_leaks" => {
                 forget(Region::copy_from_slice(&region)?);
@@ -232,6 +341,7 @@ impl Connector for Mutant {
     fn capabilities(&self) -> Capabilities {
         match self.is("capabilities_lie") {
             true => Capabilities::CROSS_NODE,
+            false if self.ends.is_some() => LOG_CAPABILITIES,
             false => self.inner.capabilities(),
         }
     }
@@ -312,6 +422,30 @@ impl Connector for Mutant {
         Pending::ready(commit())
     }
 
+    fn commit_with(&self, region: RegionMut, format: Format, options: &PutOptions) -> Pending<Key> {
+        let lacking = options.needs().without(self.capabilities()) != Capabilities::NONE;
+        if self.is("options_refused") || lacking && !self.is("options_ignored") {
+            return Pending::ready(Err(self.unsupported_options("commit", options)));
+        }
+        let committed = self.commit(region, format).wait();
+        if let (Ok(key), Some(ends)) = (&committed, &self.ends) {
+            ends.note(key, options);
+        }
+        Pending::ready(committed)
+    }
+
+    fn commit_batch_with(
+        self: Arc<Self>,
+        regions: Vec<(RegionMut, Format)>,
+        options: &PutOptions,
+    ) -> Pending<Vec<Key>> {
+        if self.is("batch_drops_options") {
+            return self.commit_batch(regions);
+        }
+        let commits = regions.into_iter().map(|(region, format)| self.commit_with(region, format, options).wait());
+        Pending::ready(commits.collect())
+    }
+
     fn put(&self, bytes: &[u8], format: Format) -> Pending<Key> {
         let mut region = match self.reserve(bytes.len()) {
             Ok(region) => region,
@@ -341,6 +475,9 @@ impl Connector for Mutant {
                 None => Err(Error::new(ErrorKind::Closed, "get", "")),
             });
         }
+        if let Err(error) = self.end(&inner, key) {
+            return Pending::ready(Err(error));
+        }
         let notes = self.notes();
         if self.closed.load(Ordering::Acquire) && self.is("close_spares_get") {
             return Pending::ready(Ok(None));
@@ -368,7 +505,8 @@ impl Connector for Mutant {
             Ok(inner) => inner,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let result = self.other_error(self.inner.exists(&inner).wait());
+        let ended = if self.is("exists_ignores_expiry") { Ok(()) } else { self.end(&inner, key) };
+        let result = self.other_error(ended.and_then(|()| self.inner.exists(&inner).wait()));
         Pending::ready(result.map(|exists| match self.defect.as_str() {
             "exists_always" => true,
             "exists_never" => false,
@@ -406,6 +544,9 @@ impl Connector for Mutant {
             Ok(inner) => inner,
             Err(error) => return Pending::ready(Err(error)),
         };
+        if let Err(error) = self.end(&inner, key) {
+            return Pending::ready(Err(error));
+        }
         Pending::ready(match self.defect.as_str() {
             "take_keeps" => self.inner.get(&inner).wait(),
             "take_not_atomic" => self.inner.get(&inner).wait().and_then(|found| {
@@ -436,6 +577,7 @@ impl Connector for Mutant {
             "close_nothing" | "close_strands" => return Ok(()),
             "close_twice_errors" if again => return self.check_open("close"),
             "close_scribbles" => self.scribble(),
+            "ephemeral_waits_for_close" | "ephemeral_kept_by_close" => self.ends.iter().for_each(Ends::close),
             "close_deletes" => {
                 let committed = take(&mut self.notes().committed);
                 committed.iter().for_each(|key| drop(self.inner.evict(key).wait()));
