@@ -16,8 +16,9 @@ use crossbeam_queue::SegQueue;
 
 use super::directory::Directory;
 use super::lock;
-use super::message::{Request, ServiceStats};
+use super::message::Request;
 use super::server::{Inherited, index_of};
+use super::stats::ServiceStats;
 use super::wire::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;

@@ -1,5 +1,9 @@
 //! `ServiceStats`: the figures of a node service, as `proxystore stat` shows them.
 
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -100,6 +104,19 @@ pub struct Events {
 }
 
 impl ServiceStats {
+    /// Reads what the service put into a memfd.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else, or more than [`MAX_STATS`] bytes.
+    pub(crate) fn from_descriptor(descriptor: OwnedFd) -> Result<Self> {
+        let mut bytes = Vec::new();
+        let mut file = File::from(descriptor);
+        file.rewind()
+            .and_then(|()| file.take(MAX_STATS).read_to_end(&mut bytes))
+            .map_err(|error| Error::io("stat", "a memfd", error))?;
+        Self::from_bytes(&bytes)
+    }
+
     /// The bytes that travel in a memfd.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         postcard::to_allocvec(self).map_err(|error| Error::new(ErrorKind::Codec, "stats", "").with_source(error))
@@ -117,6 +134,9 @@ impl ServiceStats {
         }
     }
 }
+
+/// Longest figures, in bytes: of all clients that there can be.
+const MAX_STATS: u64 = 4 << 20;
 
 fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Invalid, "stats", context)

@@ -13,7 +13,8 @@ use super::{Client, attach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::pending::{Completer, Pending};
-use crate::service::message::{Reply, Request, ServiceStats, kind_of};
+use crate::service::message::{Reply, Request, kind_of};
+use crate::service::stats::ServiceStats;
 use crate::service::wire::{Received, Sent, Socket};
 use crate::shm::class::Class;
 use crate::shm::segment::Segment;
@@ -252,7 +253,7 @@ impl Client {
             Reply::Page { id, page } => self.answer(id, Ok(Answer::Page(page))),
             Reply::Collected { id, bytes } => self.answer(id, Ok(Answer::Collected(bytes))),
             Reply::Stats { id } => {
-                let stats = fds.pop().ok_or_else(|| super::corrupt("no statistics")).and_then(ServiceStats::from_fd);
+                let stats = fds.pop().ok_or_else(|| super::corrupt("no statistics")).and_then(ServiceStats::from_descriptor);
                 self.answer(id, stats.map(|stats| Answer::Stats(Box::new(stats))));
             }
             Reply::Refused { id, kind, text } => {

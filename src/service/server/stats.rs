@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::memory::Memory;
 use super::{Server, failed};
 use crate::error::{Error, Result};
-use crate::service::message::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
+use crate::service::stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
 use crate::shm::class::Class;
 use crate::shm::layout::{client, word};
 use crate::shm::table::State;
