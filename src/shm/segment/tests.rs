@@ -171,7 +171,7 @@ fn beyond_the_room_is_refused_with_numbers() {
     let error = Segment::create(&name, 1 << 45).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     let text = error.to_string();
-    for part in ["32768.0 GiB needed", "available", "GiB free"] {
+    for part in ["32768.0 GiB needed", "may be taken", "GiB available"] {
         assert!(text.contains(part), "{text}");
     }
     let sparse = Segment::create_sparse(&name, 1 << 45).unwrap();
@@ -340,7 +340,7 @@ fn a_cgroup_refuses_instead_of_killing() {
         let name = unique();
         let sparse = Segment::create_sparse(&name, 128 * MIB).unwrap();
         let granted = (0..128).take_while(|at| sparse.reserve(at * MIB, MIB).is_ok()).count();
-        assert!((40..64).contains(&granted), "{granted} MiB");
+        assert!((50..61).contains(&granted), "{granted} MiB");
         sparse.map(Access::Write).unwrap().populate(0, granted * MIB).unwrap();
         println!("granted {granted} MiB of 64");
         return;
