@@ -31,6 +31,11 @@ pub(crate) struct Room {
 /// Reads `/proc/meminfo` and `/proc/self/cgroup`, a file for each group above this process and three for each that has a
 /// limit. About 60 us, 20 more for each limit; nothing is cached but where cgroups are mounted.
 pub(crate) fn room() -> Room {
+    #[cfg(test)]
+    if let Some(room) = tests::PRETENDED.take() {
+        tests::PRETENDED.set(Some(room.clone()));
+        return room;
+    }
     let room = Machine::this().and_then(Machine::room);
     room.unwrap_or_else(|error| Room { bytes: 0, limit: format!("the limits of memory cannot be read: {error}") })
 }
@@ -362,8 +367,16 @@ const UNLIMITED: u64 = 1 << 60;
 const BUDGET: &str = "PROXYSTORE_SHM_BYTES";
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// What `room` tells this thread instead of the truth. Refusals are tested with it: a test that asked for more than
+        /// the machine has would, on the day that the check is broken, take all memory from everybody.
+        pub(in super::super) static PRETENDED: Cell<Option<Room>> = const { Cell::new(None) };
+    }
 
     const MEMINFO: &str = "MemTotal:       24684084 kB\nMemFree:        20937044 kB\nMemAvailable:   10485760 kB\n\
                            HugePages_Total:      12\nHugePages_Free:       10\nHugePages_Rsvd:        3\n\

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Rlimit, setrlimit};
 
+use super::preflight::Room;
+use super::preflight::tests::PRETENDED;
 use super::*;
 
 const MIB: usize = 1 << 20;
@@ -167,18 +169,22 @@ fn ranges_and_names_are_checked() {
 
 #[test]
 fn beyond_the_room_is_refused_with_numbers() {
+    PRETENDED.set(Some(Room { bytes: MIB as u64, limit: "a pretended limit".to_owned() }));
     let name = unique();
-    let error = Segment::create(&name, 1 << 45).unwrap_err();
+    let error = Segment::create(&name, MIB + 1).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
     let text = error.to_string();
-    for part in ["32768.0 GiB needed", "may be taken", "GiB available"] {
+    for part in ["1.0 MiB needed", "1.0 MiB may be taken (a pretended limit)", "batch system"] {
         assert!(text.contains(part), "{text}");
     }
-    let sparse = Segment::create_sparse(&name, 1 << 45).unwrap();
-    assert_eq!(sparse.reserve(0, 1 << 45).unwrap_err().kind(), ErrorKind::NoSpace);
-    assert_eq!(blocks(&sparse), 0);
-    drop(sparse);
     assert_eq!(held(&name), (0, 0));
+
+    let sparse = Segment::create_sparse(&name, 4 * MIB).unwrap();
+    assert_eq!(sparse.reserve(0, MIB + 1).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(blocks(&sparse), 0);
+    sparse.reserve(0, MIB).unwrap();
+    PRETENDED.set(None);
+    sparse.reserve(0, 4 * MIB).unwrap();
 }
 
 #[test]
