@@ -32,6 +32,8 @@ pub struct ShmConnector {
     config: ConnectorConfig,
     client: Arc<Client>,
     closed: Arc<AtomicBool>,
+    /// A key of this memory, to make others from.
+    template: Key,
 }
 
 /// The row of the connector table.
@@ -75,7 +77,10 @@ impl ShmConnector {
         if let Some(displace) = displace {
             canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
         }
-        Ok(Self { config: canonical, client, closed: Arc::default() })
+        let mut locator = [0; LOCATOR];
+        locator[..8].copy_from_slice(&client.instance().to_le_bytes());
+        let template = Key::new(SCHEME, &locator, 0, Format::RAW)?;
+        Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
     #[inline]
@@ -90,7 +95,9 @@ impl ShmConnector {
     #[inline]
     fn id(&self, op: &'static str, key: &Key) -> Result<Id> {
         self.check_open(op)?;
-        self.check_scheme(op, key)?;
+        if !key.has_scheme_of(&self.template) {
+            self.check_scheme(op, key)?;
+        }
         let Ok(locator) = <&[u8; LOCATOR]>::try_from(key.locator()) else {
             return Err(bad_locator(op));
         };
@@ -109,12 +116,11 @@ impl ShmConnector {
     }
 
     #[inline]
-    fn key(&self, id: Id, len: u64, format: Format) -> Result<Key> {
-        let mut locator = [0; LOCATOR];
-        locator[..8].copy_from_slice(&self.client.instance().to_le_bytes());
-        locator[8..12].copy_from_slice(&id.slot.to_le_bytes());
-        locator[12..].copy_from_slice(&id.generation.to_le_bytes());
-        Key::new(SCHEME, &locator, len, format)
+    fn key(&self, id: Id, len: u64, format: Format) -> Key {
+        let mut end = [0; 12];
+        end[..4].copy_from_slice(&id.slot.to_le_bytes());
+        end[4..].copy_from_slice(&id.generation.to_le_bytes());
+        self.template.sibling(&end, len, format)
     }
 
     /// The lease under a region of ours, or a fresh one with a copy of another's bytes.
@@ -149,7 +155,7 @@ impl ShmConnector {
         self.check_open("commit")?;
         let (lease, len) = self.lease_of(region)?;
         let id = lease.publish(self.label(len, format, options));
-        self.key(id, len, format)
+        Ok(self.key(id, len, format))
     }
 
 }
@@ -182,7 +188,7 @@ impl Connector for ShmConnector {
         let put = || {
             self.check_open("put")?;
             let id = self.client.put(bytes, Client::label(format))?;
-            self.key(id, bytes.len() as u64, format)
+            Ok(self.key(id, bytes.len() as u64, format))
         };
         Pending::ready(put())
     }
@@ -191,7 +197,7 @@ impl Connector for ShmConnector {
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
         let get = || {
             let id = self.id("get", key)?;
-            region_of(key, self.client.get(id)?)
+            Ok(region_of(self.client.get(id, known_len(key))?))
         };
         Pending::ready(get())
     }
@@ -199,10 +205,7 @@ impl Connector for ShmConnector {
     fn exists(&self, key: &Key) -> Pending<bool> {
         let exists = || {
             let id = self.id("exists", key)?;
-            match self.client.exists(id)? {
-                Some(object) => check_len("exists", key, object.label.len).map(|()| true),
-                None => Ok(false),
-            }
+            self.client.exists(id, known_len(key))
         };
         Pending::ready(exists())
     }
@@ -210,12 +213,7 @@ impl Connector for ShmConnector {
     fn evict(&self, key: &Key) -> Pending<()> {
         let evict = || {
             let id = self.id("evict", key)?;
-            if key.is_len_known() {
-                if let Some(object) = self.client.exists(id)? {
-                    check_len("evict", key, object.label.len)?;
-                }
-            }
-            if self.client.evict(id) && !key.is_len_known() {
+            if self.client.evict(id, known_len(key))? && !key.is_len_known() {
                 // Those who wait for it must learn that it does not come.
                 self.client.wake(id);
             }
@@ -227,12 +225,7 @@ impl Connector for ShmConnector {
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
         let take = || {
             let id = self.id("take", key)?;
-            if key.is_len_known() {
-                if let Some(object) = self.client.exists(id)? {
-                    check_len("take", key, object.label.len)?;
-                }
-            }
-            region_of(key, self.client.take(id)?)
+            Ok(region_of(self.client.take(id, known_len(key))?))
         };
         Pending::ready(take())
     }
@@ -240,7 +233,7 @@ impl Connector for ShmConnector {
     fn declare(&self, format: Format) -> Result<Key> {
         self.check_open("declare")?;
         let id = self.client.declare(format)?;
-        self.key(id, Key::UNKNOWN_LEN, format)
+        Ok(self.key(id, Key::UNKNOWN_LEN, format))
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
@@ -264,9 +257,9 @@ impl Connector for ShmConnector {
             Ok(id) => id,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let key = *key;
-        let finish = move |look| region_of(&key, look)?.ok_or_else(not_found("get", &key));
-        match self.client.get(id) {
+        let (key, len) = (*key, known_len(key));
+        let finish = move |look| region_of(look).ok_or_else(not_found("get", &key));
+        match self.client.get(id, len) {
             Ok(Look::Declared) => {}
             Ok(look) => return Pending::ready(finish(look)),
             Err(error) => return Pending::ready(Err(error)),
@@ -310,20 +303,17 @@ unsafe impl Memory for Cell {
     }
 }
 
-fn region_of(key: &Key, look: Look) -> Result<Option<Region>> {
+#[inline]
+fn region_of(look: Look) -> Option<Region> {
     match look {
-        Look::Object { object, region } => check_len("get", key, object.label.len).map(|()| Some(region)),
-        Look::Declared | Look::Missing => Ok(None),
+        Look::Object(region) => Some(region),
+        Look::Declared | Look::Missing => None,
     }
 }
 
 #[inline]
-fn check_len(op: &'static str, key: &Key, len: u64) -> Result<()> {
-    if !key.is_len_known() || key.len() == len {
-        return Ok(());
-    }
-    let context = format!("{key:?} names an object of {len} bytes");
-    Err(Error::new(ErrorKind::Corrupt, op, context).with_connector(SCHEME))
+fn known_len(key: &Key) -> Option<u64> {
+    key.is_len_known().then(|| key.len())
 }
 
 fn bad_locator(op: &'static str) -> Error {
@@ -331,6 +321,7 @@ fn bad_locator(op: &'static str) -> Error {
 }
 
 /// Little-endian.
+#[inline]
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
