@@ -4,6 +4,9 @@ pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub mod inspect;
 pub(crate) mod keeper;
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
@@ -13,6 +16,9 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use crate::failpoint::NAMES;
 #[doc(hidden)]
 pub use message::check_packet;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
