@@ -196,7 +196,7 @@ impl Directory {
 }
 
 /// The directory of all namespaces; made where it is missing, if `make`.
-fn root(make: bool) -> Result<PathBuf> {
+pub(super) fn root(make: bool) -> Result<PathBuf> {
     let make_one = |path: &Path| if make { make_private(path) } else { Ok(()) };
     if let Some(path) = environment::runtime_dir() {
         if make {

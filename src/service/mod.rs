@@ -7,7 +7,10 @@ pub(crate) mod directory;
 pub(crate) mod keeper;
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
+pub(crate) mod locator;
+pub(crate) mod machine;
 pub(crate) mod message;
+pub(crate) mod namespace;
 pub(crate) mod server;
 pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
@@ -15,4 +18,6 @@ pub(crate) mod wire;
 
 #[doc(hidden)]
 pub use message::check_packet;
+pub use machine::Machine;
+pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
