@@ -115,6 +115,24 @@ impl Key {
         Format { codec: self.codec, fingerprint: self.fingerprint }
     }
 
+    /// A key of the same connector: `self` with another end of the locator, length and format.
+    #[cfg(all(feature = "shm", not(loom)))]
+    #[inline]
+    pub(crate) fn sibling<const N: usize>(&self, end: &[u8; N], len: u64, format: Format) -> Self {
+        let mut key = *self;
+        let at = usize::from(self.locator_len).saturating_sub(N);
+        key.locator[at..at + N].copy_from_slice(end);
+        (key.len, key.codec, key.fingerprint) = (len, format.codec, format.fingerprint);
+        key
+    }
+
+    /// Whether the connector of `other` made this key too, as far as schemes tell.
+    #[cfg(all(feature = "shm", not(loom)))]
+    #[inline]
+    pub(crate) fn has_scheme_of(&self, other: &Self) -> bool {
+        self.scheme == other.scheme && self.scheme_len == other.scheme_len
+    }
+
     /// The same object under another format, for a codec that the caller vouches for.
     #[must_use]
     pub fn with_format(mut self, format: Format) -> Self {

@@ -34,6 +34,8 @@ pub struct ShmConnector {
     config: ConnectorConfig,
     client: Arc<Client>,
     closed: Arc<AtomicBool>,
+    /// A key of this memory, to make others from.
+    template: Key,
 }
 
 /// The row of the connector table.
@@ -77,7 +79,9 @@ impl ShmConnector {
         if let Some(displace) = displace {
             canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
         }
-        Ok(Self { config: canonical, client, closed: Arc::default() })
+        let nothing = Id { slot: 0, generation: 0 };
+        let template = locator::key(client.instance(), nothing, 0, Format::RAW)?;
+        Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
     #[inline]
@@ -92,7 +96,9 @@ impl ShmConnector {
     #[inline]
     fn id(&self, op: &'static str, key: &Key) -> Result<Id> {
         self.check_open(op)?;
-        self.check_scheme(op, key)?;
+        if !key.has_scheme_of(&self.template) {
+            self.check_scheme(op, key)?;
+        }
         let Some((instance, id)) = locator::parse(key.locator()) else {
             return Err(bad_locator(op));
         };
@@ -105,8 +111,11 @@ impl ShmConnector {
     }
 
     #[inline]
-    fn key(&self, id: Id, len: u64, format: Format) -> Result<Key> {
-        locator::key(self.client.instance(), id, len, format)
+    fn key(&self, id: Id, len: u64, format: Format) -> Key {
+        let mut end = [0; 12];
+        end[..4].copy_from_slice(&id.slot.to_le_bytes());
+        end[4..].copy_from_slice(&id.generation.to_le_bytes());
+        self.template.sibling(&end, len, format)
     }
 
     /// The lease under a region of ours, or a fresh one with a copy of another's bytes.
@@ -141,7 +150,7 @@ impl ShmConnector {
         self.check_open("commit")?;
         let (lease, len) = self.lease_of(region)?;
         let id = lease.publish(self.label(len, format, options));
-        self.key(id, len, format)
+        Ok(self.key(id, len, format))
     }
 
 }
@@ -174,7 +183,7 @@ impl Connector for ShmConnector {
         let put = || {
             self.check_open("put")?;
             let id = self.client.put(bytes, Client::label(format))?;
-            self.key(id, bytes.len() as u64, format)
+            Ok(self.key(id, bytes.len() as u64, format))
         };
         Pending::ready(put())
     }
@@ -183,7 +192,7 @@ impl Connector for ShmConnector {
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
         let get = || {
             let id = self.id("get", key)?;
-            region_of(key, self.client.get(id)?)
+            Ok(region_of(self.client.get(id, known_len(key))?))
         };
         Pending::ready(get())
     }
@@ -191,10 +200,7 @@ impl Connector for ShmConnector {
     fn exists(&self, key: &Key) -> Pending<bool> {
         let exists = || {
             let id = self.id("exists", key)?;
-            match self.client.exists(id)? {
-                Some(object) => check_len("exists", key, object.label.len).map(|()| true),
-                None => Ok(false),
-            }
+            self.client.exists(id, known_len(key))
         };
         Pending::ready(exists())
     }
@@ -202,12 +208,7 @@ impl Connector for ShmConnector {
     fn evict(&self, key: &Key) -> Pending<()> {
         let evict = || {
             let id = self.id("evict", key)?;
-            if key.is_len_known() {
-                if let Some(object) = self.client.exists(id)? {
-                    check_len("evict", key, object.label.len)?;
-                }
-            }
-            if self.client.evict(id) && !key.is_len_known() {
+            if self.client.evict(id, known_len(key))? && !key.is_len_known() {
                 // Those who wait for it must learn that it does not come.
                 self.client.wake(id);
             }
@@ -219,12 +220,7 @@ impl Connector for ShmConnector {
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
         let take = || {
             let id = self.id("take", key)?;
-            if key.is_len_known() {
-                if let Some(object) = self.client.exists(id)? {
-                    check_len("take", key, object.label.len)?;
-                }
-            }
-            region_of(key, self.client.take(id)?)
+            Ok(region_of(self.client.take(id, known_len(key))?))
         };
         Pending::ready(take())
     }
@@ -232,7 +228,7 @@ impl Connector for ShmConnector {
     fn declare(&self, format: Format) -> Result<Key> {
         self.check_open("declare")?;
         let id = self.client.declare(format)?;
-        self.key(id, Key::UNKNOWN_LEN, format)
+        Ok(self.key(id, Key::UNKNOWN_LEN, format))
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
@@ -256,9 +252,9 @@ impl Connector for ShmConnector {
             Ok(id) => id,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let key = *key;
-        let finish = move |look| region_of(&key, look)?.ok_or_else(not_found("get", &key));
-        match self.client.get(id) {
+        let (key, len) = (*key, known_len(key));
+        let finish = move |look| region_of(look).ok_or_else(not_found("get", &key));
+        match self.client.get(id, len) {
             Ok(Look::Declared) => {}
             Ok(look) => return Pending::ready(finish(look)),
             Err(error) => return Pending::ready(Err(error)),
@@ -302,20 +298,17 @@ unsafe impl Memory for Cell {
     }
 }
 
-fn region_of(key: &Key, look: Look) -> Result<Option<Region>> {
+#[inline]
+fn region_of(look: Look) -> Option<Region> {
     match look {
-        Look::Object { object, region } => check_len("get", key, object.label.len).map(|()| Some(region)),
-        Look::Declared | Look::Missing => Ok(None),
+        Look::Object(region) => Some(region),
+        Look::Declared | Look::Missing => None,
     }
 }
 
 #[inline]
-fn check_len(op: &'static str, key: &Key, len: u64) -> Result<()> {
-    if !key.is_len_known() || key.len() == len {
-        return Ok(());
-    }
-    let context = format!("{key:?} names an object of {len} bytes");
-    Err(Error::new(ErrorKind::Corrupt, op, context).with_connector(SCHEME))
+fn known_len(key: &Key) -> Option<u64> {
+    key.is_len_known().then(|| key.len())
 }
 
 fn bad_locator(op: &'static str) -> Error {

@@ -198,32 +198,43 @@ impl Client {
     // Objects.
 
     /// Stores a copy of `bytes`.
-    pub(crate) fn put(self: &Arc<Self>, bytes: &[u8], mut label: Label) -> Result<Id> {
-        let lease = self.lease(bytes.len() as u64)?;
+    #[inline]
+    pub(crate) fn put(&self, bytes: &[u8], mut label: Label) -> Result<Id> {
+        let (id, ptr, _) = self.pop(bytes.len() as u64)?;
         failpoint!("client.put.begin");
         label.len = bytes.len() as u64;
         #[cfg(mutant = "publish_first")]
-        self.table.publish(lease.id(), &label, 0);
+        self.table.publish(id, &label, 0);
         // SAFETY: the lease's cell has at least `bytes.len()` bytes, nobody else has it, and it is no part of `bytes`: views lie
         // in other mappings, and in cells that are not leased.
-        unsafe { lease.as_ptr().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        unsafe { ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         failpoint!("client.put.copied");
-        Ok(lease.publish(label))
+        self.publish(id, &label);
+        Ok(id)
     }
 
-    /// Finds an object and views it in place.
     #[inline]
-    pub(crate) fn get(self: &Arc<Self>, id: Id) -> Result<Look> {
+    fn publish(&self, id: Id, label: &Label) {
+        self.table.publish(id, label, self.table.header(word::EPOCH).load(Relaxed) as u32);
+        failpoint!("client.put.published");
+    }
+
+    /// Finds an object of `len` bytes, if that is known, and views it in place.
+    ///
+    /// # Errors
+    /// `Corrupt` for one of another length, or whose slot makes no sense; `NoSpace` without pin cells.
+    #[inline]
+    pub(crate) fn get(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
         }
-        let (page, cell) = pins::cell(self)?;
+        let cell = pins::cell(self)?;
         match self.table.pin(cell, id) {
             Found::Object(object) => {
                 failpoint!("client.pinned");
                 // From here on the pin is given up when `pinned` is dropped.
-                let pinned = Pinned::new(page, cell);
-                self.view(object, pinned)
+                let pinned = Pinned::new(self, cell);
+                self.view(&object, len, pinned)
             }
             Found::Declared => Ok(Look::Declared),
             Found::Missing => Ok(Look::Missing),
@@ -231,18 +242,18 @@ impl Client {
     }
 
     /// As [`get`](Self::get), for the one caller who ends the object by that.
-    pub(crate) fn take(self: &Arc<Self>, id: Id) -> Result<Look> {
+    pub(crate) fn take(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
         }
-        let (page, cell) = pins::cell(self)?;
+        let cell = pins::cell(self)?;
         let object = match self.table.pin(cell, id) {
             Found::Object(object) => object,
             Found::Declared => return Ok(Look::Declared),
             Found::Missing => return Ok(Look::Missing),
         };
-        let look = self.view(object, Pinned::new(page, cell))?;
-        if !matches!(look, Look::Object { .. }) || !self.table.retire_object(object.id) {
+        let look = self.view(&object, len, Pinned::new(self, cell))?;
+        if !matches!(look, Look::Object(_)) || !self.table.retire_object(object.id) {
             return Ok(Look::Missing);
         }
         failpoint!("client.taken");
@@ -253,23 +264,28 @@ impl Client {
         Ok(look)
     }
 
-    fn view(&self, object: Object, mut pinned: Pinned) -> Result<Look> {
-        let label = object.label;
+    #[inline]
+    fn view(&self, object: &Object, len: Option<u64>, mut pinned: Pinned) -> Result<Look> {
+        let label = &object.label;
+        if len.is_some_and(|len| len != label.len) {
+            return Err(wrong_len(label.len));
+        }
         if label.expires != 0 && label.expires <= clock::boot_millis() {
             return Ok(Look::Missing);
         }
         if self.stamps() {
-            self.table.stamp(&object, self.table.header(word::EPOCH).load(Relaxed) as u32);
+            self.table.stamp(object, self.table.header(word::EPOCH).load(Relaxed) as u32);
         }
-        let (ptr, len) = self.bytes_of(&object)?;
+        let (ptr, len) = self.bytes_of(object)?;
         // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
         // nobody writes to its bytes until the pin is given up.
         unsafe { pinned.aim(ptr, len) };
         failpoint!("client.viewing");
-        Ok(Look::Object { object, region: pinned.into_region()? })
+        Ok(Look::Object(pinned.into_region()?))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.
+    #[inline]
     fn bytes_of(&self, object: &Object) -> Result<(NonNull<u8>, usize)> {
         let class = u16::try_from(object.class).ok().and_then(Class::from_index);
         let Some(class) = class.filter(|class| object.label.len <= class.capacity()) else {
@@ -292,34 +308,43 @@ impl Client {
 
     /// Whether the object can be read now.
     #[inline]
-    pub(crate) fn exists(self: &Arc<Self>, id: Id) -> Result<Option<Object>> {
+    pub(crate) fn exists(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<bool> {
         if !self.knows(id.slot) {
-            return Ok(None);
+            return Ok(false);
         }
-        match self.table.state(id.slot) {
-            Some((generation, State::Live)) if generation == id.generation => {}
-            Some((generation, State::Declared)) if generation == id.generation => {}
-            _ => return Ok(None),
-        }
-        let (_page, cell) = pins::cell(self)?;
-        match self.table.pin(cell, id) {
-            Found::Object(object) => {
+        let object = match self.table.peek(id) {
+            Some(object) => object,
+            None if self.table.state(id.slot) == Some((id.generation, State::Declared)) => {
+                let cell = pins::cell(self)?;
+                let Found::Object(object) = self.table.pin(cell, id) else { return Ok(false) };
                 self.table.unpin(cell);
-                let expires = object.label.expires;
-                Ok((expires == 0 || expires > clock::boot_millis()).then_some(object))
+                object
             }
-            _ => Ok(None),
+            None => return Ok(false),
+        };
+        if len.is_some_and(|len| len != object.label.len) {
+            return Err(wrong_len(object.label.len));
         }
+        let expires = object.label.expires;
+        Ok(expires == 0 || expires > clock::boot_millis())
     }
 
     /// Ends an object or a declaration.
-    pub(crate) fn evict(&self, id: Id) -> bool {
+    ///
+    /// # Errors
+    /// `Corrupt` for one of another length than the key says.
+    pub(crate) fn evict(&self, id: Id, len: Option<u64>) -> Result<bool> {
+        if let (Some(len), true) = (len, self.knows(id.slot)) {
+            if let Some(other) = self.table.peek(id).map(|object| object.label.len).filter(|other| *other != len) {
+                return Err(wrong_len(other));
+            }
+        }
         let evicted = self.knows(id.slot) && self.table.retire(id);
         if evicted {
             failpoint!("client.retired");
             self.tell_retired(id.slot);
         }
-        evicted
+        Ok(evicted)
     }
 
     /// Makes a key for an object that comes later.
@@ -334,7 +359,7 @@ impl Client {
         if !self.knows(declared.slot) {
             return Ok(Err(Unbound::Missing));
         }
-        let (_page, cell) = pins::cell(self)?;
+        let cell = pins::cell(self)?;
         let object = lease.publish(Label { len, format, flags: BOUND, expires: 0 });
         failpoint!("client.bind.published");
         let bound = self.table.bind(cell, declared, format, object);
@@ -500,7 +525,24 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Views hold cells, not the client: as long as there is one, all memory stays mapped, for good. It happens when a
+        // namespace was given up under them.
+        if process::generation() != self.generation || self.is_viewed() {
+            self.table.mem().leak();
+            self.segments.iter_mut().filter_map(OnceLock::take).for_each(Held::leak);
+        }
+    }
+}
+
 impl Held {
+    /// Keeps the mappings for the rest of the process's life.
+    fn leak(self) {
+        std::mem::forget(self.write);
+        std::mem::forget(self.read);
+    }
+
     #[inline]
     fn mapping(&self, access: Access) -> Result<&Mapping> {
         let place = match access {
@@ -544,7 +586,7 @@ impl fmt::Debug for Client {
 /// What a look-up came to.
 #[derive(Debug)]
 pub(crate) enum Look {
-    Object { object: Object, region: Region },
+    Object(Region),
     Declared,
     Missing,
 }
@@ -553,6 +595,13 @@ pub(crate) enum Look {
 #[repr(align(64))]
 struct Aligned;
 
+#[cold]
+fn wrong_len(len: u64) -> Error {
+    let context = format!("the key names an object of {len} bytes, and says another length");
+    Error::new(ErrorKind::Corrupt, "get", context).with_connector("shm")
+}
+
+#[cold]
 fn corrupt(what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}")).with_connector("shm")
 }

@@ -1,25 +1,41 @@
 //! `Mapped`: the control segment as this process sees it.
 
-use crate::sync::modelled::AtomicU64;
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::mem::Mem;
 use super::segment::Mapping;
+use crate::sync::modelled::AtomicU64;
 
 /// Words of a mapping that other processes write too.
-pub(crate) struct Mapped(Mapping);
+pub(crate) struct Mapped {
+    words: NonNull<AtomicU64>,
+    len: usize,
+    mapping: Arc<Mapping>,
+}
+
+// SAFETY: atomics that live as long as the mapping, which is shared with other processes as it is.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
 
 impl Mapped {
     pub(crate) fn new(mapping: Mapping) -> Self {
-        Self(mapping)
+        Self { words: mapping.as_ptr().cast(), len: mapping.len() / 8, mapping: Arc::new(mapping) }
+    }
+
+    /// Keeps the mapping for the rest of the process's life.
+    pub(crate) fn leak(&self) {
+        std::mem::forget(Arc::clone(&self.mapping));
     }
 }
 
 impl Mem for Mapped {
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.0.len() / 8, "word {index} of a control segment of {} bytes", self.0.len());
+        assert!(index < self.len, "no such word in the control segment");
         // SAFETY: the mapping is page-aligned, lives as long as `self`, and the index was just checked; every process reads and
         // writes these words as atomics only.
-        unsafe { &*self.0.as_ptr().cast::<AtomicU64>().as_ptr().add(index) }
+        unsafe { self.words.add(index).as_ref() }
     }
 }

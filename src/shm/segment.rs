@@ -242,7 +242,7 @@ impl Segment {
 
     /// Reserves without asking whether memory is there.
     fn allocate(&self, offset: usize, len: usize) -> Result<()> {
-        // A signal makes the kernel undo the call it interrupts, so one long call might never end.
+        // Kernels that let any signal interrupt the call undo it then, so one long call might never end. Linux 6.18 does not.
         let step = match self.pages {
             Pages::Huge => huge_page_size(),
             _ => STEP,

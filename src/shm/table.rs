@@ -131,6 +131,11 @@ impl<M: Mem> Table<M> {
         Self { mem, layout }
     }
 
+    pub(crate) fn mem(&self) -> &M {
+        &self.mem
+    }
+
+    #[inline]
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -172,12 +177,34 @@ impl<M: Mem> Table<M> {
         (self.header(word::PAGES).load(Acquire)).min(u64::from(self.layout.pages)) as u32
     }
 
+    /// The address of a pin cell's word, for views that give it up by themselves.
+    pub(crate) fn cell_word(&self, cell: u32) -> &AtomicU64 {
+        self.cell(cell)
+    }
+
     /// The state word of a slot, decoded.
     pub(crate) fn state(&self, slot: u32) -> Option<(u64, State)> {
         State::of(self.slot(slot, slot::STATE).load(Acquire))
     }
 
+    /// The words of a live object that is not pinned: together of one moment at which it was live.
+    ///
+    /// It may be gone by the time that this returns.
+    #[inline]
+    pub(crate) fn peek(&self, id: Id) -> Option<Object> {
+        let live = State::Live.word(id.generation);
+        if self.slot(id.slot, slot::STATE).load(Acquire) != live {
+            return None;
+        }
+        let object = self.read(id);
+        // SYNC POINT: `lease`. If any word above is one of the slot's next use, the state below is not the one above:
+        // generations never come back.
+        fence(Acquire);
+        (self.slot(id.slot, slot::STATE).load(Relaxed) == live).then_some(object)
+    }
+
     /// The words of a slot as they are, for the service and for lists; an object's only while it is pinned.
+    #[inline]
     pub(crate) fn read(&self, id: Id) -> Object {
         let load = |at| self.slot(id.slot, at).load(Relaxed);
         let meta = load(slot::META);
@@ -232,6 +259,7 @@ impl<M: Mem> Table<M> {
         self.pin_declared(cell, id, state)
     }
 
+    #[cold]
     fn pin_declared(&self, cell: u32, id: Id, state: u64) -> Found {
         let mut found = Found::Missing;
         if state == State::Declared.word(id.generation) {
@@ -268,8 +296,7 @@ impl<M: Mem> Table<M> {
     /// Gives up a pin: the bytes must not be looked at any more.
     #[inline]
     pub(crate) fn unpin(&self, cell: u32) {
-        // SYNC POINT: `pinned`. What was read of the object was read before.
-        self.cell(cell).store(0, Release);
+        unpin(self.cell(cell));
     }
 
     /// Whether a pin cell names nothing.
@@ -381,6 +408,8 @@ impl<M: Mem> Table<M> {
     ///
     /// `request` stands in the slot until it is used, so that a service that was killed before it answered can say it again.
     pub(crate) fn lease(&self, id: Id, place: u64, class: u64, owner: u64, request: u64) {
+        // SYNC POINT: `peek`. The end of the slot's last use comes before what follows.
+        fence(Release);
         self.slot(id.slot, slot::FINGERPRINT).store(request, Relaxed);
         self.slot(id.slot, slot::PLACE).store(place, Relaxed);
         self.slot(id.slot, slot::CLASS).store(class, Relaxed);
@@ -436,6 +465,13 @@ impl<M: Mem> Table<M> {
     pub(crate) fn segment(&self, index: u16, at: usize) -> &AtomicU64 {
         self.mem.word(self.layout.segment(index) + at)
     }
+}
+
+/// Gives up a pin by its word.
+#[inline]
+pub(crate) fn unpin(cell: &AtomicU64) {
+    // SYNC POINT: `pinned`. What was read of the object was read before.
+    cell.store(0, Release);
 }
 
 fn meta(label: &Label, stamp: u32) -> u64 {

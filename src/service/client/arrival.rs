@@ -59,7 +59,7 @@ where
         if let Err(error) = self.client.check("get") {
             return Some(Err(error));
         }
-        match self.client.get(self.id) {
+        match self.client.get(self.id, None) {
             Ok(Look::Declared) => None,
             Ok(look) => Some((self.finish)(look)),
             Err(error) => Some(Err(error)),

@@ -16,7 +16,6 @@ use crate::failpoint::failpoint;
 use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
-use crate::shm::layout::word;
 use crate::shm::table::{Id, Label, State};
 
 /// The leases of one size class that nobody uses yet.
@@ -56,6 +55,13 @@ impl Client {
     /// # Errors
     /// `TooLarge`, `NoSpace` with the numbers, `Unavailable` when the service does not answer.
     pub(crate) fn lease(self: &Arc<Self>, len: u64) -> Result<Lease> {
+        let (id, ptr, class) = self.pop(len)?;
+        Ok(Lease { client: Arc::clone(self), id, ptr, class, used: false })
+    }
+
+    /// As [`lease`](Self::lease), without anything that would give it back.
+    #[inline]
+    pub(super) fn pop(&self, len: u64) -> Result<(Id, NonNull<u8>, Class)> {
         let Some(class) = Class::of(len) else {
             let context = format!("{len} bytes, more than any machine has");
             return Err(Error::new(ErrorKind::TooLarge, "reserve", context).with_connector("shm"));
@@ -74,7 +80,7 @@ impl Client {
                 let id = Id { slot, generation };
                 let ptr = self.cell_of(&self.table.read(id), class)?;
                 failpoint!("client.leased");
-                return Ok(Lease { client: Arc::clone(self), id, ptr, class, used: false });
+                return Ok((id, ptr, class));
             }
         }
     }
@@ -150,11 +156,6 @@ impl Client {
 }
 
 impl Lease {
-    #[cfg(mutant = "publish_first")]
-    pub(super) fn id(&self) -> Id {
-        self.id
-    }
-
     pub(crate) fn client(&self) -> &Arc<Client> {
         &self.client
     }
@@ -167,9 +168,7 @@ impl Lease {
     /// Makes what was written an object.
     pub(crate) fn publish(mut self, label: Label) -> Id {
         self.used = true;
-        let stamp = self.client.table.header(word::EPOCH).load(Relaxed) as u32;
-        self.client.table.publish(self.id, &label, stamp);
-        failpoint!("client.put.published");
+        self.client.publish(self.id, &label);
         self.id
     }
 

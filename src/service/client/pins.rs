@@ -3,23 +3,21 @@
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::Client;
 use crate::error::Result;
 use crate::failpoint::failpoint;
 use crate::process;
 use crate::region::Region;
+use crate::shm::table;
 use crate::sync::lock;
-
-/// A page of pin cells; views keep it, and by it the client and its mappings.
-pub(super) struct Page {
-    client: Arc<Client>,
-    number: u32,
-}
+use crate::sync::modelled::AtomicU64;
 
 /// The page that a thread takes cells from.
 struct Own {
-    page: Arc<Page>,
+    client: Arc<Client>,
+    page: u32,
     /// Where to look next, in cells.
     next: u32,
 }
@@ -34,49 +32,58 @@ thread_local! {
 /// # Errors
 /// `NoSpace` and `Unavailable` when all cells are in use and there are no more to get.
 #[inline]
-pub(super) fn cell(client: &Arc<Client>) -> Result<(Arc<Page>, u32)> {
-    OWN.with(|own| {
-        let mut own = own.borrow_mut();
-        if let Some(own) = own.iter_mut().find(|own| Arc::ptr_eq(&own.page.client, client)) {
-            if let Some(cell) = own.next(PROBES) {
-                return Ok((Arc::clone(&own.page), cell));
-            }
-        }
-        slow(&mut own, client)
-    })
+pub(super) fn cell(client: &Arc<Client>) -> Result<u32> {
+    let found = OWN.try_with(|own| {
+        let mut own = own.try_borrow_mut().ok()?;
+        let own = own.iter_mut().find(|own| Arc::ptr_eq(&own.client, client))?;
+        own.next(PROBES)
+    });
+    match found {
+        Ok(Some(cell)) => Ok(cell),
+        _ => slow(client),
+    }
 }
 
 #[cold]
-fn slow(own: &mut Vec<Own>, client: &Arc<Client>) -> Result<(Arc<Page>, u32)> {
-    // What belongs to attachments that ended goes, and with it the last hold on their memory.
-    own.retain(|own| !own.page.client.is_lost() && !own.page.client.ended.load(std::sync::atomic::Ordering::Relaxed));
+fn slow(client: &Arc<Client>) -> Result<u32> {
     let cells = client.table.layout().cells;
-    if let Some(own) = own.iter_mut().find(|own| Arc::ptr_eq(&own.page.client, client)) {
-        if let Some(cell) = own.next(cells) {
-            return Ok((Arc::clone(&own.page), cell));
+    // Everything that may block or run other code happens outside the borrow.
+    let (mut own, former) = OWN
+        .try_with(|own| {
+            let mut own = own.borrow_mut();
+            // What belongs to attachments that ended goes, and with it this thread's hold on their memory.
+            let (mine, former): (Vec<Own>, Vec<Own>) =
+                own.drain(..).partition(|own| !own.client.is_lost() && !own.client.ended.load(Relaxed));
+            (mine, former)
+        })
+        .unwrap_or_default();
+    drop(former);
+    let at = own.iter().position(|own| Arc::ptr_eq(&own.client, client));
+    let mut current = at.map(|at| own.swap_remove(at));
+    let cell = loop {
+        if let Some(cell) = current.as_mut().and_then(|own| own.next(cells)) {
+            break Ok(cell);
         }
-    }
-    loop {
-        let number = client.page()?;
-        let mut fresh = Own { page: Arc::new(Page { client: Arc::clone(client), number }), next: 0 };
-        let Some(cell) = fresh.next(cells) else {
-            // All its cells were taken meanwhile: by nobody, since it was nobody's. Scribbled on.
-            continue;
-        };
-        let page = Arc::clone(&fresh.page);
-        own.retain(|own| !Arc::ptr_eq(&own.page.client, client));
-        own.push(fresh);
-        return Ok((page, cell));
-    }
+        match client.page(current.take()) {
+            Ok(page) => current = Some(Own { client: Arc::clone(client), page, next: 0 }),
+            Err(error) => break Err(error),
+        }
+    };
+    // The one in use most comes first.
+    let own: Vec<Own> = current.into_iter().chain(own).collect();
+    let mut own = Some(own);
+    // At the end of a thread there is no place for it any more: the page goes back, and the cell stays good.
+    let _ = OWN.try_with(|place| *place.borrow_mut() = own.take().unwrap_or_default());
+    cell
 }
 
 impl Own {
     #[inline]
     fn next(&mut self, probes: u32) -> Option<u32> {
-        let table = &self.page.client.table;
+        let table = &self.client.table;
         let cells = table.layout().cells;
         for _ in 0..probes {
-            let cell = self.page.number * cells + self.next;
+            let cell = self.page * cells + self.next;
             self.next = if self.next + 1 == cells { 0 } else { self.next + 1 };
             if table.is_unpinned(cell) {
                 return Some(cell);
@@ -88,38 +95,47 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        let client = &self.page.client;
-        if process::generation() == client.generation {
-            lock(&client.pages).push(self.page.number);
+        if process::generation() == self.client.generation {
+            lock(&self.client.pages).push(self.page);
         } else {
             // Through fork: nothing of the parent's may be touched, not even to be freed.
-            std::mem::forget(Arc::clone(&self.page));
+            std::mem::forget(Arc::clone(&self.client));
         }
     }
 }
 
 impl Client {
-    /// A page of cells, not all of which are in use.
-    fn page(self: &Arc<Self>) -> Result<u32> {
+    /// A page of cells, not all of which are in use, for one whose cells are.
+    fn page(self: &Arc<Self>, crowded: Option<Own>) -> Result<u32> {
+        drop(crowded);
         let mut pages = lock(&self.pages);
-        let has_room = |page: &u32| {
-            let cells = self.table.layout().cells;
-            (page * cells..(page + 1) * cells).any(|cell| self.table.is_unpinned(cell))
-        };
-        if let Some(at) = pages.iter().position(has_room) {
+        if let Some(at) = pages.iter().position(|page| self.cells_of(*page).any(|cell| self.table.is_unpinned(cell))) {
             return Ok(pages.swap_remove(at));
         }
         drop(pages);
         self.ask_for_page()
     }
+
+    fn cells_of(&self, page: u32) -> std::ops::Range<u32> {
+        let cells = self.table.layout().cells;
+        page * cells..(page + 1) * cells
+    }
+
+    /// Whether any view is left. Those that hold this client's memory are no owners of it: their cells tell.
+    pub(super) fn is_viewed(&self) -> bool {
+        lock(&self.pages).iter().any(|page| self.cells_of(*page).any(|cell| !self.table.is_unpinned(cell)))
+    }
 }
 
 /// A pin, and the bytes that it keeps.
+///
+/// While its cell names the object, the client does not unmap anything: so it needs no share in the client, whose count all
+/// threads would fight for.
 pub(super) struct Pinned {
     ptr: NonNull<u8>,
     len: usize,
-    cell: u32,
-    page: Arc<Page>,
+    cell: NonNull<AtomicU64>,
+    generation: u32,
 }
 
 // SAFETY: the bytes are read only, and the pin cell is an atomic that any thread may clear.
@@ -130,8 +146,9 @@ unsafe impl Sync for Pinned {}
 impl Pinned {
     /// Takes over a cell that names an object.
     #[inline]
-    pub(super) fn new(page: Arc<Page>, cell: u32) -> Self {
-        Self { ptr: NonNull::dangling(), len: 0, cell, page }
+    pub(super) fn new(client: &Client, cell: u32) -> Self {
+        let cell = NonNull::from(client.table.cell_word(cell));
+        Self { ptr: NonNull::dangling(), len: 0, cell, generation: client.generation }
     }
 
     /// Says which bytes the pin keeps.
@@ -160,13 +177,12 @@ impl AsRef<[u8]> for Pinned {
 impl Drop for Pinned {
     #[inline]
     fn drop(&mut self) {
-        let client = &self.page.client;
-        if process::generation() == client.generation {
-            client.table.unpin(self.cell);
+        // Through fork the cell is the parent's, and neither it nor what it keeps is mapped here.
+        if process::generation() == self.generation {
+            // SAFETY: the control segment stays mapped while the cell names a slot, which ends with this store: see
+            // `Client::drop`.
+            table::unpin(unsafe { self.cell.as_ref() });
             failpoint!("client.unpinned");
-        } else {
-            // Through fork: the cell is the parent's, and what it keeps is not mapped here.
-            std::mem::forget(Arc::clone(&self.page));
         }
     }
 }

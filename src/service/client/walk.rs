@@ -30,14 +30,20 @@ impl Client {
     pub(crate) fn look_at(self: &Arc<Self>, slot: u32) -> Result<Option<Seen>> {
         let Some((generation, state @ (State::Live | State::Declared))) = self.table.state(slot) else { return Ok(None) };
         let id = Id { slot, generation };
-        let (_page, cell) = pins::cell(self)?;
+        let has_expired = |object: &Object| {
+            let expires = object.label.expires;
+            expires != 0 && expires <= clock::boot_millis()
+        };
+        if state == State::Live {
+            let is_own = |object: &Object| object.label.flags & BOUND == 0 && !has_expired(object);
+            let object = self.table.peek(id).filter(is_own);
+            return Ok(object.map(|object| Seen { id, object, is_awaited: false }));
+        }
+        let cell = pins::cell(self)?;
         let seen = match self.table.pin(cell, id) {
             Found::Object(object) => {
                 self.table.unpin(cell);
-                let label = &object.label;
-                let is_another_keys = state == State::Live && label.flags & BOUND != 0;
-                let has_expired = label.expires != 0 && label.expires <= clock::boot_millis();
-                (!is_another_keys && !has_expired).then_some(Seen { id, object, is_awaited: false })
+                (!has_expired(&object)).then_some(Seen { id, object, is_awaited: false })
             }
             Found::Declared => {
                 let object = self.table.read(id);
