@@ -10,10 +10,11 @@ use super::directory::Directory;
 use super::{ServiceStats, locator};
 use crate::environment;
 use crate::error::Result;
-use crate::key::{Format, Key};
+use crate::key::Key;
 use crate::shm::class::Class;
 use crate::shm::clock;
 use crate::shm::table::EPHEMERAL;
+use crate::token::{Access, Token};
 
 /// A namespace that exists, seen from outside: whoever only looks never hosts its service.
 ///
@@ -194,6 +195,12 @@ impl Namespace {
         Ok(self.describe(seen, pinned))
     }
 
+    /// The token by which any process of the node gets an object, or waits for a promised one.
+    pub fn token(&self, object: &ObjectStats) -> Token {
+        let access = if object.is_promised { Access::WhenCommitted } else { Access::Get };
+        Token::Object { url: self.url().into(), key: object.key, access }
+    }
+
     /// Makes the service reclaim what was evicted and give free memory back to the system; the bytes given back.
     ///
     /// # Errors
@@ -204,13 +211,10 @@ impl Namespace {
 
     fn describe(&self, seen: super::client::Seen, pins: u64) -> Option<ObjectStats> {
         let (object, label) = (&seen.object, &seen.object.label);
-        let (len, format) = match seen.is_awaited {
-            true => (Key::UNKNOWN_LEN, label.format),
-            // A declared key keeps its own form: the length was not known when it was made.
-            false if seen.id != object.id => (Key::UNKNOWN_LEN, label.format),
-            false => (label.len, label.format),
-        };
-        let key = locator::key(self.client.instance(), seen.id, len, Format { ..format }).ok()?;
+        // A declared key keeps its form: the length was not known when it was made.
+        let is_declared = seen.is_awaited || seen.id != object.id;
+        let len = if is_declared { Key::UNKNOWN_LEN } else { label.len };
+        let key = locator::key(self.client.instance(), seen.id, len, label.format).ok()?;
         let class = u16::try_from(object.class).ok().and_then(Class::from_index);
         let remaining = |expires: u64| Duration::from_millis(expires.saturating_sub(clock::boot_millis()));
         let seconds = self.client.epoch().saturating_sub(object.stamp);

@@ -28,7 +28,9 @@ pub(crate) struct Seen {
 impl Client {
     /// What lies in a slot and can be asked for by a key; nothing for leases and evicted objects.
     pub(crate) fn look_at(self: &Arc<Self>, slot: u32) -> Result<Option<Seen>> {
-        let Some((generation, state @ (State::Live | State::Declared))) = self.table.state(slot) else { return Ok(None) };
+        let Some((generation, state @ (State::Live | State::Declared))) = self.table.state(slot) else {
+            return Ok(None);
+        };
         let id = Id { slot, generation };
         let has_expired = |object: &Object| {
             let expires = object.label.expires;
