@@ -68,7 +68,7 @@ impl Arena {
     /// where no kept cell has it. Cells of class 0 have no memory and are never refused.
     ///
     /// # Cost
-    /// O(n log n), about 0.1 s for 10^6 cells.
+    /// O(n log n): about 0.1 s for 10^6 cells with a gap behind each.
     pub(crate) fn rebuild(segments: &[(u16, u64)], mut occupied: Vec<(Place, Class, u32)>) -> (Self, Vec<u32>) {
         let mut arena = Self::new();
         let mut spaces = BTreeMap::new();
@@ -121,7 +121,7 @@ impl Arena {
     ///
     /// # Cost
     /// O(1) from the list, O(log n) from n extents, once for each run of 64 KiB. When memory runs out also what `coalesce`
-    /// costs, and O(n) if some memory is cold.
+    /// costs, which is little while nothing was freed since the last time, and O(n) if some memory is cold.
     pub(crate) fn allocate(&mut self, class: Class) -> Option<Cell> {
         let capacity = class.capacity();
         if capacity == 0 {
@@ -174,7 +174,7 @@ impl Arena {
     /// Empties the lists into the extents, where neighbours merge.
     ///
     /// # Cost
-    /// O(k log k) for k cells in lists: a few milliseconds when all are full.
+    /// O(k log n) for k cells in lists, among n extents: tens of milliseconds when all are full, with 60,000 cells.
     pub(crate) fn coalesce(&mut self) {
         for index in 0..LISTED {
             if let Some(class) = Class::from_index(index as u16) {
@@ -488,5 +488,31 @@ mod tests {
         println!("free, in order: {:.0} ns", start.elapsed().as_nanos() as f64 / CELLS as f64);
         arena.coalesce();
         assert_eq!(arena.largest_free(), 1 << 30);
+
+        // As a service sees it: 10^6 live cells of mixed classes, of which half are freed at random, and allocated again.
+        let mut arena = Arena::new();
+        arena.add_segment(0, 40 << 30);
+        let class = |i: usize| Class::of(1 + (i * 7919 % 16384) as u64).unwrap();
+        let mut live: Vec<_> = (0..CELLS).map(|i| (arena.allocate(class(i)).unwrap().place, class(i))).collect();
+        for i in 0..CELLS {
+            live.swap(i, scattered(i));
+        }
+        for round in 0..3 {
+            let start = Instant::now();
+            for &(place, class) in &live[..CELLS / 2] {
+                assert!(arena.free(place, class));
+            }
+            let freed = start.elapsed();
+            let start = Instant::now();
+            for (i, cell) in live[..CELLS / 2].iter_mut().enumerate() {
+                *cell = (arena.allocate(class(i)).unwrap().place, class(i));
+            }
+            let half = CELLS as u128 / 2;
+            println!(
+                "half of 10^6 mixed cells, round {round}: free {} ns, allocate {} ns",
+                freed.as_nanos() / half,
+                start.elapsed().as_nanos() / half
+            );
+        }
     }
 }

@@ -50,9 +50,9 @@ impl Model {
         if roomy && capacity % PAGE == 0 {
             assert_eq!(place.offset() % PAGE, 0, "{class:?} at {place:?} with room to be aligned");
         }
-        let whole = self.holes.clone();
+        let solid = Self::set(&mut self.holes, place, capacity, true);
+        assert!(cold || solid, "{class:?} at {place:?} is not known to be cold");
         Self::set(&mut self.holes, place, capacity, false);
-        assert!(cold || self.holes == whole, "{class:?} at {place:?} is not known to be cold");
         self.live.push((place, class));
         Some(cell)
     }
