@@ -411,6 +411,18 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_that_is_cold_in_parts_is_one_piece() {
+        let mut arena = Arena::new();
+        arena.add_segment(0, 1 << 20);
+        arena.cool(PAGE, PAGE);
+        let (block, whole) = (Class::of(RUN).unwrap(), Class::of(1 << 20).unwrap());
+        let place = arena.allocate(block).unwrap().place;
+        assert!(arena.allocate(whole).is_none() && arena.free(place, block));
+        assert_eq!(arena.allocate(whole), Some(Cell { place: Place::new(0, 0), cold: true }));
+        assert_eq!((arena.free_bytes(), arena.largest_free()), (0, 0));
+    }
+
+    #[test]
     fn what_was_never_allocated_is_not_taken_back() {
         let mut arena = arena();
         let (small, large) = (Class::of(64).unwrap(), Class::of(2 << 20).unwrap());
