@@ -33,8 +33,8 @@ use timing::Plan;
 #[derive(Args)]
 #[command(after_help = "\
 Operations:
-  put      this process stores an object through the connector, into memory used before; reference: memcpy of as many
-           bytes between warm buffers
+  put      this process stores an object through the connector, into memory used before; reference: memcpy into
+           buffers used in turn, for shm after the same pause in which the service takes evicted memory back
   reserve  this process reserves memory for an object and commits it, writing no byte where the memory holds values
            already; reference: the memcpy that this saves
   get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use proxystore::codec::{Object, Slice};
 use proxystore::{Key, Proxy};
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Ring};
 use super::link::{Answer, Link, Request};
 use super::partner::{Partner, gone};
 use super::place::Place;
@@ -14,12 +14,18 @@ use crate::failure::Failure;
 
 /// This process puts, into memory that it has used before.
 pub(super) fn put(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
-    let mut buffers = Buffers::new(size);
+    let buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
     let connector = &**place.store.connector();
     let payload = buffers.payload.clone();
     let mut ours = store_and_evict(place, || Ok(connector.put(&payload, <[u8]>::format()).wait()?));
-    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
+    let mut ring = Ring::new(&buffers.payload);
+    let mut copy = |n| {
+        // From the same state of the caches: whoever else uses the processor empties them in the pause.
+        pause(place);
+        Ok(ring.copy(n))
+    };
+    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut copy)
 }
 
 /// This process reserves memory and commits it as it is.
@@ -53,11 +59,15 @@ fn store_and_evict<'a>(
         for key in keys.drain(..) {
             place.store.connector().evict(&key).wait()?;
         }
-        if place.recycles() {
-            // What was evicted comes back by the service; faster, and every put would be into fresh memory.
-            std::thread::sleep(RECYCLING);
-        }
+        pause(place);
         Ok(took)
+    }
+}
+
+/// Lets evicted memory come back, which takes the service a moment: without it every put would be into fresh memory.
+fn pause(place: &Place) {
+    if place.recycles() {
+        std::thread::sleep(RECYCLING);
     }
 }
 
