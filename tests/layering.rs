@@ -9,8 +9,17 @@ use proxystore::connectors::{FEATURES, TABLE};
 use proxystore::environment::VARIABLES;
 
 /// The only modules that may contain `unsafe`, each under an `unsafe_code` expectation where it is declared.
-const UNSAFE: &[&str] =
-    &["codec::archive", "codec::plain", "connectors::file::mapping", "region", "service::lock", "service::wire"];
+const UNSAFE: &[&str] = &[
+    "codec::archive",
+    "codec::plain",
+    "connectors::file::mapping",
+    "region",
+    "service::keeper",
+    "service::link",
+    "service::lock",
+    "service::signals",
+    "service::wire",
+];
 
 /// Cargo features that are no connectors.
 const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "cli"];
