@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Resource, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 
 use super::directory::Directory;
 use super::link::{FLAG, KeptCtl, PATIENCE, check_descriptors, send, unexpected, wait};
@@ -39,8 +39,8 @@ pub struct ServeOptions {
 /// Supervises the service of a namespace until SIGTERM or SIGINT, which end it in order; a second one ends it at once.
 ///
 /// The service is this program again, with the arguments that this process has and `--keeper-fd N` behind them: a program
-/// that finds that flag is the service and does not call this. One that dies is started again, at most three times a minute. Says what
-/// happens on standard error, a line an event.
+/// that finds that flag is the service and does not call this. One that dies is started again, at most three times a
+/// minute, and gets all memory back. Says what happens on standard error, a line an event.
 ///
 /// To be called on the main thread, before there are others: signals are blocked here, and the service ends with the
 /// thread that started it.
@@ -57,7 +57,6 @@ pub fn serve(options: &ServeOptions) -> Result<()> {
     let namespace = &options.namespace;
     let mut program = |keeper_fd: RawFd| {
         let mut command = Command::new("/proc/self/exe");
-        // Without an argument that says otherwise, it would be listed as `exe`.
         command.arg0("proxystore").args(env::args_os().skip(1)).arg(FLAG).arg(keeper_fd.to_string());
         command
     };
@@ -65,6 +64,7 @@ pub fn serve(options: &ServeOptions) -> Result<()> {
         // Nobody may be reading any more, which is no reason to end.
         let _ = writeln!(io::stderr(), "proxystore serve: {namespace}: {event}");
     };
+    raise_descriptor_limit();
     Supervisor::new(&mut program, &mut log, options.grace).run()
 }
 
@@ -150,13 +150,15 @@ impl<'a> Supervisor<'a> {
         let process = command.spawn().map_err(|error| Error::io("serve", "starting the service", error))?;
         // With the only other end in the child, this one is closed when the child ends.
         drop(theirs);
-        let service = Service { process, link: Some(link) };
-        if let Some(link) = &service.link {
-            // A child that is dead already is noticed by whoever watches it.
-            match self.memory.send(link) {
-                Err(error) if error.kind() != ErrorKind::Closed => return Err(error),
-                _ => {}
+        let sent = self.memory.send(&link);
+        let mut service = Service { process, link: Some(link) };
+        match sent {
+            // One that is dead already is noticed by whoever watches it.
+            Err(error) if error.kind() != ErrorKind::Closed => {
+                (self.log)(&format!("ending the service, which does not take its memory: {error}"));
+                service.end()?;
             }
+            _ => {}
         }
         Ok(service)
     }
@@ -183,7 +185,7 @@ impl<'a> Supervisor<'a> {
                     return Ok(End::Ordered);
                 }
                 draining = true;
-                deadline = Some(Instant::now() + self.grace + PATIENCE);
+                deadline = Instant::now().checked_add(self.grace.saturating_add(PATIENCE));
                 (self.log)("told to end: draining");
                 if let Some(link) = &service.link {
                     // One that cannot be told is ended at the deadline.
@@ -212,7 +214,8 @@ impl<'a> Supervisor<'a> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 service.end()?;
                 if draining {
-                    let context = format!("the service did not end within {:?} and was killed", self.grace + PATIENCE);
+                    let allowed = self.grace.saturating_add(PATIENCE);
+                    let context = format!("the service did not end within {allowed:?} and was killed");
                     return Err(Error::new(ErrorKind::Timeout, "serve", context));
                 }
                 (self.log)("the service closed its connection and was killed");
@@ -297,6 +300,14 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// Lets this process and its children have as many descriptors as they may: one a segment is held.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it fails, all goes well up to the old limit.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Most starts after a death in [`PERIOD`].

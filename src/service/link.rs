@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
-use rustix::io::{Errno, FdFlags, fcntl_getfd};
+use rustix::io::Errno;
 
 use super::message::Keep;
 use super::signals::Signals;
@@ -64,14 +64,16 @@ pub(crate) fn connect(descriptor: RawFd) -> Result<Kept> {
     if descriptor <= libc::STDERR_FILENO {
         return Err(refuse());
     }
-    // SAFETY: borrowed for one look at its flags, which fails if it is not open.
-    let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(descriptor) }).map_err(|_| refuse())?;
+    // SAFETY: the command takes a number alone, and fails if no descriptor has it.
+    let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFD) };
     // All that this process opened on its own closes on exec; what does not was left to it by its parent.
-    if flags.contains(FdFlags::CLOEXEC) {
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
         return Err(refuse());
     }
     // SAFETY: open, and nobody's yet in this process, as the flags tell.
     let socket = Socket::from_descriptor(unsafe { OwnedFd::from_raw_fd(descriptor) })?;
+    // It was executed as /proc/self/exe, and would be listed as `exe`.
+    let _ = rustix::thread::set_name(c"proxystore");
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
     let either = either(socket.as_fd(), signals.as_fd()).map_err(fail)?;
     let link = Link { socket, signals, either, draining: false, ended: false };
@@ -239,6 +241,6 @@ mod tests {
         for raw in [-1, 0, 2, 100_000, own.as_raw_fd()] {
             assert_eq!(connect(raw).unwrap_err().kind(), ErrorKind::Invalid, "{raw}");
         }
-        assert!(fcntl_getfd(&own).is_ok(), "not closed");
+        assert!(own.metadata().is_ok(), "not closed");
     }
 }
