@@ -333,6 +333,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::process::{Command, Stdio};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -530,11 +531,19 @@ mod tests {
         let mut turns = 0;
         while turns < 300 {
             let Some(_host) = directory.try_host().unwrap() else { continue };
-            let Some(_member) = directory.try_member(1).unwrap() else { continue };
+            fs::write(directory.socket(), "").unwrap();
+            // A sweep that lost the host's lock may hold this one for a moment.
+            let _member = loop {
+                match directory.try_member(1).unwrap() {
+                    Some(held) => break held,
+                    None => std::thread::yield_now(),
+                }
+            };
             let identity = |path: PathBuf| path.metadata().map(|found| found.ino()).unwrap();
             let (host, members) = (identity(directory.host_lock()), identity(directory.members()));
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_micros(200));
             assert_eq!((host, members), (identity(directory.host_lock()), identity(directory.members())));
+            assert!(directory.socket().exists());
             assert!(LockFile::find(&directory.host_lock()).unwrap().unwrap().holder(0..1).unwrap().unwrap().is_own);
             turns += 1;
         }

@@ -136,7 +136,8 @@ impl<'a> Supervisor<'a> {
         // SAFETY: the closure makes system calls only, on values that it holds itself.
         unsafe {
             command.pre_exec(move || {
-                set_parent_process_death_signal(Some(Signal::TERM))?;
+                // Not SIGTERM, which a service reads when it gets to it: one that hangs would keep the host's lock for ever.
+                set_parent_process_death_signal(Some(Signal::KILL))?;
                 // It may have died before that call.
                 if getppid().map(Pid::as_raw_nonzero).map(|pid| pid.get().unsigned_abs()) != Some(parent) {
                     return Err(Errno::SRCH.into());
@@ -323,6 +324,7 @@ mod tests {
     use std::process::ChildStderr;
 
     use crate::service::link::{Kept, Order, connect};
+    use rustix::event::{PollFd, Timespec, poll};
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::process::{kill_process, test_kill_process};
 
@@ -378,9 +380,18 @@ mod tests {
             (log, self.process.wait().unwrap())
         }
 
-        /// What its services wrote.
+        /// What its services got when they started.
         fn report(&self) -> Vec<String> {
-            let text = fs::read_to_string(self.directory.path().join("report")).unwrap_or_default();
+            self.lines_of("report")
+        }
+
+        /// What its services were told.
+        fn orders(&self) -> Vec<String> {
+            self.lines_of("orders")
+        }
+
+        fn lines_of(&self, file: &str) -> Vec<String> {
+            let text = fs::read_to_string(self.directory.path().join(file)).unwrap_or_default();
             text.lines().map(str::to_owned).collect()
         }
     }
@@ -453,10 +464,16 @@ mod tests {
             "dies twice" if next < 4 => die(),
             "babbles" => send(&kept.link.socket, &Keep::Drain, &[]).unwrap(),
             "hangs up" => drop(kept),
+            "hangs" => {}
             _ => loop {
                 wait(&[(kept.link.as_fd(), PollFlags::IN)], None).unwrap();
                 while let Some(order) = kept.link.next().unwrap() {
-                    fs::write(directory.join(format!("{order:?}")), "").unwrap();
+                    append(&directory.join("orders"), &format!("{order:?}"));
+                    if does == "lingers" {
+                        // For as long as another order may take.
+                        std::thread::sleep(Duration::from_millis(300));
+                        assert_eq!(kept.link.next().unwrap(), None);
+                    }
                     if order == Order::End || does != "stubborn" {
                         return;
                     }
@@ -484,8 +501,12 @@ mod tests {
     }
 
     fn report(directory: &Path, kept: &Kept) {
-        let mut file = fs::File::options().create(true).append(true).open(directory.join("report")).unwrap();
-        writeln!(file, "{} {}", kept.ctl.is_some(), kept.segments.len()).unwrap();
+        append(&directory.join("report"), &format!("{} {}", kept.ctl.is_some(), kept.segments.len()));
+    }
+
+    fn append(path: &Path, line: &str) {
+        let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{line}").unwrap();
     }
 
     #[test]
@@ -499,7 +520,7 @@ mod tests {
         assert!(log.contains("told to end: draining") && log.contains("the service ended (exit status: 0)"), "{log}");
         assert!(status.success(), "{status}");
         assert_eq!(serving.report(), ["false 0", "true 2", "true 4"]);
-        assert!(serving.directory.path().join("Drain").exists());
+        assert_eq!(serving.orders(), ["Drain"]);
     }
 
     #[test]
@@ -546,28 +567,26 @@ mod tests {
 
     #[test]
     fn a_signal_to_both_is_one_order() {
-        let mut serving = Serving::new("serves");
+        let mut serving = Serving::new("lingers");
         let service = serving.ready();
         kill_process(service, Signal::TERM).unwrap();
         serving.tell(Signal::TERM);
-        let (_, status) = serving.end();
-        assert!(status.success(), "{status}");
-        assert!(serving.directory.path().join("Drain").exists());
-        assert!(!serving.directory.path().join("End").exists());
+        let (log, status) = serving.end();
+        assert!(status.success() && log.contains("the service ended (exit status: 0)"), "{log} {status}");
+        assert_eq!(serving.orders(), ["Drain"]);
     }
 
     #[test]
     fn the_service_ends_with_its_supervisor() {
-        let mut serving = Serving::new("stubborn");
+        let mut serving = Serving::new("hangs");
         let service = serving.ready();
+        let watch = rustix::process::pidfd_open(service, rustix::process::PidfdFlags::empty()).unwrap();
         serving.process.kill().unwrap();
-        let (_, status) = serving.end();
+        let status = serving.process.wait().unwrap();
         assert_eq!(status.signal(), Some(libc::SIGKILL));
-        let deadline = Instant::now() + PATIENCE;
-        while test_kill_process(service).is_ok() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(serving.directory.path().join("End").exists(), "it was told");
+        wait(&[(watch.as_fd(), PollFlags::IN)], Some(Instant::now() + PATIENCE)).unwrap();
+        let mut end = [PollFd::new(&watch, PollFlags::IN)];
+        assert_eq!(poll(&mut end, Some(&Timespec::default())).unwrap(), 1, "the service lives");
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(crate) struct Link {
     /// Both of them, as one descriptor.
     either: OwnedFd,
     draining: bool,
+    signalled: bool,
     ended: bool,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Link {
 pub(crate) enum Order {
     /// End in order.
     Drain,
-    /// End now: somebody is impatient, or the supervisor is gone.
+    /// End now: somebody is impatient, or the supervisor is gone. In the second case a SIGKILL follows at once.
     End,
 }
 
@@ -76,7 +77,7 @@ pub(crate) fn connect(descriptor: RawFd) -> Result<Kept> {
     let _ = rustix::thread::set_name(c"proxystore");
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
     let either = either(socket.as_fd(), signals.as_fd()).map_err(fail)?;
-    let link = Link { socket, signals, either, draining: false, ended: false };
+    let link = Link { socket, signals, either, draining: false, signalled: false, ended: false };
     let mut kept = Kept { ctl: None, segments: Vec::new(), link };
     let mut packet = Vec::new();
     let deadline = Instant::now() + PATIENCE;
@@ -154,12 +155,15 @@ impl Link {
                 }
             }
         }
-        if self.signals.next().is_none() {
-            return Ok(None);
+        while self.signals.next().is_some() {
+            // The first one may be what made the supervisor say the same, before or after.
+            let (again, draining) = (self.signalled, self.draining);
+            (self.signalled, self.draining) = (true, true);
+            if again || !draining {
+                return Ok(Some(if again { Order::End } else { Order::Drain }));
+            }
         }
-        let order = if self.draining { Order::End } else { Order::Drain };
-        self.draining = true;
-        Ok(Some(order))
+        Ok(None)
     }
 }
 
