@@ -320,7 +320,7 @@ impl Memory {
         if needed > left {
             return Ok(None);
         }
-        let index = self.segments.keys().next_back().map_or(0, |last| last + 1);
+        let index = self.known_segments().last().map_or(0, |(last, _)| last + 1);
         if usize::from(index) >= MAX_SEGMENTS {
             return Ok(None);
         }
@@ -429,10 +429,24 @@ impl Memory {
     }
 
     /// A segment of this memory that only a client had.
-    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) {
-        if self.table.segment(index, 0).load(Acquire) == segment.len() as u64 {
+    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        let known = u32::from(index) < self.table.layout().segments
+            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
+        if known {
             self.segments.insert(index, segment);
         }
+        known
+    }
+
+    /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
+    fn known_segments(&self) -> Vec<(u16, u64)> {
+        (0..MAX_SEGMENTS as u16)
+            .filter_map(|index| {
+                let named = self.table.segment(index, 0).load(Acquire);
+                let len = self.segments.get(&index).map_or(named, |segment| segment.len() as u64);
+                (len != 0 && len % 4096 == 0 && len <= LARGEST_SEGMENT).then_some((index, len))
+            })
+            .collect()
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -751,6 +765,9 @@ pub(super) fn mib(bytes: u64) -> String {
 
 /// The class of declared keys and empty objects.
 const NO_MEMORY: Class = Class::EMPTY;
+
+/// No machine has more.
+const LARGEST_SEGMENT: u64 = 1 << 44;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;
