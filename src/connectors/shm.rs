@@ -12,7 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Memory, Region, RegionMut};
+use crate::service::default_namespace;
 use crate::service::client::{Arrival, Client, Lease, Look, Options};
+use crate::service::locator::{self, SCHEME};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 /// Keeps objects in memory that all processes of one user and namespace on this node map.
@@ -77,9 +79,8 @@ impl ShmConnector {
         if let Some(displace) = displace {
             canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
         }
-        let mut locator = [0; LOCATOR];
-        locator[..8].copy_from_slice(&client.instance().to_le_bytes());
-        let template = Key::new(SCHEME, &locator, 0, Format::RAW)?;
+        let nothing = Id { slot: 0, generation: 0 };
+        let template = locator::key(client.instance(), nothing, 0, Format::RAW)?;
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
@@ -98,21 +99,15 @@ impl ShmConnector {
         if !key.has_scheme_of(&self.template) {
             self.check_scheme(op, key)?;
         }
-        let Ok(locator) = <&[u8; LOCATOR]>::try_from(key.locator()) else {
+        let Some((instance, id)) = locator::parse(key.locator()) else {
             return Err(bad_locator(op));
         };
-        let (instance, rest) = locator.split_at(8);
-        if number(instance) != self.client.instance() {
+        if instance != self.client.instance() {
             let context = "the object lies in another namespace, or in memory that ended with all its processes; \
                            `proxystore serve` keeps memory between job steps";
             return Err(Error::new(ErrorKind::ForeignKey, op, context).with_connector(SCHEME));
         }
-        let (slot, generation) = rest.split_at(4);
-        let generation = number(generation);
-        if generation >> Id::GENERATION_BITS != 0 {
-            return Err(bad_locator(op));
-        }
-        Ok(Id { slot: number(slot) as u32, generation })
+        Ok(id)
     }
 
     #[inline]
@@ -324,27 +319,6 @@ fn known_len(key: &Key) -> Option<u64> {
 fn bad_locator(op: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, op, "the locator is not one of a shared-memory store").with_connector(SCHEME)
 }
-
-/// Little-endian.
-#[inline]
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// The namespace of a job, so that jobs of one user on one node do not see each other's objects.
-fn default_namespace() -> String {
-    match std::env::var("SLURM_JOB_ID") {
-        Ok(job) if !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
-            format!("slurm-{job}")
-        }
-        _ => "default".to_owned(),
-    }
-}
-
-const SCHEME: &str = "shm";
-
-/// Instance of the memory, slot, generation.
-const LOCATOR: usize = 8 + 4 + 8;
 
 const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::ZERO_COPY_PUT)

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
@@ -38,9 +38,11 @@ mod arrival;
 mod attach;
 mod lease;
 mod pins;
+mod walk;
 
 pub(crate) use arrival::Arrival;
 pub(crate) use lease::Lease;
+pub(crate) use walk::Seen;
 
 use agent::{Doorbell, Requests};
 use lease::Pool;
@@ -111,10 +113,9 @@ impl Client {
     /// `Unavailable` when the service does not answer, `Config` for options that differ from the first process's,
     /// `Permission`, `Incompatible`, `NoSpace`.
     pub(crate) fn attach(options: &Options) -> Result<Arc<Self>> {
-        static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
         let directory = Directory::open(&options.namespace)?;
         let path = directory.path().to_string_lossy().into_owned();
-        let mut clients = locked(CLIENTS.get(Mutex::default));
+        let mut clients = Self::all();
         clients.retain(|_, client| !client.is_lost());
         let client = match clients.get(&path) {
             Some(client) => Arc::clone(client),
@@ -127,6 +128,18 @@ impl Client {
         drop(clients);
         client.check_options(options)?;
         Ok(client)
+    }
+
+    /// The attachments of this process, by directory.
+    fn all() -> MutexGuard<'static, HashMap<String, Arc<Client>>> {
+        static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
+        locked(CLIENTS.get(Mutex::default))
+    }
+
+    /// Ends all attachments of this process in order.
+    pub(crate) fn leave_all() {
+        let clients = std::mem::take(&mut *Self::all());
+        clients.into_values().for_each(|client| client.leave());
     }
 
     fn check_options(&self, options: &Options) -> Result<()> {

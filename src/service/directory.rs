@@ -196,7 +196,7 @@ impl Directory {
 }
 
 /// The directory of all namespaces; made where it is missing, if `make`.
-fn root(make: bool) -> Result<PathBuf> {
+pub(super) fn root(make: bool) -> Result<PathBuf> {
     let make_one = |path: &Path| match make {
         true => make_private(path),
         false => verify(path).or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) }),

@@ -10,7 +10,10 @@ pub(crate) mod keeper;
 pub(crate) mod link;
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
+pub(crate) mod locator;
+pub(crate) mod machine;
 pub(crate) mod message;
+pub(crate) mod namespace;
 pub(crate) mod server;
 mod served;
 #[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]
@@ -24,4 +27,6 @@ pub use served::serve_supervised;
 pub use link::FLAG as KEEPER_FLAG;
 #[doc(hidden)]
 pub use message::check_packet;
+pub use machine::Machine;
+pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};

@@ -298,7 +298,8 @@ impl Client {
                     *lock(&self.link) = Some(Arc::new(link));
                     break;
                 }
-                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
+                // Who only looks must not hold the memory back from others.
+                Err(error) if self.options.may_host && error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
         }

@@ -129,8 +129,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens: Vec<(u16, u64)> =
-            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let lens = self.known_segments();
         let count = self.table.slots();
         let mut occupied = Vec::new();
         let mut lost = Vec::new();
