@@ -52,7 +52,7 @@ pub struct ServeOptions {
 /// `Timeout` when it did not end in order.
 pub fn serve(options: &ServeOptions) -> Result<()> {
     let directory = Directory::open(&options.namespace)?;
-    let Some(_held) = directory.try_member(Directory::SUPERVISOR)? else {
+    let Some(held) = directory.try_member(Directory::SUPERVISOR)? else {
         let context = format!("namespace {} is served by another process already", options.namespace);
         return Err(Error::new(ErrorKind::AlreadyExists, "serve", context));
     };
@@ -67,7 +67,11 @@ pub fn serve(options: &ServeOptions) -> Result<()> {
         let _ = writeln!(io::stderr(), "proxystore serve: {namespace}: {event}");
     };
     raise_descriptor_limit();
-    Supervisor::new(&mut program, &mut log, options.grace).run()
+    let end = Supervisor::new(&mut program, &mut log, options.grace).run();
+    drop(held);
+    // False, and nothing removed, where clients go on with the memory.
+    let _ = directory.remove();
+    end
 }
 
 /// Starts the service, holds its memory, and starts it again.
