@@ -84,7 +84,7 @@ impl ShmConnector {
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_open(&self, op: &'static str) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, op, "").with_connector(SCHEME));
@@ -93,7 +93,7 @@ impl ShmConnector {
     }
 
     /// The object that a key of this memory names.
-    #[inline]
+    #[inline(always)]
     fn id(&self, op: &'static str, key: &Key) -> Result<Id> {
         self.check_open(op)?;
         if !key.has_scheme_of(&self.template) {
@@ -136,7 +136,9 @@ impl ShmConnector {
         bytes::BufMut::put_slice(&mut region, bytes);
         match region.into_memory::<Cell>() {
             Ok((cell, len)) => Ok((cell.lease, len as u64)),
-            Err(_) => Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME)),
+            Err(_) => {
+                Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME))
+            }
         }
     }
 
@@ -152,7 +154,6 @@ impl ShmConnector {
         let id = lease.publish(self.label(len, format, options));
         Ok(self.key(id, len, format))
     }
-
 }
 
 impl Connector for ShmConnector {
@@ -190,11 +191,15 @@ impl Connector for ShmConnector {
 
     #[inline]
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
-        let get = || {
-            let id = self.id("get", key)?;
-            Ok(region_of(self.client.get(id, known_len(key))?))
+        let id = match self.id("get", key) {
+            Ok(id) => id,
+            Err(error) => return Pending::ready(Err(error)),
         };
-        Pending::ready(get())
+        match self.client.get(id, known_len(key)) {
+            Ok(Look::Object(region)) => Pending::ready(Ok(Some(region))),
+            Ok(Look::Declared | Look::Missing) => Pending::ready(Ok(None)),
+            Err(error) => Pending::ready(Err(error)),
+        }
     }
 
     fn exists(&self, key: &Key) -> Pending<bool> {

@@ -172,6 +172,7 @@ impl Client {
         self.host.load(Relaxed)
     }
 
+    #[inline]
     fn stamps(&self) -> bool {
         self.table.header(word::POLICY).load(Relaxed) & policy::STAMP != 0
     }
@@ -181,7 +182,7 @@ impl Client {
     }
 
     /// Refuses a handle that came through fork, or whose service is gone for good.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         if process::generation() != self.generation {
             let context = "this handle was opened before fork; open the store again in the child";
@@ -223,7 +224,7 @@ impl Client {
     ///
     /// # Errors
     /// `Corrupt` for one of another length, or whose slot makes no sense; `NoSpace` without pin cells.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
@@ -264,7 +265,7 @@ impl Client {
         Ok(look)
     }
 
-    #[inline]
+    #[inline(always)]
     fn view(&self, object: &Object, len: Option<u64>, mut pinned: Pinned) -> Result<Look> {
         let label = &object.label;
         if len.is_some_and(|len| len != label.len) {
@@ -281,11 +282,11 @@ impl Client {
         // nobody writes to its bytes until the pin is given up.
         unsafe { pinned.aim(ptr, len) };
         failpoint!("client.viewing");
-        Ok(Look::Object(pinned.into_region()?))
+        Ok(Look::Object(pinned.into_region()))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.
-    #[inline]
+    #[inline(always)]
     fn bytes_of(&self, object: &Object) -> Result<(NonNull<u8>, usize)> {
         let class = u16::try_from(object.class).ok().and_then(Class::from_index);
         let Some(class) = class.filter(|class| object.label.len <= class.capacity()) else {
@@ -355,7 +356,13 @@ impl Client {
     }
 
     /// Makes a filled lease the object of a declared key.
-    pub(crate) fn bind(self: &Arc<Self>, declared: Id, format: Format, lease: Lease, len: u64) -> Result<Result<(), Unbound>> {
+    pub(crate) fn bind(
+        self: &Arc<Self>,
+        declared: Id,
+        format: Format,
+        lease: Lease,
+        len: u64,
+    ) -> Result<Result<(), Unbound>> {
         if !self.knows(declared.slot) {
             return Ok(Err(Unbound::Missing));
         }
@@ -603,7 +610,8 @@ fn wrong_len(len: u64) -> Error {
 
 #[cold]
 fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}")).with_connector("shm")
+    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}"))
+        .with_connector("shm")
 }
 
 /// Memory is populated in pieces of this size.

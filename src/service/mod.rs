@@ -4,7 +4,10 @@ pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[expect(unsafe_code, reason = "what a child does between fork and exec")]
 pub(crate) mod keeper;
+#[expect(unsafe_code, reason = "a descriptor inherited by its number")]
+pub(crate) mod link;
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
 pub(crate) mod locator;
@@ -12,10 +15,16 @@ pub(crate) mod machine;
 pub(crate) mod message;
 pub(crate) mod namespace;
 pub(crate) mod server;
+mod served;
+#[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]
+mod signals;
 pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+pub use keeper::{ServeOptions, serve};
+pub use served::serve_supervised;
+pub use link::FLAG as KEEPER_FLAG;
 #[doc(hidden)]
 pub use message::check_packet;
 pub use machine::Machine;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::directory::Directory;
-use super::keeper::Link;
+use super::link::{Link, Order};
 use super::lock::{Held, LockFile};
 use super::message::{Reply, Request};
 use super::wire::{Peer, Received, Sent, Socket};
@@ -131,10 +131,8 @@ impl Server {
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
         if let Some(keeper) = &keeper {
-            keeper.keep_ctl(memory.instance(), memory.ctl())?;
-            for (index, segment) in memory.segments() {
-                keeper.keep_segment(*index, segment)?;
-            }
+            let ctl = memory.ctl();
+            keeper.keep_ctl(ctl.as_fd(), memory.instance(), ctl.len() as u64)?;
         }
         memory.prefault(prefault)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("serve"))?;
@@ -163,6 +161,9 @@ impl Server {
         };
         server.watch(&server.listener, Event::Listener)?;
         server.watch(&*server.stop.0, Event::Stop)?;
+        if let Some(keeper) = &server.keeper {
+            server.watch(keeper, Event::Keeper)?;
+        }
         server.keep_all()?;
         server.adopt_clients();
         Ok(server)
@@ -186,7 +187,8 @@ impl Server {
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
             } else {
-                self.clients.insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+                self.clients
+                    .insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
             }
         }
     }
@@ -213,6 +215,12 @@ impl Server {
                         }
                         self.drain();
                     }
+                    Event::Keeper => match self.keeper.as_mut().map(Link::next) {
+                        Some(Ok(Some(Order::Drain))) => self.drain(),
+                        Some(Ok(None)) | None => {}
+                        // Also when the supervisor is gone: clients go on with the memory that they hold.
+                        Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
+                    },
                     Event::Connection(connection) => self.serve(connection),
                     Event::Death(index) => self.bury(index),
                 }
@@ -296,7 +304,9 @@ impl Server {
     fn answer(&mut self, number: u32, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         let request = match request {
-            Request::Hello { layout, reattach, segments } => return self.hello(number, layout, reattach, &segments, fds),
+            Request::Hello { layout, reattach, segments } => {
+                return self.hello(number, layout, reattach, &segments, fds);
+            }
             other => other,
         };
         let Some(index) = client else {
@@ -347,10 +357,20 @@ impl Server {
         Ok(())
     }
 
-    fn hello(&mut self, number: u32, layout: u64, reattach: Option<u64>, held: &[(u16, u64)], fds: Vec<OwnedFd>) -> Result<()> {
+    fn hello(
+        &mut self,
+        number: u32,
+        layout: u64,
+        reattach: Option<u64>,
+        held: &[(u16, u64)],
+        fds: Vec<OwnedFd>,
+    ) -> Result<()> {
         failpoint!("service.hello");
         if layout != Layout::VERSION {
-            let context = format!("the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job", Layout::VERSION);
+            let context = format!(
+                "the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job",
+                Layout::VERSION
+            );
             return Err(Error::new(ErrorKind::Incompatible, "open", context));
         }
         if self.draining.is_some() {
@@ -373,7 +393,13 @@ impl Server {
                             }
                         }
                     }
-                    _ => return Err(Error::new(ErrorKind::Stale, "open", "the service does not know this client any more")),
+                    _ => {
+                        return Err(Error::new(
+                            ErrorKind::Stale,
+                            "open",
+                            "the service does not know this client any more",
+                        ));
+                    }
                 }
                 self.adopt_segments(held, fds);
                 index
@@ -381,11 +407,16 @@ impl Server {
             None => {
                 let free = |index: &u32| !self.clients.contains_key(index);
                 let Some(index) = (0..Layout::SHARED.clients).find(free) else {
-                    return Err(Error::new(ErrorKind::NoSpace, "open", "the namespace has as many clients as it can have"));
+                    return Err(Error::new(
+                        ErrorKind::NoSpace,
+                        "open",
+                        "the namespace has as many clients as it can have",
+                    ));
                 };
                 let tag = self.next_tag << INDEX_BITS | u64::from(index);
                 self.next_tag += 1;
-                self.clients.insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
+                self.clients
+                    .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
                 index
             }
         };
@@ -403,7 +434,8 @@ impl Server {
             None => self.memory.page(tag)?,
             Some(_) => u32::MAX,
         };
-        let segments: Vec<(u16, u64)> = self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let segments: Vec<(u16, u64)> =
+            self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
         let welcome = Reply::Welcome {
             tag,
             index,
@@ -427,7 +459,9 @@ impl Server {
         for ((index, len), fd) in held.iter().zip(fds.into_iter().skip(1)) {
             if !self.memory.segments().contains_key(index) {
                 if let Ok(segment) = Segment::adopt(fd, *len as usize) {
-                    self.memory.adopt_segment(*index, segment);
+                    if self.memory.adopt_segment(*index, segment) {
+                        self.announce(&[*index]);
+                    }
                 }
             }
         }
@@ -506,7 +540,7 @@ impl Server {
         for index in added {
             let Some(segment) = self.memory.segments().get(index) else { continue };
             if let Some(keeper) = &self.keeper {
-                if let Err(error) = keeper.keep_segment(*index, segment) {
+                if let Err(error) = keeper.keep_segment(*index, segment.as_fd(), segment.len() as u64) {
                     eprintln!("proxystore: warning: the supervisor does not take segment {index}: {error}");
                 }
             }
@@ -524,7 +558,7 @@ impl Server {
     fn keep_all(&mut self) -> Result<()> {
         if let Some(keeper) = &self.keeper {
             for (index, segment) in self.memory.segments() {
-                keeper.keep_segment(*index, segment)?;
+                keeper.keep_segment(*index, segment.as_fd(), segment.len() as u64)?;
             }
             keeper.ready()?;
         }
@@ -644,6 +678,7 @@ impl Server {
 enum Event {
     Listener,
     Stop,
+    Keeper,
     Connection(u32),
     Death(u32),
 }
@@ -653,6 +688,7 @@ impl Event {
         match self {
             Self::Listener => 0,
             Self::Stop => 1,
+            Self::Keeper => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(index) => 3 << 32 | u64::from(*index),
         }
@@ -661,6 +697,7 @@ impl Event {
     fn of(number: u64) -> Self {
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
+            (0, 2) => Self::Keeper,
             (2, connection) => Self::Connection(connection),
             (3, index) => Self::Death(index),
             _ => Self::Stop,

@@ -178,6 +178,7 @@ impl<M: Mem> Table<M> {
     }
 
     /// The address of a pin cell's word, for views that give it up by themselves.
+    #[inline]
     pub(crate) fn cell_word(&self, cell: u32) -> &AtomicU64 {
         self.cell(cell)
     }
@@ -204,7 +205,7 @@ impl<M: Mem> Table<M> {
     }
 
     /// The words of a slot as they are, for the service and for lists; an object's only while it is pinned.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(&self, id: Id) -> Object {
         let load = |at| self.slot(id.slot, at).load(Relaxed);
         let meta = load(slot::META);
@@ -250,7 +251,7 @@ impl<M: Mem> Table<M> {
     /// Looks an object up and keeps its memory, by a pin cell of the caller's own that names nothing.
     ///
     /// The cell names the object's slot when, and only when, an object was found.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pin(&self, cell: u32, id: Id) -> Found {
         let state = self.point(cell, id.slot);
         if state == State::Live.word(id.generation) {
@@ -283,7 +284,7 @@ impl<M: Mem> Table<M> {
     }
 
     /// Names a slot in a cell, and only then looks at its state.
-    #[inline]
+    #[inline(always)]
     fn point(&self, cell: u32, slot: u32) -> u64 {
         self.cell(cell).store(u64::from(slot) + 1, Relaxed);
         // SYNC POINT: `pinned`. Either the service's scan sees the cell, or this load sees DYING: the two fences are in one

@@ -18,6 +18,7 @@ mod object;
 mod output;
 mod progress;
 mod put;
+mod serve;
 mod stat;
 mod top;
 
@@ -38,6 +39,7 @@ enum Command {
     Get(get::Get),
     Exists(exists::Exists),
     Evict(evict::Evict),
+    Serve(serve::Serve),
     Ls(ls::Ls),
     Stat(stat::Stat),
     Top(top::Top),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Exists(exists) => exists.run(),
         Command::Evict(evict) => evict.run(),
+        Command::Serve(serve) => serve.run(),
         Command::Ls(ls) => ls.run(),
         Command::Stat(stat) => stat.run(),
         Command::Top(top) => top.run(),
@@ -86,6 +89,7 @@ Examples:
   proxystore get \"$token\" -o copy.bin      read it, in another process or on another node
   tar c run42 | proxystore put -           store what a pipe brings
   proxystore evict \"$token\"                remove it
+  proxystore serve &                       keep shared memory while the programs come and go
   proxystore ls                            what lies in shared memory; stat, top: who has it
   proxystore info                          limits, connectors, every PROXYSTORE_* variable
   proxystore bench --connector shm         latency and bandwidth beside memcpy

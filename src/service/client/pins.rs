@@ -160,9 +160,9 @@ impl Pinned {
         (self.ptr, self.len) = (ptr, len);
     }
 
-    #[inline]
-    pub(super) fn into_region(self) -> Result<Region> {
-        Region::from_owner(self)
+    #[inline(always)]
+    pub(super) fn into_region(self) -> Region {
+        Region::from_aligned(self)
     }
 }
 

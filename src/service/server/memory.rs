@@ -129,7 +129,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens: Vec<(u16, u64)> = self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let lens = self.known_segments();
         let count = self.table.slots();
         let mut occupied = Vec::new();
         let mut lost = Vec::new();
@@ -214,14 +214,22 @@ impl Memory {
     ///
     /// # Errors
     /// `NoSpace` with the numbers when there is not even one.
-    pub(super) fn lease(&mut self, owner: u64, class: Class, count: u32, request: u64, effort: Effort) -> Result<(Vec<u32>, Vec<u16>)> {
+    pub(super) fn lease(
+        &mut self,
+        owner: u64,
+        class: Class,
+        count: u32,
+        request: u64,
+        effort: Effort,
+    ) -> Result<(Vec<u32>, Vec<u16>)> {
         failpoint!("service.lease.begin");
         let mut leased = Vec::with_capacity(count as usize);
         let mut added = Vec::new();
         while leased.len() < count as usize {
             // What is asked for in addition to the first is worth no effort when it is large.
             let effort = if leased.is_empty() || class.capacity() <= SMALL { effort } else { Effort::Free };
-            let place = if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
+            let place =
+                if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
             let slot = place.and_then(|place| match self.free_slot() {
                 Ok(slot) => Ok((place, slot)),
                 Err(error) => {
@@ -311,7 +319,7 @@ impl Memory {
         if needed > left {
             return Ok(None);
         }
-        let index = self.segments.keys().next_back().map_or(0, |last| last + 1);
+        let index = self.known_segments().last().map_or(0, |(last, _)| last + 1);
         if usize::from(index) >= MAX_SEGMENTS {
             return Ok(None);
         }
@@ -420,10 +428,24 @@ impl Memory {
     }
 
     /// A segment of this memory that only a client had.
-    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) {
-        if self.table.segment(index, 0).load(Acquire) == segment.len() as u64 {
+    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        let known = u32::from(index) < self.table.layout().segments
+            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
+        if known {
             self.segments.insert(index, segment);
         }
+        known
+    }
+
+    /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
+    fn known_segments(&self) -> Vec<(u16, u64)> {
+        (0..MAX_SEGMENTS as u16)
+            .filter_map(|index| {
+                let named = self.table.segment(index, 0).load(Acquire);
+                let len = self.segments.get(&index).map_or(named, |segment| segment.len() as u64);
+                (len != 0 && len % 4096 == 0 && len <= LARGEST_SEGMENT).then_some((index, len))
+            })
+            .collect()
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -479,7 +501,8 @@ impl Memory {
             failpoint!("service.reclaim.begin");
             let pinned = self.pinned_slots();
             failpoint!("service.reclaim.scanned");
-            let (busy, unused): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
+            let (busy, unused): (Vec<u32>, Vec<u32>) =
+                std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
@@ -635,7 +658,10 @@ impl Memory {
         for (slot, held) in self.slots.iter().enumerate() {
             let slot = slot as u32;
             let id = Id { slot, generation: held.generation };
-            if held.class != NO_MEMORY && self.table.state(slot) == Some((id.generation, State::Live)) && !pinned.contains(&slot) {
+            if held.class != NO_MEMORY
+                && self.table.state(slot) == Some((id.generation, State::Live))
+                && !pinned.contains(&slot)
+            {
                 candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
             }
         }
@@ -738,6 +764,9 @@ pub(super) fn mib(bytes: u64) -> String {
 
 /// The class of declared keys and empty objects.
 const NO_MEMORY: Class = Class::EMPTY;
+
+/// No machine has more.
+const LARGEST_SEGMENT: u64 = 1 << 44;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;
