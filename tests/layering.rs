@@ -22,10 +22,12 @@ const UNSAFE: &[&str] = &[
     "shm::futex",
     "shm::mapped",
     "shm::segment",
+    "shm::table::bytes",
 ];
 
 /// Cargo features that are no connectors.
-const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
+const OTHER_FEATURES: &[&str] =
+    &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
 
 #[test]
 fn modules_point_one_way() {

@@ -129,7 +129,8 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens: Vec<(u16, u64)> = self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let lens: Vec<(u16, u64)> =
+            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
         let count = self.table.slots();
         let mut occupied = Vec::new();
         let mut lost = Vec::new();
@@ -214,14 +215,22 @@ impl Memory {
     ///
     /// # Errors
     /// `NoSpace` with the numbers when there is not even one.
-    pub(super) fn lease(&mut self, owner: u64, class: Class, count: u32, request: u64, effort: Effort) -> Result<(Vec<u32>, Vec<u16>)> {
+    pub(super) fn lease(
+        &mut self,
+        owner: u64,
+        class: Class,
+        count: u32,
+        request: u64,
+        effort: Effort,
+    ) -> Result<(Vec<u32>, Vec<u16>)> {
         failpoint!("service.lease.begin");
         let mut leased = Vec::with_capacity(count as usize);
         let mut added = Vec::new();
         while leased.len() < count as usize {
             // What is asked for in addition to the first is worth no effort when it is large.
             let effort = if leased.is_empty() || class.capacity() <= SMALL { effort } else { Effort::Free };
-            let place = if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
+            let place =
+                if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
             let slot = place.and_then(|place| match self.free_slot() {
                 Ok(slot) => Ok((place, slot)),
                 Err(error) => {
@@ -479,7 +488,8 @@ impl Memory {
             failpoint!("service.reclaim.begin");
             let pinned = self.pinned_slots();
             failpoint!("service.reclaim.scanned");
-            let (busy, unused): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
+            let (busy, unused): (Vec<u32>, Vec<u32>) =
+                std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
@@ -635,7 +645,10 @@ impl Memory {
         for (slot, held) in self.slots.iter().enumerate() {
             let slot = slot as u32;
             let id = Id { slot, generation: held.generation };
-            if held.class != NO_MEMORY && self.table.state(slot) == Some((id.generation, State::Live)) && !pinned.contains(&slot) {
+            if held.class != NO_MEMORY
+                && self.table.state(slot) == Some((id.generation, State::Live))
+                && !pinned.contains(&slot)
+            {
                 candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
             }
         }
