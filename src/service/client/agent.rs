@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::pending::{Completer, Pending};
 use crate::service::message::{Reply, Request, kind_of};
 use crate::service::stats::ServiceStats;
 use crate::service::wire::{Received, Sent, Socket};
+use crate::shm::awake::Awake;
 use crate::shm::class::Class;
 use crate::shm::segment::Segment;
 use crate::sync::lock;
@@ -47,15 +48,14 @@ struct Open {
 /// Wakes the agent.
 pub(super) struct Doorbell {
     fd: OwnedFd,
-    /// The agent will look again by itself.
-    awake: AtomicBool,
+    awake: Awake,
 }
 
 impl Doorbell {
     pub(super) fn new() -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("open", "an eventfd", errno.into()))?;
-        Ok(Self { fd, awake: AtomicBool::new(false) })
+        Ok(Self { fd, awake: Awake::default() })
     }
 
     pub(super) fn ring(&self) {
@@ -64,9 +64,7 @@ impl Doorbell {
 
     #[inline]
     pub(super) fn ring_unless_awake(&self) {
-        // SYNC POINT: `sleep`. Either this sees it asleep, or it sees what was pushed before.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        if !self.awake.load(Relaxed) && !self.awake.swap(true, AcqRel) {
+        if self.awake.must_wake() {
             self.ring();
         }
     }
@@ -204,15 +202,10 @@ impl Client {
             PollFd::from_borrowed_fd(self.doorbell.fd.as_fd(), PollFlags::IN),
         ];
         // While objects are evicted all the time it looks every millisecond, and nobody has to ring.
-        if self.doorbell.awake.load(Relaxed) {
+        if self.doorbell.awake.is_awake() {
             let soon = LINGER.try_into().ok();
             if let Ok(0) = poll(&mut fds, soon.as_ref()) {
-                self.doorbell.awake.store(false, Release);
-                // SYNC POINT: `ring_unless_awake`.
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-                if !self.retired.is_empty() {
-                    self.doorbell.awake.store(true, Release);
-                }
+                self.doorbell.awake.falls_asleep(|| !self.retired.is_empty());
                 return false;
             }
         } else if poll(&mut fds, None).is_err() {
