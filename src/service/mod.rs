@@ -29,10 +29,10 @@ pub(crate) mod wire;
 #[doc(hidden)]
 pub use crate::failpoint::NAMES;
 pub use keeper::{ServeOptions, serve};
-pub use served::serve_supervised;
 pub use link::FLAG as KEEPER_FLAG;
+pub use machine::Machine;
 #[doc(hidden)]
 pub use message::check_packet;
-pub use machine::Machine;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
+pub use served::serve_supervised;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};
