@@ -34,7 +34,7 @@ pub const VARIABLES: &[Variable] = &[
 
 const STORE: Variable = Variable {
     name: "PROXYSTORE_STORE",
-    default: "file:// in $TMPDIR/proxystore-UID",
+    default: DEFAULT_STORE,
     doc: "URL of the store that Store::open_default and the program use",
 };
 const TIMEOUT: Variable = Variable {
@@ -96,10 +96,13 @@ pub(crate) fn warn_of_unknown() {
     });
 }
 
-/// URL of the default store.
-pub(crate) fn store() -> Option<String> {
-    STORE.value().filter(|url| !url.is_empty())
+/// URL of the store that [`Store::open_default`](crate::Store::open_default) opens: `PROXYSTORE_STORE`, else the memory of this
+/// node, else, in builds without the feature `shm`, a directory.
+pub fn default_store() -> String {
+    STORE.value().filter(|url| !url.is_empty()).unwrap_or_else(|| DEFAULT_STORE.to_owned())
 }
+
+const DEFAULT_STORE: &str = if cfg!(all(feature = "shm", not(loom))) { "shm://" } else { "file://" };
 
 /// Deadline of operations whose store sets none.
 pub(crate) fn timeout() -> Duration {

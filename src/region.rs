@@ -49,6 +49,14 @@ impl Region {
         Self::try_from(Bytes::from_owner(owner))
     }
 
+    /// As [`from_owner`](Self::from_owner), for memory that is known to be aligned.
+    #[cfg(all(feature = "shm", not(loom)))]
+    #[inline(always)]
+    pub(crate) fn from_aligned(owner: impl AsRef<[u8]> + Send + 'static) -> Self {
+        debug_assert!(owner.as_ref().as_ptr().addr() % ALIGNMENT == 0);
+        Self(Bytes::from_owner(owner))
+    }
+
     /// Copies `bytes` into fresh aligned memory.
     ///
     /// # Cost
@@ -89,6 +97,7 @@ impl TryFrom<Bytes> for Region {
     ///
     /// # Errors
     /// `Invalid` when they are not aligned to [`ALIGNMENT`] bytes; [`Region::copy_from_slice`] helps then.
+    #[inline]
     fn try_from(bytes: Bytes) -> Result<Self> {
         if bytes.is_empty() || bytes.as_ptr().addr() % ALIGNMENT == 0 {
             Ok(Self(bytes))
@@ -258,8 +267,11 @@ impl RegionMut {
     pub fn initialize(&mut self) -> &mut [u8] {
         let capacity = self.memory.capacity();
         let known = self.initialized.max(self.len);
-        // SAFETY: `known <= capacity`, so the range lies in our memory; see `spare_capacity_mut`.
-        unsafe { self.memory.as_ptr().as_ptr().add(known).write_bytes(0, capacity - known) };
+        // Not for nothing: a memset of no bytes is a masked store, which takes 100 ns where the page is not there.
+        if known < capacity {
+            // SAFETY: `known <= capacity`, so the range lies in our memory; see `spare_capacity_mut`.
+            unsafe { self.memory.as_ptr().as_ptr().add(known).write_bytes(0, capacity - known) };
+        }
         (self.initialized, self.len) = (capacity, capacity);
         // SAFETY: all bytes hold values now, and `&mut self` keeps them exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().as_ptr(), capacity) }

@@ -87,7 +87,7 @@ impl Store {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_default() -> Result<Self> {
-        Self::open(environment::store().as_deref().unwrap_or("file://"))
+        Self::open(&environment::default_store())
     }
 
     /// Opens the store of a configuration, or returns the one that this process has.

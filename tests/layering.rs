@@ -17,15 +17,20 @@ const UNSAFE: &[&str] = &[
     "process",
     "region",
     "service::client",
+    "service::keeper",
+    "service::link",
     "service::lock",
+    "service::signals",
     "service::wire",
     "shm::futex",
     "shm::mapped",
     "shm::segment",
+    "shm::table::bytes",
 ];
 
 /// Cargo features that are no connectors.
-const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
+const OTHER_FEATURES: &[&str] =
+    &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
 
 #[test]
 fn modules_point_one_way() {

@@ -13,6 +13,8 @@ use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Memory, Region, RegionMut};
 use crate::service::client::{Arrival, Client, Lease, Look, Options};
+use crate::service::default_namespace;
+use crate::service::locator::{self, SCHEME};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 /// Keeps objects in memory that all processes of one user and namespace on this node map.
@@ -77,13 +79,12 @@ impl ShmConnector {
         if let Some(displace) = displace {
             canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
         }
-        let mut locator = [0; LOCATOR];
-        locator[..8].copy_from_slice(&client.instance().to_le_bytes());
-        let template = Key::new(SCHEME, &locator, 0, Format::RAW)?;
+        let nothing = Id { slot: 0, generation: 0 };
+        let template = locator::key(client.instance(), nothing, 0, Format::RAW)?;
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_open(&self, op: &'static str) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, op, "").with_connector(SCHEME));
@@ -92,27 +93,21 @@ impl ShmConnector {
     }
 
     /// The object that a key of this memory names.
-    #[inline]
+    #[inline(always)]
     fn id(&self, op: &'static str, key: &Key) -> Result<Id> {
         self.check_open(op)?;
         if !key.has_scheme_of(&self.template) {
             self.check_scheme(op, key)?;
         }
-        let Ok(locator) = <&[u8; LOCATOR]>::try_from(key.locator()) else {
+        let Some((instance, id)) = locator::parse(key.locator()) else {
             return Err(bad_locator(op));
         };
-        let (instance, rest) = locator.split_at(8);
-        if number(instance) != self.client.instance() {
+        if instance != self.client.instance() {
             let context = "the object lies in another namespace, or in memory that ended with all its processes; \
                            `proxystore serve` keeps memory between job steps";
             return Err(Error::new(ErrorKind::ForeignKey, op, context).with_connector(SCHEME));
         }
-        let (slot, generation) = rest.split_at(4);
-        let generation = number(generation);
-        if generation >> Id::GENERATION_BITS != 0 {
-            return Err(bad_locator(op));
-        }
-        Ok(Id { slot: number(slot) as u32, generation })
+        Ok(id)
     }
 
     #[inline]
@@ -141,7 +136,9 @@ impl ShmConnector {
         bytes::BufMut::put_slice(&mut region, bytes);
         match region.into_memory::<Cell>() {
             Ok((cell, len)) => Ok((cell.lease, len as u64)),
-            Err(_) => Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME)),
+            Err(_) => {
+                Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME))
+            }
         }
     }
 
@@ -157,7 +154,6 @@ impl ShmConnector {
         let id = lease.publish(self.label(len, format, options));
         Ok(self.key(id, len, format))
     }
-
 }
 
 impl Connector for ShmConnector {
@@ -195,11 +191,15 @@ impl Connector for ShmConnector {
 
     #[inline]
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
-        let get = || {
-            let id = self.id("get", key)?;
-            Ok(region_of(self.client.get(id, known_len(key))?))
+        let id = match self.id("get", key) {
+            Ok(id) => id,
+            Err(error) => return Pending::ready(Err(error)),
         };
-        Pending::ready(get())
+        match self.client.get(id, known_len(key)) {
+            Ok(Look::Object(region)) => Pending::ready(Ok(Some(region))),
+            Ok(Look::Declared | Look::Missing) => Pending::ready(Ok(None)),
+            Err(error) => Pending::ready(Err(error)),
+        }
     }
 
     fn exists(&self, key: &Key) -> Pending<bool> {
@@ -319,27 +319,6 @@ fn known_len(key: &Key) -> Option<u64> {
 fn bad_locator(op: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, op, "the locator is not one of a shared-memory store").with_connector(SCHEME)
 }
-
-/// Little-endian.
-#[inline]
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// The namespace of a job, so that jobs of one user on one node do not see each other's objects.
-fn default_namespace() -> String {
-    match std::env::var("SLURM_JOB_ID") {
-        Ok(job) if !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
-            format!("slurm-{job}")
-        }
-        _ => "default".to_owned(),
-    }
-}
-
-const SCHEME: &str = "shm";
-
-/// Instance of the memory, slot, generation.
-const LOCATOR: usize = 8 + 4 + 8;
 
 const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::ZERO_COPY_PUT)

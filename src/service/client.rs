@@ -9,7 +9,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
@@ -38,9 +38,11 @@ mod arrival;
 mod attach;
 mod lease;
 mod pins;
+mod walk;
 
 pub(crate) use arrival::Arrival;
 pub(crate) use lease::Lease;
+pub(crate) use walk::Seen;
 
 use agent::{Doorbell, Requests};
 use lease::Pool;
@@ -92,6 +94,9 @@ pub(crate) struct Client {
     member: Mutex<Option<lock::Held>>,
 }
 
+/// Where a namespace's attachment is, or is being made.
+type Attached = Arc<Mutex<Option<Arc<Client>>>>;
+
 /// A data segment; mapped when first needed, once for life, for each of two purposes.
 struct Held {
     segment: Segment,
@@ -111,22 +116,30 @@ impl Client {
     /// `Unavailable` when the service does not answer, `Config` for options that differ from the first process's,
     /// `Permission`, `Incompatible`, `NoSpace`.
     pub(crate) fn attach(options: &Options) -> Result<Arc<Self>> {
-        static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
         let directory = Directory::open(&options.namespace)?;
         let path = directory.path().to_string_lossy().into_owned();
-        let mut clients = locked(CLIENTS.get(Mutex::default));
-        clients.retain(|_, client| !client.is_lost());
-        let client = match clients.get(&path) {
+        // Attaching to one namespace holds up no other.
+        let place = Arc::clone(Self::all().entry(path).or_default());
+        let mut attached = locked(&place);
+        let client = match attached.as_ref().filter(|client| !client.is_lost()) {
             Some(client) => Arc::clone(client),
-            None => {
-                let client = attach::attach(options, directory)?;
-                clients.insert(path, Arc::clone(&client));
-                client
-            }
+            None => Arc::clone(attached.insert(attach::attach(options, directory)?)),
         };
-        drop(clients);
+        drop(attached);
         client.check_options(options)?;
         Ok(client)
+    }
+
+    /// The attachments of this process, by directory.
+    fn all() -> MutexGuard<'static, HashMap<String, Attached>> {
+        static CLIENTS: PerProcess<Mutex<HashMap<String, Attached>>> = PerProcess::new();
+        locked(CLIENTS.get(Mutex::default))
+    }
+
+    /// Ends all attachments of this process in order.
+    pub(crate) fn leave_all() {
+        let clients = std::mem::take(&mut *Self::all());
+        clients.into_values().filter_map(|place| locked(&place).take()).for_each(|client| client.leave());
     }
 
     fn check_options(&self, options: &Options) -> Result<()> {
@@ -159,6 +172,7 @@ impl Client {
         self.host.load(Relaxed)
     }
 
+    #[inline]
     fn stamps(&self) -> bool {
         self.table.header(word::POLICY).load(Relaxed) & policy::STAMP != 0
     }
@@ -168,7 +182,7 @@ impl Client {
     }
 
     /// Refuses a handle that came through fork, or whose service is gone for good.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         if process::generation() != self.generation {
             let context = "this handle was opened before fork; open the store again in the child";
@@ -210,7 +224,7 @@ impl Client {
     ///
     /// # Errors
     /// `Corrupt` for one of another length, or whose slot makes no sense; `NoSpace` without pin cells.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
@@ -251,7 +265,7 @@ impl Client {
         Ok(look)
     }
 
-    #[inline]
+    #[inline(always)]
     fn view(&self, object: &Object, len: Option<u64>, mut pinned: Pinned) -> Result<Look> {
         let label = &object.label;
         if len.is_some_and(|len| len != label.len) {
@@ -268,11 +282,11 @@ impl Client {
         // nobody writes to its bytes until the pin is given up.
         unsafe { pinned.aim(ptr, len) };
         failpoint!("client.viewing");
-        Ok(Look::Object(pinned.into_region()?))
+        Ok(Look::Object(pinned.into_region()))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.
-    #[inline]
+    #[inline(always)]
     fn bytes_of(&self, object: &Object) -> Result<(NonNull<u8>, usize)> {
         let class = u16::try_from(object.class).ok().and_then(Class::from_index);
         let Some(class) = class.filter(|class| object.label.len <= class.capacity()) else {
@@ -342,7 +356,13 @@ impl Client {
     }
 
     /// Makes a filled lease the object of a declared key.
-    pub(crate) fn bind(self: &Arc<Self>, declared: Id, format: Format, lease: Lease, len: u64) -> Result<Result<(), Unbound>> {
+    pub(crate) fn bind(
+        self: &Arc<Self>,
+        declared: Id,
+        format: Format,
+        lease: Lease,
+        len: u64,
+    ) -> Result<Result<(), Unbound>> {
         if !self.knows(declared.slot) {
             return Ok(Err(Unbound::Missing));
         }
@@ -590,7 +610,8 @@ fn wrong_len(len: u64) -> Error {
 
 #[cold]
 fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}")).with_connector("shm")
+    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}"))
+        .with_connector("shm")
 }
 
 /// Memory is populated in pieces of this size.

@@ -196,11 +196,19 @@ impl Directory {
 }
 
 /// The directory of all namespaces; made where it is missing, if `make`.
-fn root(make: bool) -> Result<PathBuf> {
-    let make_one = |path: &Path| if make { make_private(path) } else { Ok(()) };
+pub(super) fn root(make: bool) -> Result<PathBuf> {
+    let make_one = |path: &Path| match make {
+        true => make_private(path),
+        false => verify(path).or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) }),
+    };
+    // The directory where a process works may change, and is not that of others.
+    let absolute = |path: PathBuf| {
+        std::path::absolute(&path).map_err(|error| Error::io("open", path.display().to_string(), error))
+    };
     if let Some(path) = environment::runtime_dir() {
+        let path = absolute(path)?;
         if make {
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            if let Some(parent) = path.parent() {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
                 made.map_err(|error| Error::io("open", parent.display().to_string(), error))?;
             }
@@ -216,7 +224,7 @@ fn root(make: bool) -> Result<PathBuf> {
         return Ok(path);
     }
     // Shared with the default of file stores, whose names are their own: hence one step further down.
-    let shared = std::env::temp_dir().join(format!("proxystore-{}", geteuid().as_raw()));
+    let shared = absolute(std::env::temp_dir())?.join(format!("proxystore-{}", geteuid().as_raw()));
     make_one(&shared)?;
     let path = shared.join("shm");
     make_one(&path)?;
@@ -320,8 +328,12 @@ const NETWORK: &[u32] = &[
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::env;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::process::{Command, Stdio};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -426,6 +438,119 @@ mod tests {
         drop(directory.try_host().unwrap().unwrap());
         assert!(directory.host_lock().exists());
         assert!(directory.remove().unwrap());
+    }
+
+    /// This test program again, in `test`.
+    fn this_program(test: &str) -> Command {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args([&format!("service::directory::tests::{test}"), "--exact", "--ignored", "--nocapture"]);
+        for name in [RUNTIME_DIR, "XDG_RUNTIME_DIR", "TMPDIR"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    #[test]
+    #[ignore = "no test: another process of the tests here"]
+    fn opens_a_namespace() {
+        if env::var_os("DIRECTORY_TEST").is_none() {
+            return;
+        }
+        assert!(Directory::find("job-1").unwrap().is_none());
+        assert!(Directory::namespaces().unwrap().is_empty());
+        match Directory::open("job-1") {
+            Ok(directory) => {
+                assert_eq!(Directory::find("job-1").unwrap().as_ref(), Some(&directory));
+                assert_eq!(Directory::namespaces().unwrap(), ["job-1"]);
+                println!("opened: {}", directory.path().display());
+            }
+            Err(error) => println!("opened: {error}"),
+        }
+    }
+
+    #[test]
+    fn places() {
+        let root = root();
+        let place = |variables: &[(&str, PathBuf)]| {
+            let mut command = this_program("opens_a_namespace");
+            command.env("DIRECTORY_TEST", "1").current_dir(root.path()).envs(variables.iter().map(|(a, b)| (a, b)));
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let opened = text.lines().find_map(|line| line.split_once("opened: ")).map(|(_, rest)| rest.to_owned());
+            let opened = opened.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
+            PathBuf::from(opened.replace(root.path().to_str().unwrap(), "ROOT"))
+        };
+        let own = format!("proxystore-{}", geteuid().as_raw());
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("t")).unwrap();
+        let temporary = Path::new("ROOT/t").join(&own).join("shm/job-1");
+        assert_eq!(place(&[("TMPDIR", at("t"))]), temporary);
+        fs::remove_dir_all(at("t").join(&own)).unwrap();
+        // Made with its parents; relative to where the process works now.
+        assert_eq!(place(&[(RUNTIME_DIR, at("a/b/c"))]), Path::new("ROOT/a/b/c/job-1"));
+        assert_eq!(place(&[(RUNTIME_DIR, "r".into())]), Path::new("ROOT/r/job-1"));
+        make_private(&at("x")).unwrap();
+        let both = [("XDG_RUNTIME_DIR", at("x")), ("TMPDIR", at("t"))];
+        assert_eq!(place(&both), Path::new("ROOT/x/proxystore/job-1"));
+        // Not this user's alone, or not there: passed over.
+        fs::set_permissions(at("x"), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(place(&both), temporary);
+        fs::remove_dir_all(at("t").join(&own)).unwrap();
+        assert_eq!(place(&[("XDG_RUNTIME_DIR", at("none")), ("TMPDIR", at("t"))]), temporary);
+        fs::remove_dir_all(at("t").join(&own)).unwrap();
+        // Prepared by somebody else: refused, since anybody may make names there.
+        symlink("/tmp", at("t").join(&own)).unwrap();
+        let output =
+            this_program("opens_a_namespace").env("DIRECTORY_TEST", "1").env("TMPDIR", at("t")).output().unwrap();
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("permission denied"));
+    }
+
+    #[test]
+    #[ignore = "no test: another process of the tests here"]
+    fn sweeps() {
+        let Some(path) = env::var_os("DIRECTORY_TEST_SWEEP").map(PathBuf::from) else { return };
+        let directory = Directory { path };
+        let mut removed = 0;
+        loop {
+            make_private(&directory.path).unwrap();
+            removed += u32::from(directory.remove().unwrap());
+            println!("removed: {removed}");
+        }
+    }
+
+    #[test]
+    fn another_process_removes_nothing_from_who_comes() {
+        let root = root();
+        let directory = Directory::at(root.path(), "n").unwrap();
+        let mut command = this_program("sweeps");
+        let mut sweeper = command.env("DIRECTORY_TEST_SWEEP", directory.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(sweeper.stdout.take().unwrap()).lines();
+        while !lines.next().unwrap().unwrap().contains("removed: ") {}
+        let reader = std::thread::spawn(move || lines.map_while(Result::ok).last());
+        let mut turns = 0;
+        while turns < 300 {
+            let Some(_host) = directory.try_host().unwrap() else { continue };
+            fs::write(directory.socket(), "").unwrap();
+            // A sweep that lost the host's lock may hold this one for a moment.
+            let _member = loop {
+                match directory.try_member(1).unwrap() {
+                    Some(held) => break held,
+                    None => std::thread::yield_now(),
+                }
+            };
+            let identity = |path: PathBuf| path.metadata().map(|found| found.ino()).unwrap();
+            let (host, members) = (identity(directory.host_lock()), identity(directory.members()));
+            std::thread::sleep(Duration::from_micros(200));
+            assert_eq!((host, members), (identity(directory.host_lock()), identity(directory.members())));
+            assert!(directory.socket().exists());
+            assert!(LockFile::find(&directory.host_lock()).unwrap().unwrap().holder(0..1).unwrap().unwrap().is_own);
+            turns += 1;
+        }
+        assert!(sweeper.try_wait().unwrap().is_none(), "it runs");
+        sweeper.kill().unwrap();
+        sweeper.wait().unwrap();
+        println!("{:?}", reader.join().unwrap());
     }
 
     #[test]

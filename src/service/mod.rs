@@ -7,11 +7,20 @@ pub(crate) mod directory;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod inspect;
+#[expect(unsafe_code, reason = "what a child does between fork and exec")]
 pub(crate) mod keeper;
+#[expect(unsafe_code, reason = "a descriptor inherited by its number")]
+pub(crate) mod link;
 #[expect(unsafe_code, reason = "fcntl(2) on single bytes has no safe wrapper")]
 pub(crate) mod lock;
+pub(crate) mod locator;
+pub(crate) mod machine;
 pub(crate) mod message;
+pub(crate) mod namespace;
 pub(crate) mod server;
+mod served;
+#[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]
+mod signals;
 pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
@@ -19,6 +28,11 @@ pub(crate) mod wire;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use crate::failpoint::NAMES;
+pub use keeper::{ServeOptions, serve};
+pub use link::FLAG as KEEPER_FLAG;
+pub use machine::Machine;
 #[doc(hidden)]
 pub use message::check_packet;
+pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
+pub use served::serve_supervised;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use super::directory::Directory;
-use super::keeper::Link;
+use super::link::{Link, Order};
 use super::lock::{Held, LockFile};
 use super::message::{Reply, Request};
 use super::wire::{Peer, Received, Sent, Socket};
@@ -78,6 +78,8 @@ pub(crate) struct Server {
     starved: VecDeque<Starved>,
     stop: Stop,
     draining: Option<Instant>,
+    /// Until when nobody new is let in.
+    paused: Option<Instant>,
     grace: Duration,
     begun: Instant,
     ages: stats::Ages,
@@ -131,10 +133,8 @@ impl Server {
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
         if let Some(keeper) = &keeper {
-            keeper.keep_ctl(memory.instance(), memory.ctl())?;
-            for (index, segment) in memory.segments() {
-                keeper.keep_segment(*index, segment)?;
-            }
+            let ctl = memory.ctl();
+            keeper.keep_ctl(ctl.as_fd(), memory.instance(), ctl.len() as u64)?;
         }
         memory.prefault(prefault)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("serve"))?;
@@ -153,6 +153,7 @@ impl Server {
             starved: VecDeque::new(),
             stop,
             draining: None,
+            paused: None,
             grace: GRACE,
             begun: Instant::now(),
             ages: stats::Ages::default(),
@@ -163,6 +164,9 @@ impl Server {
         };
         server.watch(&server.listener, Event::Listener)?;
         server.watch(&*server.stop.0, Event::Stop)?;
+        if let Some(keeper) = &server.keeper {
+            server.watch(keeper, Event::Keeper)?;
+        }
         server.keep_all()?;
         server.adopt_clients();
         Ok(server)
@@ -186,7 +190,8 @@ impl Server {
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
             } else {
-                self.clients.insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+                self.clients
+                    .insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
             }
         }
     }
@@ -213,6 +218,12 @@ impl Server {
                         }
                         self.drain();
                     }
+                    Event::Keeper => match self.keeper.as_mut().map(Link::next) {
+                        Some(Ok(Some(Order::Drain))) => self.drain(),
+                        Some(Ok(None)) | None => {}
+                        // Also when the supervisor is gone: clients go on with the memory that they hold.
+                        Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
+                    },
                     Event::Connection(connection) => self.serve(connection),
                     Event::Death(index) => self.bury(index),
                 }
@@ -227,6 +238,10 @@ impl Server {
                 self.ages.look(&self.memory);
             }
             self.poll_locks();
+            if self.paused.is_some_and(|until| Instant::now() >= until) {
+                self.paused = None;
+                self.watch(&self.listener, Event::Listener)?;
+            }
             let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
             if drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
@@ -241,7 +256,10 @@ impl Server {
             // Views of evicted objects end without a word.
             patience = patience.min(Duration::from_millis(100));
         }
-        if self.draining.is_some() || self.clients.values().any(|client| client.pidfd.is_none()) {
+        if self.draining.is_some()
+            || self.paused.is_some()
+            || self.clients.values().any(|client| client.pidfd.is_none())
+        {
             patience = patience.min(LOCK_POLL);
         }
         if !self.starved.is_empty() {
@@ -256,8 +274,18 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        // Out of descriptors: those who are here go on, the others try again.
-        while let Ok(Some(socket)) = self.listener.accept() {
+        loop {
+            let socket = match self.listener.accept() {
+                Ok(Some(socket)) => socket,
+                Ok(None) => return,
+                Err(_) => {
+                    // Out of descriptors: those who are here go on, and the others wait for a moment instead of keeping this
+                    // thread busy.
+                    let _ = epoll::delete(&self.epoll, &self.listener);
+                    self.paused = Some(Instant::now() + PAUSE);
+                    return;
+                }
+            };
             let Ok(peer) = socket.peer() else { continue };
             if peer.uid != rustix::process::geteuid().as_raw() {
                 self.refused += 1;
@@ -296,7 +324,9 @@ impl Server {
     fn answer(&mut self, number: u32, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         let request = match request {
-            Request::Hello { layout, reattach, segments } => return self.hello(number, layout, reattach, &segments, fds),
+            Request::Hello { layout, reattach, segments } => {
+                return self.hello(number, layout, reattach, &segments, fds);
+            }
             other => other,
         };
         let Some(index) = client else {
@@ -304,11 +334,16 @@ impl Server {
         };
         let Some(tag) = self.clients.get(&index).map(|client| client.tag) else { return Ok(()) };
         match request {
-            Request::Lease { id, class, count, urgent } => {
+            Request::Lease { id, class, count, urgent, again } => {
                 let Some(class) = Class::from_index(class) else {
                     return Err(Error::new(ErrorKind::Invalid, "reserve", "no such size class"));
                 };
-                self.lease(index, id, class, count.clamp(1, MOST_LEASES), urgent);
+                if let Some(slots) = again.then(|| self.memory.granted(tag, id)).filter(|slots| !slots.is_empty()) {
+                    // Granted before, by this service or a former one, and never heard of.
+                    self.send(number, &Reply::Leased { id, class: class.index() as u16, slots }, &[]);
+                } else {
+                    self.lease(index, id, class, count.clamp(1, MOST_LEASES), urgent);
+                }
             }
             Request::Return { slots } => {
                 if slots.is_empty() {
@@ -347,10 +382,20 @@ impl Server {
         Ok(())
     }
 
-    fn hello(&mut self, number: u32, layout: u64, reattach: Option<u64>, held: &[(u16, u64)], fds: Vec<OwnedFd>) -> Result<()> {
+    fn hello(
+        &mut self,
+        number: u32,
+        layout: u64,
+        reattach: Option<u64>,
+        held: &[(u16, u64)],
+        fds: Vec<OwnedFd>,
+    ) -> Result<()> {
         failpoint!("service.hello");
         if layout != Layout::VERSION {
-            let context = format!("the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job", Layout::VERSION);
+            let context = format!(
+                "the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job",
+                Layout::VERSION
+            );
             return Err(Error::new(ErrorKind::Incompatible, "open", context));
         }
         if self.draining.is_some() {
@@ -373,7 +418,13 @@ impl Server {
                             }
                         }
                     }
-                    _ => return Err(Error::new(ErrorKind::Stale, "open", "the service does not know this client any more")),
+                    _ => {
+                        return Err(Error::new(
+                            ErrorKind::Stale,
+                            "open",
+                            "the service does not know this client any more",
+                        ));
+                    }
                 }
                 self.adopt_segments(held, fds);
                 index
@@ -381,11 +432,16 @@ impl Server {
             None => {
                 let free = |index: &u32| !self.clients.contains_key(index);
                 let Some(index) = (0..Layout::SHARED.clients).find(free) else {
-                    return Err(Error::new(ErrorKind::NoSpace, "open", "the namespace has as many clients as it can have"));
+                    return Err(Error::new(
+                        ErrorKind::NoSpace,
+                        "open",
+                        "the namespace has as many clients as it can have",
+                    ));
                 };
                 let tag = self.next_tag << INDEX_BITS | u64::from(index);
                 self.next_tag += 1;
-                self.clients.insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
+                self.clients
+                    .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
                 index
             }
         };
@@ -403,7 +459,8 @@ impl Server {
             None => self.memory.page(tag)?,
             Some(_) => u32::MAX,
         };
-        let segments: Vec<(u16, u64)> = self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let segments: Vec<(u16, u64)> =
+            self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
         let welcome = Reply::Welcome {
             tag,
             index,
@@ -427,7 +484,9 @@ impl Server {
         for ((index, len), fd) in held.iter().zip(fds.into_iter().skip(1)) {
             if !self.memory.segments().contains_key(index) {
                 if let Ok(segment) = Segment::adopt(fd, *len as usize) {
-                    self.memory.adopt_segment(*index, segment);
+                    if self.memory.adopt_segment(*index, segment) {
+                        self.announce(&[*index]);
+                    }
                 }
             }
         }
@@ -441,23 +500,22 @@ impl Server {
             (false, true) => Effort::Grow,
             (false, false) => Effort::Free,
         };
-        if let Some(slots) = self.memory.granted(tag, id) {
-            // Granted before a restart, and never told.
-            return self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
-        }
         match self.memory.lease(tag, class, count, id, effort) {
             Ok((slots, added)) => {
                 self.announce(&added);
                 self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
                 failpoint!("service.lease.told");
             }
-            Err(error) if urgent => {
+            Err(_) if urgent => {
                 self.recall();
                 let until = Instant::now() + RECALL;
                 self.starved.push_back(Starved { client: index, id, class, count, until });
-                drop(error);
             }
-            Err(error) => self.reply(connection, &Reply::refuse(id, &error)),
+            // Nobody reads it.
+            Err(_) => {
+                let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
+                self.reply(connection, &Reply::refuse(id, &error));
+            }
         }
     }
 
@@ -496,7 +554,11 @@ impl Server {
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
                 Err(_) if Instant::now() < request.until && self.is_recalling() => self.starved.push_back(request),
-                Err(error) => self.reply(connection, &Reply::refuse(request.id, &error)),
+                Err(shortage) => {
+                    self.refused += 1;
+                    let error = self.memory.exhausted(&shortage);
+                    self.reply(connection, &Reply::refuse(request.id, &error));
+                }
             }
         }
     }
@@ -506,7 +568,7 @@ impl Server {
         for index in added {
             let Some(segment) = self.memory.segments().get(index) else { continue };
             if let Some(keeper) = &self.keeper {
-                if let Err(error) = keeper.keep_segment(*index, segment) {
+                if let Err(error) = keeper.keep_segment(*index, segment.as_fd(), segment.len() as u64) {
                     eprintln!("proxystore: warning: the supervisor does not take segment {index}: {error}");
                 }
             }
@@ -524,7 +586,7 @@ impl Server {
     fn keep_all(&mut self) -> Result<()> {
         if let Some(keeper) = &self.keeper {
             for (index, segment) in self.memory.segments() {
-                keeper.keep_segment(*index, segment)?;
+                keeper.keep_segment(*index, segment.as_fd(), segment.len() as u64)?;
             }
             keeper.ready()?;
         }
@@ -644,6 +706,7 @@ impl Server {
 enum Event {
     Listener,
     Stop,
+    Keeper,
     Connection(u32),
     Death(u32),
 }
@@ -653,6 +716,7 @@ impl Event {
         match self {
             Self::Listener => 0,
             Self::Stop => 1,
+            Self::Keeper => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(index) => 3 << 32 | u64::from(*index),
         }
@@ -661,6 +725,7 @@ impl Event {
     fn of(number: u64) -> Self {
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
+            (0, 2) => Self::Keeper,
             (2, connection) => Self::Connection(connection),
             (3, index) => Self::Death(index),
             _ => Self::Stop,
@@ -701,6 +766,9 @@ const RECALL: Duration = Duration::from_millis(200);
 
 /// How long clients have to leave when the service is told to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long nobody new is let in when descriptors ran out.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often record locks are looked at, where nothing better tells of a client's end.
 const LOCK_POLL: Duration = Duration::from_millis(50);

@@ -570,6 +570,55 @@ mod tests {
     }
 
     #[test]
+    fn without_descriptors_left() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["service::wire::tests::limited", "--exact", "--ignored", "--nocapture"])
+            .env("WIRE_TEST_LIMITED", "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("limited: done"), "{text}");
+    }
+
+    #[test]
+    #[ignore = "no test: a process of few descriptors for the tests here"]
+    fn limited() {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        if std::env::var_os("WIRE_TEST_LIMITED").is_none() {
+            return;
+        }
+        let (_root, directory) = directory(0);
+        let listener = Socket::listen(&directory).unwrap();
+        let client = Socket::connect(&directory).unwrap();
+        let (one, other) = Socket::pair().unwrap();
+        let (file, reader) = (tempfile::tempfile().unwrap(), rustix::pipe::pipe().unwrap());
+        let (reader, writer) = reader;
+        let fds = [writer.as_fd(), writer.as_fd(), file.as_fd(), file.as_fd()];
+        assert_eq!(one.send(b"four", &fds).unwrap(), Sent::Done);
+        assert_eq!(one.send(b"none", &[]).unwrap(), Sent::Done);
+        let free = File::open("/dev/null").unwrap().as_raw_fd() as u64;
+        let before = getrlimit(Resource::Nofile);
+        let limit =
+            |most| setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(most), ..before }).unwrap();
+        // Room for two of four.
+        limit(free + 2);
+        let mut buffer = Vec::new();
+        assert_eq!(other.recv(&mut buffer).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert!(received(&other, &mut buffer).is_empty());
+        assert_eq!(buffer, b"none");
+        drop(writer);
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0, "those that came were closed");
+        limit(free);
+        let (_a, _b) = (reader.try_clone(), reader.try_clone());
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::NoSpace);
+        limit(before.current.unwrap_or(1024));
+        let server = listener.accept().unwrap().expect("it stayed in the queue");
+        assert_eq!(client.send(b"x", &[]).unwrap(), Sent::Done);
+        assert!(received(&server, &mut buffer).is_empty());
+        println!("limited: done");
+    }
+
+    #[test]
     fn only_sockets_of_packets_are_taken_over() {
         let (one, other) = Socket::pair().unwrap();
         let one = Socket::from_descriptor(one.0).unwrap();

@@ -26,7 +26,8 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The one that processes share. A change is a change of [`VERSION`](Self::VERSION).
-    pub(crate) const SHARED: Self = Self { segments: 1024, clients: 4096, pages: 32768, cells: 512, slots: (1 << 24) - 1 };
+    pub(crate) const SHARED: Self =
+        Self { segments: 1024, clients: 4096, pages: 32768, cells: 512, slots: (1 << 24) - 1 };
 
     /// Version of layout and protocol: processes of different ones refuse each other.
     pub(crate) const VERSION: u64 = 1;
@@ -104,6 +105,8 @@ pub(crate) mod word {
     pub(crate) const EPOCH: usize = 8;
     /// Random; generations begin at what it makes of the slot's number.
     pub(crate) const SEED: usize = 16;
+    /// Most bytes of data segments.
+    pub(crate) const BUDGET: usize = 18;
     /// How often the service was rebuilt from the table.
     pub(crate) const REBUILDS: usize = 17;
 }

@@ -39,8 +39,8 @@ fn json_lines_have_the_promised_fields() {
         seen.push((value["connector"].as_str().unwrap().to_owned(), op, size));
     }
     let mut expected = Vec::new();
-    for connector in ["memory", "file"] {
-        for op in ["put", "get", "resolve", "rtt"] {
+    for connector in ["memory", "file", "shm"] {
+        for op in ["put", "reserve", "get", "exists", "resolve", "rtt"] {
             expected.extend([8, 65536, 100_000].map(|size| (connector.to_owned(), op.to_owned(), size)));
         }
     }

@@ -16,8 +16,17 @@ fn info_lists_every_variable_and_connector() {
     for row in connectors::TABLE {
         assert!(out.contains(row.summary) && out.contains(row.scheme), "{}", row.scheme);
     }
-    let heads =
-        ["Version", "Features", "Default store", "Connectors", "Native libraries", "Limits", "Launcher", "Environment"];
+    let heads = [
+        "Version",
+        "Features",
+        "Default store",
+        "Shared memory",
+        "Connectors",
+        "Native libraries",
+        "Limits",
+        "Launcher",
+        "Environment",
+    ];
     for head in heads {
         assert!(out.contains(&format!("# {head}\n")), "{head}");
     }
@@ -71,7 +80,7 @@ fn completions_for_every_shell() {
 #[test]
 fn help_and_version() {
     let room = Room::new();
-    for command in ["put", "get", "exists", "evict", "info", "bench", "completions"] {
+    for command in ["put", "get", "exists", "evict", "ls", "stat", "top", "gc", "info", "bench", "completions"] {
         let output = room.run(&[command, "--help"]);
         succeeded(&output);
         assert!(text(&output.stdout).contains(&format!("Usage: proxystore {command}")), "{command}");

@@ -17,11 +17,13 @@ use tempfile::TempDir;
 /// A directory for a test, with a store in it.
 struct Room {
     directory: TempDir,
+    /// Where the namespaces of this test meet.
+    runtime: TempDir,
 }
 
 impl Room {
     fn new() -> Self {
-        Self { directory: TempDir::new().unwrap() }
+        Self { directory: TempDir::new().unwrap(), runtime: TempDir::new().unwrap() }
     }
 
     fn path(&self) -> &Path {
@@ -45,7 +47,8 @@ impl Room {
                 command.env_remove(name);
             }
         }
-        command.env("PROXYSTORE_STORE", self.url()).env("TMPDIR", self.path()).args(arguments);
+        command.env("PROXYSTORE_STORE", self.url()).env("TMPDIR", self.path()).env_remove("SLURM_JOB_ID");
+        command.env("PROXYSTORE_RUNTIME_DIR", self.runtime.path()).env("PROXYSTORE_SHM_BYTES", "64MiB").args(arguments);
         command
     }
 

@@ -32,7 +32,10 @@ pub(crate) fn main(ledger: &'static Ledger, url: &str, number: usize) -> i32 {
         Ok(stats) => {
             let (least, most) = expected_slots(ledger);
             if stats.live.count < least {
-                ledger.violate(Count::Lost, format_args!("{} slots live, {least} to {most} are in the ledger", stats.live.count));
+                ledger.violate(
+                    Count::Lost,
+                    format_args!("{} slots live, {least} to {most} are in the ledger", stats.live.count),
+                );
             }
             if stats.live.count > most {
                 leak(format!("{} slots live, {least} to {most} are in the ledger", stats.live.count));
@@ -66,7 +69,10 @@ pub(crate) fn main(ledger: &'static Ledger, url: &str, number: usize) -> i32 {
         Ok(stats) => {
             let most = 2 * ledger.total(Count::Unacknowledged);
             if stats.live.count > most {
-                leak(format!("{} slots live after all was evicted; at most {most} puts were not acknowledged", stats.live.count));
+                leak(format!(
+                    "{} slots live after all was evicted; at most {most} puts were not acknowledged",
+                    stats.live.count
+                ));
             }
             let after = Footprint::now();
             if let Err(how) = after.fits(&before, stats.segments.len()) {
@@ -103,7 +109,10 @@ fn wrong(stats: &ServiceStats) -> Option<String> {
         return Some(format!("{} leases, of which {leased} are of those who live", stats.reserved.count));
     }
     if stats.slots_used != stats.live.count + stats.reserved.count + stats.dying.count {
-        return Some(format!("{} slots used, and {:?} {:?} {:?}", stats.slots_used, stats.live, stats.reserved, stats.dying));
+        return Some(format!(
+            "{} slots used, and {:?} {:?} {:?}",
+            stats.slots_used, stats.live, stats.reserved, stats.dying
+        ));
     }
     if stats.clients.len() != 1 {
         return Some(format!("clients that are not there: {:?}", stats.clients));
@@ -126,7 +135,9 @@ impl Footprint {
     pub(crate) fn now() -> Self {
         let names = |directory: &str| {
             let entries = std::fs::read_dir(directory).expect("/proc").flatten();
-            entries.map(|entry| std::fs::read_link(entry.path()).map_or(String::new(), |to| to.display().to_string())).collect()
+            entries
+                .map(|entry| std::fs::read_link(entry.path()).map_or(String::new(), |to| to.display().to_string()))
+                .collect()
         };
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         Self {
@@ -144,7 +155,9 @@ impl Footprint {
         // Control and segments for reading and writing, the control segment again for the service.
         let maps = 3 + 3 * segments;
         if self.descriptors.len() > descriptors || self.maps > maps || self.threads > before.threads + 4 {
-            return Err(format!("{segments} segments, at most {descriptors} descriptors and {maps} maps: {self:?}, before {before:?}"));
+            return Err(format!(
+                "{segments} segments, at most {descriptors} descriptors and {maps} maps: {self:?}, before {before:?}"
+            ));
         }
         Ok(())
     }

@@ -49,7 +49,8 @@ pub(crate) fn main(arguments: &[String]) -> i32 {
 pub(crate) fn inside(arguments: &[String]) -> i32 {
     namespace::prove();
     let seed = std::env::var("SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
+        let time =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
         time ^ u64::from(std::process::id()) << 32
     });
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -247,7 +248,9 @@ impl Director {
         unsafe { std::env::set_var("PROXYSTORE_RUNTIME_DIR", self.root.path()) };
         match inspect::sweep(NAMESPACE) {
             Ok(true) => {}
-            other => self.ledger.violate(Count::Leaked, format_args!("the directory is held by nobody, and is: {other:?}")),
+            other => {
+                self.ledger.violate(Count::Leaked, format_args!("the directory is held by nobody, and is: {other:?}"))
+            }
         }
         let left: Vec<PathBuf> =
             std::fs::read_dir(self.root.path()).expect("the directory").flatten().map(|entry| entry.path()).collect();
@@ -318,7 +321,9 @@ impl Director {
                 () if killed && child.killed => {}
                 () if killed && child.armed => self.hits += 1,
                 () if !respawn && status == 0 => {}
-                () => self.ledger.violate(Count::Died, format_args!("process {} ended with status {status:#x}", child.pid)),
+                () => self
+                    .ledger
+                    .violate(Count::Died, format_args!("process {} ended with status {status:#x}", child.pid)),
             }
             if respawn {
                 self.ledger.settle(at);
@@ -344,7 +349,10 @@ impl Director {
     /// Enough processes hold the memory that it survives the loss of one.
     fn may_lose_one(&self, at_least: usize) -> bool {
         let holders = self.children.iter().enumerate().filter(|(number, child)| {
-            !child.killed && !child.armed && child.stopped_until.is_none() && self.ledger.workers[*number].attached.load(Acquire) == 1
+            !child.killed
+                && !child.armed
+                && child.stopped_until.is_none()
+                && self.ledger.workers[*number].attached.load(Acquire) == 1
         });
         holders.count() >= at_least
     }
@@ -365,7 +373,9 @@ impl Director {
     }
 
     fn kill_unarmed_host_sometimes(&mut self) {
-        let wants_hosts = self.armed.is_some_and(|name| name.starts_with("service") || RARE.iter().any(|prefix| name.starts_with(prefix)));
+        let wants_hosts = self
+            .armed
+            .is_some_and(|name| name.starts_with("service") || RARE.iter().any(|prefix| name.starts_with(prefix)));
         if wants_hosts && self.last_host_kill.elapsed() >= self.plan.host_kill_every && self.may_lose_one(3) {
             if let Some(at) = self.host() {
                 let rebuilds = self.armed.is_some_and(|name| RARE.iter().any(|prefix| name.starts_with(prefix)));
@@ -452,7 +462,9 @@ fn wait(pid: i32, block: bool) -> Option<i32> {
 fn stacks(pid: i32) -> String {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return String::new() };
     let text = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let describe = |task: std::fs::DirEntry| format!("{} in {}", text(task.path().join("comm")), text(task.path().join("syscall")));
+    let describe = |task: std::fs::DirEntry| {
+        format!("{} in {}", text(task.path().join("comm")), text(task.path().join("syscall")))
+    };
     tasks.flatten().map(describe).collect::<Vec<_>>().join("; ")
 }
 

@@ -189,8 +189,7 @@ impl Entry {
     /// Key, seed and length, if the state has stayed the same meanwhile.
     pub(crate) fn read(&self, seen: u64) -> Option<(String, u64, usize)> {
         let len = self.key_len.load(Relaxed) as usize;
-        let mut bytes: Vec<u8> =
-            self.key.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).take(len).collect();
+        let mut bytes: Vec<u8> = self.key.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).take(len).collect();
         bytes.truncate(len);
         let (seed, object_len) = (self.seed.load(Relaxed), self.len.load(Relaxed) as usize);
         std::sync::atomic::fence(Acquire);

@@ -31,7 +31,15 @@ impl Worker {
                 ledger.workers[number].attached.store(1, Relaxed);
                 let mut random = Random(seed | 1);
                 let next_seed = random.next() << 8;
-                Some(Self { ledger, number, random, store: Arc::new(store), views: Vec::new(), gone: Vec::new(), next_seed })
+                Some(Self {
+                    ledger,
+                    number,
+                    random,
+                    store: Arc::new(store),
+                    views: Vec::new(),
+                    gone: Vec::new(),
+                    next_seed,
+                })
             }
             Err(error) => {
                 let what = if error.kind() == ErrorKind::Unavailable { Count::Unavailable } else { Count::OtherErrors };

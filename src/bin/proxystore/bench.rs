@@ -33,20 +33,25 @@ use timing::Plan;
 #[derive(Args)]
 #[command(after_help = "\
 Operations:
-  put      this process stores an object; reference: memcpy of as many bytes between warm buffers
+  put      this process stores an object through the connector, into memory used before; reference: memcpy into
+           buffers used in turn, for shm after the same pause in which the service takes evicted memory back
+  reserve  this process reserves memory for an object and commits it, writing no byte where the memory holds values
+           already; reference: the memcpy that this saves
   get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer
+  exists   this process asks for an object that is there; reference: memcpy
   resolve  as get, through a proxy made of token bytes, not cached
   rtt      put and send the token, the peer resolves it, puts a reply, sends that token, resolve;
            reference: the payload itself through a bare pipe, there and back
 
 Output:
-  MB/s is 10^6 bytes a second at the median; rtt counts both directions. The ratio is ours / reference: of the
+  MB/s is 10^6 bytes a second at the median; rtt counts both directions, and operations that move no byte count as if
+  they did. The ratio is ours / reference: of the
   median time below 64 KiB (lower is better), of MB/s from there on (higher is better). With --json, one object a
   line: connector, op, size, p50_us, p99_us, mb_s, ref, ref_p50_us, ref_mb_s, ratio, ratio_of.
 
 Examples:
   proxystore bench
-  proxystore bench --connector file:///dev/shm --op get --sizes 4KiB..256MiB
+  proxystore bench --connector shm --op put,reserve,get,exists --sizes 1KiB..256MiB
   proxystore bench --connector memory --sizes 8,4096,1MiB --json")]
 pub(crate) struct Bench {
     /// Scheme or store URL; may be given several times [default: every connector of this build]
@@ -72,7 +77,9 @@ pub(crate) struct Bench {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Op {
     Put,
+    Reserve,
     Get,
+    Exists,
     Resolve,
     Rtt,
     All,
@@ -85,7 +92,7 @@ impl Bench {
             true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
             false => self.connector.clone(),
         };
-        let ops = [Op::Put, Op::Get, Op::Resolve, Op::Rtt];
+        let ops = [Op::Put, Op::Reserve, Op::Get, Op::Exists, Op::Resolve, Op::Rtt];
         let ops: Vec<Op> = ops.into_iter().filter(|op| self.op.contains(op) || self.op.contains(&Op::All)).collect();
         let report = Report::new(self.json);
         let progress = progress(connectors.len() * ops.len() * self.sizes.all().len());
@@ -113,7 +120,9 @@ impl Op {
     const fn name(self) -> &'static str {
         match self {
             Self::Put => "put",
+            Self::Reserve => "reserve",
             Self::Get => "get",
+            Self::Exists => "exists",
             Self::Resolve => "resolve",
             Self::Rtt => "rtt",
             Self::All => "all",
@@ -122,8 +131,10 @@ impl Op {
 
     const fn meaning(self) -> &'static str {
         match self {
-            Self::Put => "put: this process stores an object; beside memcpy",
+            Self::Put => "put: this process stores an object in memory used before; beside memcpy",
+            Self::Reserve => "reserve: this process reserves and commits, writing no byte; beside the memcpy saved",
             Self::Get => "get: the peer gets an object and drops it, touching no byte; beside memcpy in the peer",
+            Self::Exists => "exists: this process asks for an object that is there; beside memcpy",
             Self::Resolve => "resolve: the peer resolves token bytes, touching no byte; beside memcpy in the peer",
             Self::Rtt => "rtt: object there, object back, by tokens; beside the payload itself through a pipe",
             Self::All => "",
@@ -148,6 +159,8 @@ impl Op {
     fn measure(self, place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<timing::Pair, Failure> {
         match self {
             Self::Put | Self::All => operations::put(place, partner, size, plan),
+            Self::Reserve => operations::reserve(place, partner, size, plan),
+            Self::Exists => operations::exists(place, partner, size, plan),
             Self::Get => operations::get(place, partner, size, plan, false),
             Self::Resolve => operations::get(place, partner, size, plan, true),
             Self::Rtt => operations::rtt(place, partner, size, plan),

@@ -16,7 +16,11 @@ pub(crate) struct Evict {
 
 impl Evict {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let named = self.object.open()?;
+        let named = match self.object.open() {
+            // It went with its memory.
+            Err(failure) if failure.is_not_found() => return Ok(()),
+            named => named?,
+        };
         Ok(self.object.timeout.bound(named.store.evict(&named.key)).wait()?)
     }
 }

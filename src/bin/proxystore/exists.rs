@@ -19,8 +19,13 @@ pub(crate) struct Exists {
 
 impl Exists {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let named = self.object.open()?;
-        let exists = self.object.timeout.bound(named.store.exists(&named.key)).wait()?;
+        let exists = match self.object.open() {
+            Err(failure) if failure.is_not_found() => false,
+            named => {
+                let named = named?;
+                self.object.timeout.bound(named.store.exists(&named.key)).wait()?
+            }
+        };
         let told = match self.json {
             true => writeln!(stdout(), "{{\"exists\":{exists}}}").map_err(Failure::stdout),
             false => Ok(()),

@@ -26,6 +26,14 @@ impl Failure {
         Self { status, message: None }
     }
 
+    pub(crate) fn not_found(message: impl Display) -> Self {
+        Self { status: Self::NOT_FOUND, message: Some(message.to_string()) }
+    }
+
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == Self::NOT_FOUND
+    }
+
     pub(crate) fn timeout(message: impl Display) -> Self {
         Self { status: Self::TIMEOUT, message: Some(message.to_string()) }
     }

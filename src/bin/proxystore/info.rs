@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::{Write, stdout};
-use std::path::Path;
 
 use clap::Args;
-use proxystore::{connectors, environment};
+use proxystore::{connectors, environment, service};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -13,8 +12,10 @@ use crate::{COMMIT, VERSION};
 
 mod launcher;
 mod limits;
+mod memory;
 
 use limits::Limits;
+use memory::Memory;
 
 /// Show version, connectors, limits of this machine, and every PROXYSTORE_* variable
 #[derive(Args)]
@@ -41,6 +42,7 @@ struct Report {
     commit: Option<&'static str>,
     features: Vec<&'static str>,
     default_store: String,
+    shared_memory: Memory,
     connectors: Vec<ConnectorRow>,
     native_libraries: Vec<String>,
     limits: Limits,
@@ -83,6 +85,7 @@ impl Report {
             commit: COMMIT,
             features,
             default_store: default_store(),
+            shared_memory: Memory::collect(),
             connectors: connector_rows(),
             native_libraries: Vec::new(),
             limits: Limits::collect(),
@@ -102,6 +105,11 @@ impl Report {
         writeln!(out, "# Version\nproxystore {}, commit {}", self.version, self.commit.unwrap_or("unknown"))?;
         writeln!(out, "\n# Features\n{}", self.features.join(" "))?;
         writeln!(out, "\n# Default store\n{}", self.default_store)?;
+
+        writeln!(out, "\n# Shared memory")?;
+        for (name, value) in self.shared_memory.lines() {
+            writeln!(out, "{name:<22} {value}")?;
+        }
 
         writeln!(out, "\n# Connectors")?;
         for row in &self.connectors {
@@ -150,15 +158,15 @@ impl Report {
     }
 }
 
-/// The URL that `Store::open_default` uses, without opening it, which would make its directory.
+/// The URL that `Store::open_default` uses, without opening it, which would make its directory or memory.
 fn default_store() -> String {
-    let set = environment::VARIABLES.iter().find(|variable| variable.name == "PROXYSTORE_STORE");
-    match set.and_then(|variable| variable.value()).filter(|url| !url.is_empty()) {
-        Some(url) => url,
-        None => {
+    match environment::default_store() {
+        url if url == "file://" => {
             let user = rustix::process::geteuid().as_raw();
-            format!("file://{}", std::env::temp_dir().join(Path::new(&format!("proxystore-{user}"))).display())
+            format!("file://{}", std::env::temp_dir().join(format!("proxystore-{user}")).display())
         }
+        url if url == "shm://" => format!("shm://{}", service::default_namespace()),
+        url => url,
     }
 }
 
@@ -189,11 +197,13 @@ fn connector_rows() -> Vec<ConnectorRow> {
 const FEATURES: &[(&str, bool)] = &[
     ("memory", cfg!(feature = "memory")),
     ("file", cfg!(feature = "file")),
+    ("shm", cfg!(feature = "shm")),
     ("msgpack", cfg!(feature = "msgpack")),
     ("rkyv", cfg!(feature = "rkyv")),
     ("metrics", cfg!(feature = "metrics")),
     ("tracing", cfg!(feature = "tracing")),
     ("conformance", cfg!(feature = "conformance")),
+    ("failpoints", cfg!(feature = "failpoints")),
     ("cli", cfg!(feature = "cli")),
 ];
 

@@ -9,12 +9,18 @@ mod completions;
 mod evict;
 mod exists;
 mod failure;
+mod gc;
 mod get;
 mod info;
+mod ls;
+mod namespace;
 mod object;
 mod output;
 mod progress;
 mod put;
+mod serve;
+mod stat;
+mod top;
 
 /// Pass objects between processes by reference.
 ///
@@ -33,6 +39,11 @@ enum Command {
     Get(get::Get),
     Exists(exists::Exists),
     Evict(evict::Evict),
+    Serve(serve::Serve),
+    Ls(ls::Ls),
+    Stat(stat::Stat),
+    Top(top::Top),
+    Gc(gc::Gc),
     Info(info::Info),
     Bench(bench::Bench),
     Completions(completions::Completions),
@@ -48,12 +59,19 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Exists(exists) => exists.run(),
         Command::Evict(evict) => evict.run(),
+        Command::Serve(serve) => serve.run(),
+        Command::Ls(ls) => ls.run(),
+        Command::Stat(stat) => stat.run(),
+        Command::Top(top) => top.run(),
+        Command::Gc(gc) => gc.run(),
         Command::Info(info) => info.run(),
         Command::Bench(bench) => bench.run(),
         Command::Completions(completions) => completions.run(),
         Command::BenchPeer(peer) => peer.run(),
         Command::RemoveAtEof(remove) => remove.run(),
     };
+    // A process that only ends leaves the files of the namespaces that it was the last of.
+    proxystore::service::leave();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
@@ -71,8 +89,10 @@ Examples:
   proxystore get \"$token\" -o copy.bin      read it, in another process or on another node
   tar c run42 | proxystore put -           store what a pipe brings
   proxystore evict \"$token\"                remove it
+  proxystore serve &                       keep shared memory while the programs come and go
+  proxystore ls                            what lies in shared memory; stat, top: who has it
   proxystore info                          limits, connectors, every PROXYSTORE_* variable
-  proxystore bench --connector file        latency and bandwidth beside memcpy
+  proxystore bench --connector shm         latency and bandwidth beside memcpy
 
 Exit status:
   0  done

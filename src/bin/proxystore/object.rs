@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 use proxystore::codec::Object;
+use proxystore::service::Namespace;
 use proxystore::token::Access;
 use proxystore::{Key, Pending, Proxy, Store, Token, environment};
 
 use crate::failure::Failure;
+use crate::namespace;
 
 /// A token and how long to wait for what it names.
 #[derive(Args)]
@@ -40,7 +42,18 @@ impl ObjectArgs {
             token => token.to_owned(),
         };
         match token.parse()? {
-            Token::Object { url, key, access, .. } => Ok(Named { store: Store::open(&url)?, key, access }),
+            Token::Object { url, key, access, .. } => {
+                if url.starts_with("shm:") {
+                    let name = namespace::name_of(&url)?;
+                    // Opening it would only make fresh memory.
+                    if !Namespace::is_held(&name)? {
+                        return Err(Failure::not_found(format_args!(
+                            "no such object: no process holds shm://{name} any more; `proxystore serve` keeps it"
+                        )));
+                    }
+                }
+                Ok(Named { store: Store::open(&url)?, key, access })
+            }
             Token::Factory { name, .. } => Err(Failure::new(format_args!(
                 "the token names factory {name:?} of a program; only a program that registers it can resolve it"
             ))),

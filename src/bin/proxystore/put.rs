@@ -6,16 +6,20 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use proxystore::{Capabilities, Key, Proxy, Store};
+use proxystore::service::Namespace;
+use proxystore::{Capabilities, Key, Proxy, Store, environment};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::namespace;
 use crate::object::Timeout;
 use crate::progress::Progress;
 
 /// Store a file as plain bytes and print its token
 ///
-/// Programs read the object as `Proxy<[u8]>`. It stays until it is evicted, or read once where it was put with --once.
+/// Programs read the object as `Proxy<[u8]>`. It stays until it is evicted, or read once where it was put with --once. Shared
+/// memory lives as long as any process that uses it: `proxystore serve` keeps it. A put that nobody would keep is refused, or,
+/// where no store was named, goes to a directory, and says so.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -25,7 +29,7 @@ Examples:
 pub(crate) struct Put {
     /// The file; `-` reads standard input
     file: PathBuf,
-    /// Where to, as file:///scratch/me [default: $PROXYSTORE_STORE, else a directory of yours on this machine]
+    /// Where to, as file:///scratch/me [default: $PROXYSTORE_STORE, else shm:// if some process holds it, else a directory]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// Make a one-time token: the first who reads the object has it, and it is gone
@@ -41,11 +45,7 @@ pub(crate) struct Put {
 impl Put {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let mut source = Source::open(&self.file)?;
-        let store = match &self.store {
-            Some(url) => Store::open(url)?,
-            None => Store::open_default()?,
-        };
-        check_reach(&store)?;
+        let store = self.open()?;
         let key = match source.len()? {
             Some(len) => source.copy_sized(&store, len, &self.timeout)?,
             None => source.copy_to_end(&store, &self.timeout)?,
@@ -56,6 +56,31 @@ impl Put {
             let _ = store.evict(&key).wait();
         }
         told
+    }
+
+    /// Opens a store whose objects outlive this process.
+    fn open(&self) -> Result<Store, Failure> {
+        let url = match &self.store {
+            Some(url) => url.clone(),
+            None => environment::default_store(),
+        };
+        if url.starts_with("shm:") && !Namespace::is_held(&namespace::name_of(&url)?)? {
+            // A URL that somebody chose is not replaced by another one.
+            let is_chosen =
+                self.store.is_some() || std::env::var_os("PROXYSTORE_STORE").is_some_and(|url| !url.is_empty());
+            if is_chosen {
+                return Err(unheld(&url));
+            }
+            let store = Store::open("file://")?;
+            eprintln!(
+                "proxystore: no process holds shared memory, so the object goes to {}; `proxystore serve` keeps objects in memory",
+                store.config().connector
+            );
+            return Ok(store);
+        }
+        let store = Store::open(&url)?;
+        check_reach(&store)?;
+        Ok(store)
     }
 
     /// Prints what the caller asked for.
@@ -73,6 +98,13 @@ impl Put {
     }
 }
 
+fn unheld(url: &str) -> Failure {
+    Failure::new(format_args!(
+        "no other process holds {url}, so the object would end with this command: start `proxystore serve` first, or use --store \
+         file:///DIRECTORY"
+    ))
+}
+
 #[derive(Serialize)]
 struct Told {
     token: String,
@@ -83,6 +115,17 @@ struct Told {
 
 /// Refuses stores whose objects would be gone before anybody could read the token.
 fn check_reach(store: &Store) -> Result<(), Failure> {
+    let connector = &store.config().connector;
+    if connector.scheme() == "shm" {
+        // Whoever held the memory may have ended since, and this process taken its place.
+        let stats = match Namespace::find(connector.location())? {
+            Some(namespace) => namespace.stats()?,
+            None => return Err(unheld(&connector.to_string())),
+        };
+        if stats.host == std::process::id() && stats.clients.len() <= 1 {
+            return Err(unheld(&connector.to_string()));
+        }
+    }
     if store.connector().capabilities().contains(Capabilities::CROSS_PROCESS | Capabilities::OUTLIVES_PRODUCER) {
         return Ok(());
     }

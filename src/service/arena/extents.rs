@@ -179,7 +179,7 @@ pub(crate) fn after(place: Place, len: u64) -> Place {
     Place::from_bits(place.to_bits() + len / CELL_UNIT)
 }
 
-pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+const HUGE_PAGE: u64 = 2 << 20;
 /// How many extents that are long enough, but start badly, a search passes before it looks for longer ones.
 const LOOKED_AT: usize = 16;
 
@@ -198,5 +198,34 @@ impl Extents {
             assert!(next.is_none_or(|next| next.cold != extent.cold), "{place:?} is not merged");
         }
         assert_eq!(self.by_place.len(), self.by_len.iter().map(BTreeSet::len).sum::<usize>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_that_fits_is_used_first() {
+        let mut extents = Extents::default();
+        for (offset, len) in [(0, 4096), (1 << 20, 128), (2 << 20, 64), (3 << 20, 256)] {
+            assert!(extents.insert(Place::new(0, offset), len, false));
+        }
+        let mut next = |capacity| extents.carve(capacity, 64, 64, false).map(|(place, _)| place.offset());
+        assert_eq!([next(64), next(128), next(64), next(256)], [2 << 20, 1 << 20, 3 << 20, 0].map(Some));
+    }
+
+    #[test]
+    fn a_place_that_is_aligned_is_found_behind_many_that_are_not() {
+        for misplaced in [1, LOOKED_AT as u64 - 1, 3 * LOOKED_AT as u64] {
+            let mut extents = Extents::default();
+            for i in 0..misplaced {
+                assert!(extents.insert(Place::new(0, (i << 20) + 64), 4096 + i * 64, false));
+            }
+            assert!(extents.insert(Place::new(1, 64), 8192, false));
+            assert_eq!(extents.carve(4096, 4096, 4096, false), Some((Place::new(1, 4096), 1)));
+            // None is left that is aligned, and memory is not refused for that.
+            assert_eq!(extents.carve(4096, 4096, 4096, false), Some((Place::new(0, 64), 1)));
+        }
     }
 }

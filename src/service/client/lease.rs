@@ -2,12 +2,10 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
-
-use crossbeam_queue::ArrayQueue;
 
 use super::agent::Answer;
 use super::{Client, corrupt};
@@ -17,10 +15,15 @@ use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
 use crate::shm::table::{Id, Label, State};
+use crate::sync::lock;
 
 /// The leases of one size class that nobody uses yet.
+///
+/// The last one in is the first one out: its lines may still be in a cache. How many are fetched at once follows the demand: it doubles whenever somebody had to wait, and falls back when the service
+/// wants leases returned.
 pub(super) struct Pool {
-    slots: ArrayQueue<u32>,
+    slots: Mutex<Vec<u32>>,
+    batch: AtomicU32,
     /// More are on their way.
     asked: AtomicBool,
 }
@@ -42,7 +45,8 @@ unsafe impl Sync for Lease {}
 impl Client {
     fn pool(&self, class: Class) -> &Pool {
         self.pools[class.index()].get_or_init(|| Pool {
-            slots: ArrayQueue::new((class.batch() as usize * 2).max(4)),
+            slots: Mutex::default(),
+            batch: AtomicU32::new(class.batch()),
             asked: AtomicBool::new(false),
         })
     }
@@ -68,11 +72,15 @@ impl Client {
         };
         let pool = self.pool(class);
         loop {
-            let Some(slot) = pool.slots.pop() else {
+            let (slot, left) = {
+                let mut slots = lock(&pool.slots);
+                (slots.pop(), slots.len())
+            };
+            let Some(slot) = slot else {
                 self.fetch(class, pool)?;
                 continue;
             };
-            if pool.slots.len() <= class.batch() as usize / 4 && !pool.asked.load(Relaxed) {
+            if left <= pool.batch.load(Relaxed) as usize / 4 && !pool.asked.load(Relaxed) {
                 self.prefetch(class, pool);
             }
             // What somebody scribbled on is the service's to mend.
@@ -90,30 +98,33 @@ impl Client {
         if pool.asked.swap(true, AcqRel) {
             return;
         }
-        let request = |id| Request::Lease { id, class: class.index() as u16, count: class.batch(), urgent: false };
+        let count = pool.batch.load(Relaxed);
+        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: false, again: false };
         self.begin(request, None);
     }
 
     #[cold]
     fn fetch(&self, class: Class, pool: &Pool) -> Result<()> {
         let deadline = Instant::now() + self.options.timeout;
-        let request = |id| Request::Lease { id, class: class.index() as u16, count: class.batch(), urgent: true };
+        let count = pool.batch.load(Relaxed);
+        pool.batch.store((count * 2).min(most(class)), Relaxed);
+        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: true, again: false };
         loop {
             match self.ask(request, "reserve") {
                 Ok(Answer::Leased) => return Ok(()),
                 Ok(_) => return Err(corrupt("the service answered something else")),
                 // Somebody else's lease came meanwhile.
-                Err(_) if !pool.slots.is_empty() => return Ok(()),
+                Err(_) if !lock(&pool.slots).is_empty() => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Cancelled && Instant::now() < deadline => {}
                 Err(error) => return Err(error.with_connector("shm")),
             }
         }
     }
 
-    /// Leases that came; what the pool has no room for goes back.
+    /// Leases that came.
     pub(super) fn leased(&self, class: Class, slots: Vec<u32>) {
         let pool = self.pool(class);
-        let mut excess = Vec::new();
+        let (mut usable, mut excess) = (Vec::with_capacity(slots.len()), Vec::new());
         for slot in slots {
             if class.capacity() >= POPULATE && self.knows(slot) {
                 if let Some((generation, State::Reserved)) = self.table.state(slot) {
@@ -125,16 +136,18 @@ impl Client {
                     }
                 }
             }
-            if !self.knows(slot) || pool.slots.push(slot).is_err() {
-                excess.push(slot);
+            match self.knows(slot) {
+                true => usable.push(slot),
+                false => excess.push(slot),
             }
         }
+        lock(&pool.slots).extend(usable);
         if !excess.is_empty() {
             self.tell(Request::Return { slots: excess });
         }
     }
 
-    /// The lease that was asked for ahead of need was refused, or came.
+    /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
     pub(super) fn prefetched(&self, class: Class) {
         self.pool(class).asked.store(false, Release);
     }
@@ -143,9 +156,8 @@ impl Client {
     pub(super) fn return_leases(&self) {
         let mut slots = Vec::new();
         for pool in self.pools.iter().filter_map(|pool| pool.get()) {
-            while let Some(slot) = pool.slots.pop() {
-                slots.push(slot);
-            }
+            slots.append(&mut lock(&pool.slots));
+            pool.batch.store(1, Relaxed);
         }
         for slots in slots.chunks(8192) {
             self.tell(Request::Return { slots: slots.to_vec() });
@@ -184,8 +196,13 @@ impl Drop for Lease {
         if self.used || process::generation() != self.client.generation {
             return;
         }
-        // Unused: the next one may have it.
-        if self.client.pool(self.class).slots.push(self.id.slot).is_err() {
+        // Unused: the next one may have it, unless there are many already.
+        let pool = self.client.pool(self.class);
+        let mut slots = lock(&pool.slots);
+        if slots.len() < 2 * most(self.class) as usize {
+            slots.push(self.id.slot);
+        } else {
+            drop(slots);
             self.client.tell(Request::Return { slots: vec![self.id.slot] });
         }
     }
@@ -196,6 +213,15 @@ impl fmt::Debug for Lease {
         write!(f, "Lease({:?} of {} B)", self.id, self.class.capacity())
     }
 }
+
+/// Most leases of a class that are fetched at once.
+fn most(class: Class) -> u32 {
+    let most = AHEAD / class.capacity().max(64);
+    class.batch().max(most.min(4096) as u32)
+}
+
+/// Most bytes of one class that are fetched at once, beyond [`Class::batch`].
+const AHEAD: u64 = 4 << 20;
 
 /// Cells from this size on have pages that they share with few others.
 const POPULATE: u64 = 4096;

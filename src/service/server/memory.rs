@@ -32,8 +32,6 @@ pub(super) struct Memory {
     dying: Vec<u32>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
-    /// Whether a former service may have granted what it did not tell.
-    rebuilt: bool,
     pub(super) counters: Counters,
 }
 
@@ -55,6 +53,13 @@ pub(super) struct Held {
     /// Tag of the client that it was leased to, 0 when nobody has it.
     pub(super) owner: u64,
     queued: bool,
+}
+
+/// Memory that could not be had.
+pub(super) struct Shortage {
+    class: Class,
+    /// Why there is no more, in parentheses, if that is not the budget.
+    why: String,
 }
 
 /// How far a lease may go for memory.
@@ -81,6 +86,7 @@ impl Memory {
         let (instance, seed) = random.split_at(8);
         let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
         table.header(word::POLICY).store(if stamp { policy::STAMP } else { 0 }, Relaxed);
+        table.header(word::BUDGET).store(budget, Relaxed);
         table.initialize(number(instance), number(seed));
         let mut memory = Self::empty(ctl, table, BTreeMap::new(), Arena::new(), budget);
         memory.grow_slots()?;
@@ -99,7 +105,6 @@ impl Memory {
             pages: Vec::new(),
             dying: Vec::new(),
             budget,
-            rebuilt: false,
             counters: Counters::default(),
         }
     }
@@ -119,9 +124,10 @@ impl Memory {
             let context = "the control segment is not one of this version";
             return Err(Error::new(ErrorKind::Incompatible, "serve", context));
         }
+        // What the first host decided holds for all.
+        let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
         let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
         memory.read_table(lives);
-        memory.rebuilt = true;
         memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
         failpoint!("service.rebuild.end");
         Ok(memory)
@@ -129,7 +135,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens: Vec<(u16, u64)> = self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let lens = self.known_segments();
         let count = self.table.slots();
         let mut occupied = Vec::new();
         let mut lost = Vec::new();
@@ -214,21 +220,29 @@ impl Memory {
     ///
     /// # Errors
     /// `NoSpace` with the numbers when there is not even one.
-    pub(super) fn lease(&mut self, owner: u64, class: Class, count: u32, request: u64, effort: Effort) -> Result<(Vec<u32>, Vec<u16>)> {
+    pub(super) fn lease(
+        &mut self,
+        owner: u64,
+        class: Class,
+        count: u32,
+        request: u64,
+        effort: Effort,
+    ) -> Result<(Vec<u32>, Vec<u16>), Shortage> {
         failpoint!("service.lease.begin");
         let mut leased = Vec::with_capacity(count as usize);
         let mut added = Vec::new();
         while leased.len() < count as usize {
             // What is asked for in addition to the first is worth no effort when it is large.
             let effort = if leased.is_empty() || class.capacity() <= SMALL { effort } else { Effort::Free };
-            let place = if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
+            let place =
+                if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
             let slot = place.and_then(|place| match self.free_slot() {
                 Ok(slot) => Ok((place, slot)),
-                Err(error) => {
+                Err(why) => {
                     if class != NO_MEMORY {
                         self.arena.free(place, class);
                     }
-                    Err(error)
+                    Err(Shortage { class, why })
                 }
             });
             let (place, slot) = match slot {
@@ -249,7 +263,7 @@ impl Memory {
         Ok((leased, added))
     }
 
-    fn place(&mut self, class: Class, effort: Effort, added: &mut Vec<u16>) -> Result<Place> {
+    fn place(&mut self, class: Class, effort: Effort, added: &mut Vec<u16>) -> Result<Place, Shortage> {
         if let Some(place) = self.allocate(class) {
             return Ok(place);
         }
@@ -284,7 +298,7 @@ impl Memory {
                 }
             }
         }
-        Err(self.exhausted(class, &why))
+        Err(Shortage { class, why })
     }
 
     /// A cell with all its pages.
@@ -311,7 +325,7 @@ impl Memory {
         if needed > left {
             return Ok(None);
         }
-        let index = self.segments.keys().next_back().map_or(0, |last| last + 1);
+        let index = self.known_segments().last().map_or(0, |(last, _)| last + 1);
         if usize::from(index) >= MAX_SEGMENTS {
             return Ok(None);
         }
@@ -340,14 +354,11 @@ impl Memory {
         Ok(())
     }
 
-    fn free_slot(&mut self) -> Result<u32> {
+    fn free_slot(&mut self) -> Result<u32, String> {
         if self.free.is_empty() {
-            self.grow_slots()?;
+            self.grow_slots().map_err(|error| format!(" ({error})"))?;
         }
-        self.free.pop().ok_or_else(|| {
-            let context = format!("all {} slots are in use; evict objects", self.slots.len());
-            Error::new(ErrorKind::NoSpace, "reserve", context)
-        })
+        self.free.pop().ok_or_else(|| format!(" (all {} slots are in use)", self.slots.len()))
     }
 
     /// Reserves as many slots as there are, at most a large step.
@@ -402,12 +413,9 @@ impl Memory {
         Ok(())
     }
 
-    /// Leases of a client that were granted for a request whose answer nobody heard, if there are any.
-    pub(super) fn granted(&self, owner: u64, request: u64) -> Option<Vec<u32>> {
-        if !self.rebuilt {
-            return None;
-        }
-        let granted: Vec<u32> = (0..self.slots.len() as u32)
+    /// Leases of a client that were granted for a request whose answer nobody heard.
+    pub(super) fn granted(&self, owner: u64, request: u64) -> Vec<u32> {
+        (0..self.slots.len() as u32)
             .filter(|slot| {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
@@ -415,15 +423,28 @@ impl Memory {
                     && self.table.state(*slot) == Some((held.generation, State::Reserved))
                     && self.table.read(id).label.format.fingerprint == request
             })
-            .collect();
-        (!granted.is_empty()).then_some(granted)
+            .collect()
     }
 
     /// A segment of this memory that only a client had.
-    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) {
-        if self.table.segment(index, 0).load(Acquire) == segment.len() as u64 {
+    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        let known = u32::from(index) < self.table.layout().segments
+            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
+        if known {
             self.segments.insert(index, segment);
         }
+        known
+    }
+
+    /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
+    fn known_segments(&self) -> Vec<(u16, u64)> {
+        (0..MAX_SEGMENTS as u16)
+            .filter_map(|index| {
+                let named = self.table.segment(index, 0).load(Acquire);
+                let len = self.segments.get(&index).map_or(named, |segment| segment.len() as u64);
+                (len != 0 && len % 4096 == 0 && len <= LARGEST_SEGMENT).then_some((index, len))
+            })
+            .collect()
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -479,7 +500,8 @@ impl Memory {
             failpoint!("service.reclaim.begin");
             let pinned = self.pinned_slots();
             failpoint!("service.reclaim.scanned");
-            let (busy, unused): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
+            let (busy, unused): (Vec<u32>, Vec<u32>) =
+                std::mem::take(&mut self.dying).into_iter().partition(|slot| pinned.contains(slot));
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
@@ -635,7 +657,10 @@ impl Memory {
         for (slot, held) in self.slots.iter().enumerate() {
             let slot = slot as u32;
             let id = Id { slot, generation: held.generation };
-            if held.class != NO_MEMORY && self.table.state(slot) == Some((id.generation, State::Live)) && !pinned.contains(&slot) {
+            if held.class != NO_MEMORY
+                && self.table.state(slot) == Some((id.generation, State::Live))
+                && !pinned.contains(&slot)
+            {
                 candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
             }
         }
@@ -678,7 +703,8 @@ impl Memory {
     }
 
     /// The error of a put that finds no memory: who has it.
-    fn exhausted(&self, class: Class, why: &str) -> Error {
+    pub(super) fn exhausted(&self, shortage: &Shortage) -> Error {
+        let Shortage { class, why } = shortage;
         let mut holders: HashMap<u64, (u64, u64)> = HashMap::new();
         let (mut live, mut leased) = (0, 0);
         for (slot, held) in self.slots.iter().enumerate() {
@@ -738,6 +764,9 @@ pub(super) fn mib(bytes: u64) -> String {
 
 /// The class of declared keys and empty objects.
 const NO_MEMORY: Class = Class::EMPTY;
+
+/// No machine has more.
+const LARGEST_SEGMENT: u64 = 1 << 44;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;

@@ -39,3 +39,31 @@ impl Buffers {
         crc32fast::hash(&self.payload)
     }
 }
+
+/// Warm buffers of one size that are written in turn, as the cells of a store are.
+pub(super) struct Ring<'a> {
+    payload: &'a [u8],
+    buffers: Vec<Vec<u8>>,
+    next: usize,
+}
+
+impl<'a> Ring<'a> {
+    /// 1 MiB of buffers, at least 16 and at most 1024 of them, but no more than 16 MiB beyond the first.
+    pub(super) fn new(payload: &'a [u8]) -> Self {
+        let size = payload.len().max(1);
+        let count = ((1 << 20) / size).clamp(16, 1024).min((16 << 20) / size).max(1);
+        Self { payload, buffers: vec![payload.to_vec(); count], next: 0 }
+    }
+
+    /// Copies the payload into the next `n` buffers.
+    pub(super) fn copy(&mut self, n: usize) -> Duration {
+        let begin = Instant::now();
+        for _ in 0..n {
+            let buffer = &mut self.buffers[self.next];
+            buffer.copy_from_slice(black_box(self.payload));
+            black_box(buffer);
+            self.next = if self.next + 1 == self.buffers.len() { 0 } else { self.next + 1 };
+        }
+        begin.elapsed()
+    }
+}

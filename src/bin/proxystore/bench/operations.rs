@@ -2,35 +2,97 @@
 
 use std::time::{Duration, Instant};
 
-use proxystore::codec::Slice;
+use proxystore::codec::{Object, Slice};
 use proxystore::{Key, Proxy};
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Ring};
 use super::link::{Answer, Link, Request};
 use super::partner::{Partner, gone};
 use super::place::Place;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
 
-/// This process puts.
+/// This process puts, into memory that it has used before.
 pub(super) fn put(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
+    let buffers = Buffers::new(size);
+    verify(place, partner, &buffers)?;
+    let connector = &**place.store.connector();
+    let payload = buffers.payload.clone();
+    let mut ours = store_and_evict(place, || Ok(connector.put(&payload, <[u8]>::format()).wait()?));
+    let mut ring = Ring::new(&buffers.payload);
+    let mut copy = |n| {
+        // From the same state of the caches: whoever else uses the processor empties them in the pause.
+        pause(place);
+        Ok(ring.copy(n))
+    };
+    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut copy)
+}
+
+/// This process reserves memory and commits it as it is.
+pub(super) fn reserve(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
     let mut buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
-    let store = &place.store;
-    let payload = buffers.payload.clone();
+    let connector = &**place.store.connector();
+    let mut ours = store_and_evict(place, || {
+        let mut region = connector.reserve(size)?;
+        // Writes nothing where the memory holds values already, as shared memory does.
+        region.initialize();
+        Ok(connector.commit(region, <[u8]>::format()).wait()?)
+    });
+    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
+}
+
+/// Times `store`, and evicts outside the time.
+fn store_and_evict<'a>(
+    place: &'a Place,
+    mut store: impl FnMut() -> Result<Key, Failure> + 'a,
+) -> impl FnMut(usize) -> Result<Duration, Failure> + 'a {
     let mut keys: Vec<Key> = Vec::new();
-    let mut ours = |n: usize| {
+    move |n: usize| {
+        keys.reserve(n);
         let begin = Instant::now();
         for _ in 0..n {
-            keys.push(store.put(&payload[..]).wait()?);
+            keys.push(store()?);
         }
         let took = begin.elapsed();
-        // Outside the time, and each batch, so that there is never more than one.
-        store.evict_batch(&keys).wait()?;
-        keys.clear();
+        // Each batch, so that there is never more than one.
+        for key in keys.drain(..) {
+            place.store.connector().evict(&key).wait()?;
+        }
+        pause(place);
         Ok(took)
+    }
+}
+
+/// Lets evicted memory come back, which takes the service a moment: without it every put would be into fresh memory.
+fn pause(place: &Place) {
+    if place.recycles() {
+        std::thread::sleep(RECYCLING);
+    }
+}
+
+/// This process asks for objects that are there.
+pub(super) fn exists(place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<Pair, Failure> {
+    let mut buffers = Buffers::new(size);
+    verify(place, partner, &buffers)?;
+    let connector = &**place.store.connector();
+    let objects = objects_at_once(size, IN_FLIGHT / 4, 16);
+    let put = |_| Ok(connector.put(&buffers.payload, <[u8]>::format()).wait()?);
+    let keys = (0..objects).map(put).collect::<Result<Vec<Key>, Failure>>()?;
+    let mut ours = |n: usize| {
+        let begin = Instant::now();
+        for key in keys.iter().cycle().take(n) {
+            if !connector.exists(key).wait()? {
+                return Err(Failure::not_found(format_args!("{key:?} is gone")));
+            }
+        }
+        Ok(begin.elapsed())
     };
-    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
+    let pair = Pair::measure(plan, usize::MAX, &mut ours, &mut |n| Ok(buffers.copy(n)))?;
+    for key in &keys {
+        connector.evict(key).wait()?;
+    }
+    Ok(pair)
 }
 
 /// The peer gets, or resolves, what this process has put.
@@ -153,5 +215,8 @@ fn unexpected() -> Failure {
 
 /// Bytes that a batch may have in the store.
 const IN_FLIGHT: usize = 256 << 20;
+
+/// Longer than a service takes to hear of what was evicted, to reclaim it and to lease it again.
+const RECYCLING: Duration = Duration::from_millis(2);
 
 const PATIENCE: Duration = Duration::from_secs(20);

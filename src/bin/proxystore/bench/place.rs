@@ -8,7 +8,8 @@ use proxystore::{Capabilities, ConnectorConfig, ConnectorExt, Store, StoreConfig
 
 use crate::failure::Failure;
 
-/// A store without a cache, which nobody else uses: for `file` a fresh directory, so that nothing is left behind.
+/// A store without a cache, which nobody else uses: for `file` a fresh directory, for `shm` a namespace of our own unless one
+/// is named, so that nothing is left behind.
 pub(super) struct Place {
     pub(super) store: Store,
     directory: Option<Fresh>,
@@ -25,6 +26,11 @@ impl Place {
             "file" => Some(Fresh::below(config.connector.location())?),
             _ => None,
         };
+        if (config.connector.scheme(), config.connector.location()) == ("shm", "") {
+            let fresh = ConnectorConfig::new("shm", format!("bench-{}", std::process::id()));
+            config.connector =
+                config.connector.options().fold(fresh, |config, (name, value)| config.with_option(name, value));
+        }
         if let Some(fresh) = &directory {
             config.connector = fresh.config(&config.connector)?;
         }
@@ -37,6 +43,11 @@ impl Place {
     /// Whether another process can be the peer.
     pub(super) fn crosses_processes(&self) -> bool {
         self.store.connector().capabilities().contains(Capabilities::CROSS_PROCESS)
+    }
+
+    /// Whether memory of evicted objects is used again, later.
+    pub(super) fn recycles(&self) -> bool {
+        self.scheme() == "shm"
     }
 
     pub(super) fn url(&self) -> String {

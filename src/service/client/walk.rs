@@ -1,0 +1,116 @@
+//! Looking at objects without reading them, and leaving in order: what tools need of a client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use super::{Client, pins};
+use crate::error::Result;
+use crate::process;
+use crate::service::locator;
+use crate::service::lock::LockFile;
+use crate::service::server::index_of;
+use crate::shm::clock;
+use crate::shm::layout::{client, word};
+use crate::shm::table::{BOUND, Found, Id, Object, State};
+use crate::sync::lock;
+
+/// What a key leads to.
+pub(crate) struct Seen {
+    /// The one in the key: of a declared key that of the declaration.
+    pub(crate) id: Id,
+    pub(crate) object: Object,
+    /// Nothing was committed to the declaration yet.
+    pub(crate) is_awaited: bool,
+}
+
+impl Client {
+    /// What lies in a slot and can be asked for by a key; nothing for leases and evicted objects.
+    pub(crate) fn look_at(self: &Arc<Self>, slot: u32) -> Result<Option<Seen>> {
+        let Some((generation, state @ (State::Live | State::Declared))) = self.table.state(slot) else {
+            return Ok(None);
+        };
+        let id = Id { slot, generation };
+        let has_expired = |object: &Object| {
+            let expires = object.label.expires;
+            expires != 0 && expires <= clock::boot_millis()
+        };
+        if state == State::Live {
+            let is_own = |object: &Object| object.label.flags & BOUND == 0 && !has_expired(object);
+            let object = self.table.peek(id).filter(is_own);
+            return Ok(object.map(|object| Seen { id, object, is_awaited: false }));
+        }
+        let cell = pins::cell(self)?;
+        let seen = match self.table.pin(cell, id) {
+            Found::Object(object) => {
+                self.table.unpin(cell);
+                (!has_expired(&object)).then_some(Seen { id, object, is_awaited: false })
+            }
+            Found::Declared => {
+                let object = self.table.read(id);
+                // Not pinned, so what was read counts only if it still is a declaration.
+                let still = self.table.state(slot) == Some((generation, State::Declared));
+                still.then_some(Seen { id, object, is_awaited: true })
+            }
+            Found::Missing => None,
+        };
+        Ok(seen)
+    }
+
+    /// The slot of a key of this memory.
+    pub(crate) fn slot_of(&self, locator: &[u8]) -> Option<Id> {
+        let (instance, id) = locator::parse(locator)?;
+        (instance == self.instance && id.slot < self.table.slots()).then_some(id)
+    }
+
+    /// How many views there are of each slot in use.
+    pub(crate) fn pin_counts(&self) -> HashMap<u32, u64> {
+        let mut counts = HashMap::new();
+        let in_use = (0..self.table.pages()).filter(|page| self.table.page_owner(*page).load(Acquire) != 0);
+        self.table.pinned(in_use, |_, slot| *counts.entry(slot).or_default() += 1);
+        counts
+    }
+
+    /// The process behind a tag, while it is attached and its number can be seen from the service.
+    pub(crate) fn pid_of(&self, tag: u64) -> Option<u32> {
+        let entry = |at| self.table.client(index_of(tag), at).load(Relaxed);
+        (entry(client::TAG) == tag).then(|| entry(client::PID) as u32).filter(|pid| *pid != 0)
+    }
+
+    /// Seconds that the service counted.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.table.header(word::EPOCH).load(Relaxed) as u32
+    }
+
+    pub(crate) fn displaces(&self) -> bool {
+        self.stamps()
+    }
+
+    /// Ends the attachment in order. Views stay readable, all else fails.
+    ///
+    /// Where this process hosts the service for nobody else, the service ends too and removes its files; that is waited
+    /// for, but not for long.
+    pub(super) fn leave(&self) {
+        if process::generation() != self.generation || self.is_lost() {
+            return;
+        }
+        let hosts_alone = self.host() == std::process::id() && self.stats().is_ok_and(|stats| stats.clients.len() == 1);
+        self.return_leases();
+        self.lost.store(true, Release);
+        self.ended.store(true, Release);
+        *lock(&self.member) = None;
+        self.doorbell.ring();
+        let begun = Instant::now();
+        let hosts = || match LockFile::find(&self.directory.host_lock()) {
+            Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
+            _ => false,
+        };
+        while hosts_alone && begun.elapsed() < FAREWELL && hosts() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+/// How long a process that leaves waits for the service that it hosts.
+const FAREWELL: Duration = Duration::from_secs(1);
