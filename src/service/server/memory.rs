@@ -111,12 +111,12 @@ impl Memory {
 
     /// Memory that another process made, or a former life of this service: the table says what is whose.
     ///
-    /// `lives` tells whether a client's tag is of one that may still be there.
+    /// `living` tells the tags of the clients that may still be there.
     pub(super) fn rebuild(
         ctl: Segment,
         segments: BTreeMap<u16, Segment>,
         budget: u64,
-        lives: impl Fn(u64) -> bool,
+        living: impl FnOnce(&Table<Mapped>) -> HashSet<u64>,
     ) -> Result<Self> {
         failpoint!("service.rebuild.begin");
         let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
@@ -127,7 +127,8 @@ impl Memory {
         // What the first host decided holds for all.
         let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
         let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
-        memory.read_table(lives);
+        let living = living(&memory.table);
+        memory.read_table(|tag| living.contains(&tag));
         memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
         failpoint!("service.rebuild.end");
         Ok(memory)
@@ -135,7 +136,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens = self.known_segments();
+        let known: HashSet<u16> = self.known_segments().into_iter().map(|(index, _)| index).collect();
         let count = self.table.slots();
         let mut occupied = Vec::new();
         let mut lost = Vec::new();
@@ -157,22 +158,18 @@ impl Memory {
                     (held.class, held.owner) = (class, object.owner.max(1));
                     if class != NO_MEMORY {
                         held.place = Place::from_bits(object.place);
-                        occupied.push((held.place, class, slot));
+                        // What lies in memory that only a client holds is not lost: it comes with that client.
+                        let segment = held.place.segment();
+                        if self.segments.contains_key(&segment) || !known.contains(&segment) {
+                            occupied.push((held.place, class, slot));
+                        }
                     }
                 }
             }
             self.slots.push(held);
         }
-        let (arena, refused) = Arena::rebuild(&lens, occupied);
-        self.arena = arena;
-        lost.extend(refused);
-        self.counters.quarantined += lost.len() as u64;
-        for slot in lost {
-            // Its memory is somebody else's, or nowhere.
-            let held = &mut self.slots[slot as usize];
-            (held.owner, held.class) = (0, NO_MEMORY);
-            held.generation = self.table.free(slot, held.generation);
-        }
+        lost.extend(self.rebuild_arena(occupied));
+        self.discard(lost);
         self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
         for slot in (0..count).rev() {
             if self.slots[slot as usize].owner == 0 {
@@ -183,6 +180,24 @@ impl Memory {
         dead.iter().for_each(|tag| self.release_pages(*tag));
         self.sweep(|owner| owner > 1 && !lives(owner));
         self.reclaim();
+    }
+
+    /// An arena of the segments that are here; the slots whose cells cannot be.
+    fn rebuild_arena(&mut self, occupied: Vec<(Place, Class, u32)>) -> Vec<u32> {
+        let lens: Vec<(u16, u64)> = self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let (arena, refused) = Arena::rebuild(&lens, occupied);
+        self.arena = arena;
+        refused
+    }
+
+    /// Frees slots whose memory is somebody else's, or nowhere.
+    fn discard(&mut self, slots: Vec<u32>) {
+        self.counters.quarantined += slots.len() as u64;
+        for slot in slots {
+            let held = &mut self.slots[slot as usize];
+            (held.owner, held.class) = (0, NO_MEMORY);
+            held.generation = self.table.free(slot, held.generation);
+        }
     }
 
     pub(super) fn ctl(&self) -> &Segment {
@@ -420,6 +435,7 @@ impl Memory {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
                 held.owner == owner
+                    && (held.class == NO_MEMORY || self.segments.contains_key(&held.place.segment()))
                     && self.table.state(*slot) == Some((held.generation, State::Reserved))
                     && self.table.read(id).label.format.fingerprint == request
             })
@@ -432,8 +448,40 @@ impl Memory {
             && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
         if known {
             self.segments.insert(index, segment);
+            let occupied = self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY);
+            let occupied = occupied.map(|(slot, held)| (held.place, held.class, slot as u32));
+            let here: Vec<_> = occupied.filter(|(place, ..)| self.segments.contains_key(&place.segment())).collect();
+            for slot in self.rebuild_arena(here) {
+                // Another slot has the cell.
+                self.slots[slot as usize].class = NO_MEMORY;
+                self.mend(slot);
+            }
         }
         known
+    }
+
+    /// Whether the table names memory that nobody brought yet.
+    pub(super) fn misses_segments(&self) -> bool {
+        self.known_segments().iter().any(|(index, _)| !self.segments.contains_key(index))
+    }
+
+    /// Everybody is here, and nobody has the rest: what lay there is gone with its last holder.
+    pub(super) fn forget_missing_segments(&mut self) {
+        let known = self.known_segments();
+        for (index, _) in known {
+            if self.segments.contains_key(&index) {
+                continue;
+            }
+            self.table.segment(index, 0).store(0, Release);
+            for slot in 0..self.slots.len() as u32 {
+                let held = self.slots[slot as usize];
+                if held.owner != 0 && held.class != NO_MEMORY && held.place.segment() == index {
+                    self.table.set(slot, held.generation, State::Dying);
+                    self.queue(slot);
+                }
+            }
+        }
+        self.reclaim();
     }
 
     /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
