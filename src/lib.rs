@@ -27,6 +27,8 @@ pub mod key;
 pub mod environment;
 #[cfg(all(feature = "shm", not(loom)))]
 mod failpoint;
+#[cfg(feature = "shm")]
+mod mutant;
 mod sync;
 #[expect(
     unsafe_code,

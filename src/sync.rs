@@ -10,11 +10,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What loom models, so that the code under test is the code that runs.
 pub(crate) mod modelled {
     #[cfg(all(loom, feature = "shm"))]
-    pub(crate) use loom::sync::atomic::{AtomicU64, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, fence};
     #[cfg(loom)]
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
     #[cfg(all(not(loom), feature = "shm"))]
-    pub(crate) use std::sync::atomic::{AtomicU64, fence};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, fence};
     #[cfg(not(loom))]
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 

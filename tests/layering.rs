@@ -25,6 +25,7 @@ const UNSAFE: &[&str] = &[
     "shm::futex",
     "shm::mapped",
     "shm::segment",
+    "shm::table::bytes",
 ];
 
 /// Cargo features that are no connectors.

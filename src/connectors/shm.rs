@@ -12,8 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Memory, Region, RegionMut};
-use crate::service::default_namespace;
 use crate::service::client::{Arrival, Client, Lease, Look, Options};
+use crate::service::default_namespace;
 use crate::service::locator::{self, SCHEME};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 

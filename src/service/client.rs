@@ -94,6 +94,9 @@ pub(crate) struct Client {
     member: Mutex<Option<lock::Held>>,
 }
 
+/// Where a namespace's attachment is, or is being made.
+type Attached = Arc<Mutex<Option<Arc<Client>>>>;
+
 /// A data segment; mapped when first needed, once for life, for each of two purposes.
 struct Held {
     segment: Segment,
@@ -115,32 +118,31 @@ impl Client {
     pub(crate) fn attach(options: &Options) -> Result<Arc<Self>> {
         let directory = Directory::open(&options.namespace)?;
         let path = directory.path().to_string_lossy().into_owned();
-        let mut clients = Self::all();
-        clients.retain(|_, client| !client.is_lost());
-        let client = match clients.get(&path) {
+        // Attaching to one namespace holds up no other.
+        let place = Arc::clone(Self::all().entry(path).or_default());
+        let mut attached = locked(&place);
+        let client = match attached.as_ref().filter(|client| !client.is_lost()) {
             Some(client) => Arc::clone(client),
-            None => {
-                let client = attach::attach(options, directory)?;
-                clients.insert(path, Arc::clone(&client));
-                client
-            }
+            None => Arc::clone(attached.insert(attach::attach(options, directory)?)),
         };
-        drop(clients);
+        drop(attached);
         Self::leave_at_exit();
         client.check_options(options)?;
         Ok(client)
     }
 
     /// The attachments of this process, by directory.
-    fn all() -> MutexGuard<'static, HashMap<String, Arc<Client>>> {
-        static CLIENTS: PerProcess<Mutex<HashMap<String, Arc<Client>>>> = PerProcess::new();
+    fn all() -> MutexGuard<'static, HashMap<String, Attached>> {
+        static CLIENTS: PerProcess<Mutex<HashMap<String, Attached>>> = PerProcess::new();
         locked(CLIENTS.get(Mutex::default))
     }
 
     /// Ends all attachments of this process in order.
     pub(crate) fn leave_all() {
         let clients = std::mem::take(&mut *Self::all());
-        clients.into_values().for_each(|client| client.leave());
+        // One that is being attached by another thread is nobody's to wait for.
+        let attached = |place: Arc<Mutex<Option<Arc<Client>>>>| place.try_lock().ok()?.take();
+        clients.into_values().filter_map(attached).for_each(|client| client.leave());
     }
 
     /// Leaves in order when the process ends by itself, so that a service that it hosts removes its files.

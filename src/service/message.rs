@@ -32,8 +32,9 @@ pub(crate) enum Request {
     /// The first message. A client that was attached before gives its tag and what it holds: `ctl`, then the segments in
     /// order, are attached.
     Hello { layout: u64, reattach: Option<u64>, segments: Vec<SegmentEntry> },
-    /// Wants `count` cells of a class; `urgent` when somebody waits for them.
-    Lease { id: u64, class: u16, count: u32, urgent: bool },
+    /// Wants `count` cells of a class; `urgent` when somebody waits for them, `again` when they may have been granted and the
+    /// answer was lost with its connection.
+    Lease { id: u64, class: u16, count: u32, urgent: bool, again: bool },
     /// Gives back leases that were not used.
     Return { slots: Vec<u32> },
     /// Names evicted objects, whose memory may be reclaimed when nobody pins them.
@@ -111,8 +112,8 @@ impl Request {
                 .bool(reattach.is_some())
                 .u64(reattach.unwrap_or(0))
                 .segments(segments)?,
-            Self::Lease { id, class, count, urgent } => {
-                Writer::new(out, 0x02, *id).u16(*class).u32(*count).bool(*urgent)
+            Self::Lease { id, class, count, urgent, again } => {
+                Writer::new(out, 0x02, *id).u16(*class).u32(*count).bool(*urgent).bool(*again)
             }
             Self::Return { slots } => Writer::new(out, 0x03, 0).slots(slots)?,
             Self::Dying { slots } => Writer::new(out, 0x04, 0).slots(slots)?,
@@ -140,7 +141,13 @@ impl Request {
                 let reattach = is_known.then_some(tag);
                 Self::Hello { layout, reattach, segments: input.segments()? }
             }
-            0x02 => Self::Lease { id, class: input.u16()?, count: input.u32()?, urgent: input.bool()? },
+            0x02 => Self::Lease {
+                id,
+                class: input.u16()?,
+                count: input.u32()?,
+                urgent: input.bool()?,
+                again: input.bool()?,
+            },
             0x03 => Self::Return { slots: input.slots()? },
             0x04 => Self::Dying { slots: input.slots()? },
             0x05 => Self::Pins { id },
@@ -517,11 +524,12 @@ mod tests {
                 reattach,
                 segments
             }),
-            any::<(u64, u16, u32, bool)>().prop_map(|(id, class, count, urgent)| Request::Lease {
+            any::<(u64, u16, u32, bool, bool)>().prop_map(|(id, class, count, urgent, again)| Request::Lease {
                 id,
                 class,
                 count,
-                urgent
+                urgent,
+                again
             }),
             slots().prop_map(|slots| Request::Return { slots }),
             slots().prop_map(|slots| Request::Dying { slots }),
@@ -611,8 +619,8 @@ mod tests {
     fn bytes_are_stable() {
         // Changing these lines changes the protocol: bump VERSION and write it in the CHANGELOG.
         let mut packet = Vec::new();
-        Request::Lease { id: 0x0102, class: 3, count: 4, urgent: true }.encode(&mut packet).unwrap();
-        assert_eq!(packet, [0xb1, 2, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 4, 0, 0, 0, 1]);
+        Request::Lease { id: 0x0102, class: 3, count: 4, urgent: true, again: false }.encode(&mut packet).unwrap();
+        assert_eq!(packet, [0xb1, 2, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 4, 0, 0, 0, 1, 0]);
         Reply::Segment { index: 1, len: 0x0200 }.encode(&mut packet).unwrap();
         assert_eq!(packet, [0xb1, 0x83, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
     }

@@ -4,6 +4,9 @@ pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub mod inspect;
 #[expect(unsafe_code, reason = "what a child does between fork and exec")]
 pub(crate) mod keeper;
 #[expect(unsafe_code, reason = "a descriptor inherited by its number")]
@@ -22,11 +25,14 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use crate::failpoint::NAMES;
 pub use keeper::{ServeOptions, serve};
-pub use served::serve_supervised;
 pub use link::FLAG as KEEPER_FLAG;
+pub use machine::Machine;
 #[doc(hidden)]
 pub use message::check_packet;
-pub use machine::Machine;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
+pub use served::serve_supervised;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};

@@ -78,6 +78,8 @@ pub(crate) struct Server {
     starved: VecDeque<Starved>,
     stop: Stop,
     draining: Option<Instant>,
+    /// Until when nobody new is let in.
+    paused: Option<Instant>,
     grace: Duration,
     begun: Instant,
     ages: stats::Ages,
@@ -151,6 +153,7 @@ impl Server {
             starved: VecDeque::new(),
             stop,
             draining: None,
+            paused: None,
             grace: GRACE,
             begun: Instant::now(),
             ages: stats::Ages::default(),
@@ -235,6 +238,10 @@ impl Server {
                 self.ages.look(&self.memory);
             }
             self.poll_locks();
+            if self.paused.is_some_and(|until| Instant::now() >= until) {
+                self.paused = None;
+                self.watch(&self.listener, Event::Listener)?;
+            }
             let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
             if drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
@@ -249,7 +256,10 @@ impl Server {
             // Views of evicted objects end without a word.
             patience = patience.min(Duration::from_millis(100));
         }
-        if self.draining.is_some() || self.clients.values().any(|client| client.pidfd.is_none()) {
+        if self.draining.is_some()
+            || self.paused.is_some()
+            || self.clients.values().any(|client| client.pidfd.is_none())
+        {
             patience = patience.min(LOCK_POLL);
         }
         if !self.starved.is_empty() {
@@ -264,8 +274,18 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        // Out of descriptors: those who are here go on, the others try again.
-        while let Ok(Some(socket)) = self.listener.accept() {
+        loop {
+            let socket = match self.listener.accept() {
+                Ok(Some(socket)) => socket,
+                Ok(None) => return,
+                Err(_) => {
+                    // Out of descriptors: those who are here go on, and the others wait for a moment instead of keeping this
+                    // thread busy.
+                    let _ = epoll::delete(&self.epoll, &self.listener);
+                    self.paused = Some(Instant::now() + PAUSE);
+                    return;
+                }
+            };
             let Ok(peer) = socket.peer() else { continue };
             if peer.uid != rustix::process::geteuid().as_raw() {
                 self.refused += 1;
@@ -314,11 +334,16 @@ impl Server {
         };
         let Some(tag) = self.clients.get(&index).map(|client| client.tag) else { return Ok(()) };
         match request {
-            Request::Lease { id, class, count, urgent } => {
+            Request::Lease { id, class, count, urgent, again } => {
                 let Some(class) = Class::from_index(class) else {
                     return Err(Error::new(ErrorKind::Invalid, "reserve", "no such size class"));
                 };
-                self.lease(index, id, class, count.clamp(1, MOST_LEASES), urgent);
+                if let Some(slots) = again.then(|| self.memory.granted(tag, id)).filter(|slots| !slots.is_empty()) {
+                    // Granted before, by this service or a former one, and never heard of.
+                    self.send(number, &Reply::Leased { id, class: class.index() as u16, slots }, &[]);
+                } else {
+                    self.lease(index, id, class, count.clamp(1, MOST_LEASES), urgent);
+                }
             }
             Request::Return { slots } => {
                 if slots.is_empty() {
@@ -475,23 +500,22 @@ impl Server {
             (false, true) => Effort::Grow,
             (false, false) => Effort::Free,
         };
-        if let Some(slots) = self.memory.granted(tag, id) {
-            // Granted before a restart, and never told.
-            return self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
-        }
         match self.memory.lease(tag, class, count, id, effort) {
             Ok((slots, added)) => {
                 self.announce(&added);
                 self.reply(connection, &Reply::Leased { id, class: class.index() as u16, slots });
                 failpoint!("service.lease.told");
             }
-            Err(error) if urgent => {
+            Err(_) if urgent => {
                 self.recall();
                 let until = Instant::now() + RECALL;
                 self.starved.push_back(Starved { client: index, id, class, count, until });
-                drop(error);
             }
-            Err(error) => self.reply(connection, &Reply::refuse(id, &error)),
+            // Nobody reads it.
+            Err(_) => {
+                let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
+                self.reply(connection, &Reply::refuse(id, &error));
+            }
         }
     }
 
@@ -530,7 +554,11 @@ impl Server {
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
                 Err(_) if Instant::now() < request.until && self.is_recalling() => self.starved.push_back(request),
-                Err(error) => self.reply(connection, &Reply::refuse(request.id, &error)),
+                Err(shortage) => {
+                    self.refused += 1;
+                    let error = self.memory.exhausted(&shortage);
+                    self.reply(connection, &Reply::refuse(request.id, &error));
+                }
             }
         }
     }
@@ -738,6 +766,9 @@ const RECALL: Duration = Duration::from_millis(200);
 
 /// How long clients have to leave when the service is told to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long nobody new is let in when descriptors ran out.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often record locks are looked at, where nothing better tells of a client's end.
 const LOCK_POLL: Duration = Duration::from_millis(50);

@@ -105,6 +105,8 @@ pub(crate) mod word {
     pub(crate) const EPOCH: usize = 8;
     /// Random; generations begin at what it makes of the slot's number.
     pub(crate) const SEED: usize = 16;
+    /// Most bytes of data segments.
+    pub(crate) const BUDGET: usize = 18;
     /// How often the service was rebuilt from the table.
     pub(crate) const REBUILDS: usize = 17;
 }

@@ -14,21 +14,26 @@ pub(crate) trait Mem: Send + Sync {
     fn word(&self, index: usize) -> &AtomicU64;
 }
 
-/// Words in the memory of this process: for models and tests.
+/// Words in the memory of this process: for models and tests. Some may not be there, because every word costs a model time.
 #[cfg(test)]
-pub(crate) struct Heap(Vec<AtomicU64>);
+pub(crate) struct Heap(Vec<Option<AtomicU64>>);
 
 #[cfg(test)]
 impl Heap {
     pub(crate) fn new(words: usize) -> Self {
-        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+        Self::some(words, |_| true)
+    }
+
+    /// Those words that `is_there` says.
+    pub(crate) fn some(words: usize, is_there: impl Fn(usize) -> bool) -> Self {
+        Self((0..words).map(|index| is_there(index).then(|| AtomicU64::new(0))).collect())
     }
 }
 
 #[cfg(test)]
 impl Mem for Heap {
     fn word(&self, index: usize) -> &AtomicU64 {
-        &self.0[index]
+        self.0[index].as_ref().expect("a word of the model")
     }
 }
 

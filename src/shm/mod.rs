@@ -2,11 +2,11 @@
 //!
 //! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom and Miri.
 
+pub(crate) mod awake;
 pub(crate) mod class;
 #[cfg(not(loom))]
 pub(crate) mod clock;
-#[cfg(not(loom))]
-#[expect(unsafe_code, reason = "the kernel wants the address of half a word")]
+#[cfg_attr(not(loom), expect(unsafe_code, reason = "the kernel wants the address of half a word"))]
 pub(crate) mod futex;
 pub(crate) mod layout;
 #[cfg(not(loom))]

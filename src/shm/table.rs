@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use super::layout::{BUCKETS, Layout, MAGIC, client, slot, word};
 use super::mem::Mem;
 use crate::key::Format;
+use crate::mutant::mutant;
 use crate::sync::modelled::{AtomicU64, fence};
 
 /// The control segment, and every step that a process takes in it.
@@ -63,7 +64,7 @@ impl State {
 
     /// The generation and the state of a word; `None` for a word that nobody writes.
     pub(crate) fn of(word: u64) -> Option<(u64, Self)> {
-        let state = match word & ((1 << STATE_BITS) - 1) {
+        let state = match word & STATE_MASK {
             0 => Self::Free,
             1 => Self::Reserved,
             2 => Self::Live,
@@ -185,7 +186,7 @@ impl<M: Mem> Table<M> {
 
     /// The state word of a slot, decoded.
     pub(crate) fn state(&self, slot: u32) -> Option<(u64, State)> {
-        State::of(self.slot(slot, slot::STATE).load(Acquire))
+        State::of(self.slot(slot, slot::STATE).load(mutant!(Acquire, "state_acquire")))
     }
 
     /// The words of a live object that is not pinned: together of one moment at which it was live.
@@ -228,7 +229,7 @@ impl<M: Mem> Table<M> {
     pub(crate) fn publish(&self, id: Id, label: &Label, stamp: u32) {
         self.label(id.slot, label, stamp);
         // SYNC POINT: `pin`. The bytes and the label come before.
-        self.slot(id.slot, slot::STATE).store(State::Live.word(id.generation), Release);
+        self.slot(id.slot, slot::STATE).store(State::Live.word(id.generation), mutant!(Release, "publish_release"));
     }
 
     /// Makes a leased slot the key of an object that comes later.
@@ -236,7 +237,7 @@ impl<M: Mem> Table<M> {
         self.label(id.slot, &Label { len: 0, format, flags: 0, expires: 0 }, 0);
         self.slot(id.slot, slot::PLACE).store(0, Relaxed);
         // SYNC POINT: `pin`, `bind`.
-        self.slot(id.slot, slot::STATE).store(State::Declared.word(id.generation), Release);
+        self.slot(id.slot, slot::STATE).store(State::Declared.word(id.generation), mutant!(Release, "declare_release"));
     }
 
     #[inline]
@@ -254,7 +255,9 @@ impl<M: Mem> Table<M> {
     #[inline(always)]
     pub(crate) fn pin(&self, cell: u32, id: Id) -> Found {
         let state = self.point(cell, id.slot);
-        if state == State::Live.word(id.generation) {
+        if state == State::Live.word(id.generation)
+            || mutant!("pin_generation") && state & STATE_MASK == State::Live as u64
+        {
             return Found::Object(self.read(id));
         }
         self.pin_declared(cell, id, state)
@@ -271,7 +274,8 @@ impl<M: Mem> Table<M> {
                     if let Some(target) = self.linked(link) {
                         let state = self.point(cell, target.0);
                         if State::of(state).is_some_and(|(generation, state)| {
-                            state == State::Live && generation & LINK_GENERATION == target.1
+                            state == State::Live
+                                && (generation & LINK_GENERATION == target.1 || mutant!("pin_link_generation"))
                         }) {
                             return Found::Object(self.read(Id { slot: target.0, generation: state >> STATE_BITS }));
                         }
@@ -286,12 +290,14 @@ impl<M: Mem> Table<M> {
     /// Names a slot in a cell, and only then looks at its state.
     #[inline(always)]
     fn point(&self, cell: u32, slot: u32) -> u64 {
-        self.cell(cell).store(u64::from(slot) + 1, Relaxed);
+        // SYNC POINT: `pinned`. A scan that sees this cell name another slot than before knows that the view before is over.
+        self.cell(cell).store(u64::from(slot) + 1, mutant!(Release, "point_release"));
         // SYNC POINT: `pinned`. Either the service's scan sees the cell, or this load sees DYING: the two fences are in one
         // order, and what stands before the earlier one is seen by what stands after the later one.
-        #[cfg(not(mutant = "pin_fence"))]
-        fence(SeqCst);
-        self.slot(slot, slot::STATE).load(Acquire)
+        if !mutant!("pin_fence") {
+            fence(SeqCst);
+        }
+        self.slot(slot, slot::STATE).load(mutant!(Acquire, "point_acquire"))
     }
 
     /// Gives up a pin: the bytes must not be looked at any more.
@@ -303,7 +309,8 @@ impl<M: Mem> Table<M> {
     /// Whether a pin cell names nothing.
     #[inline]
     pub(crate) fn is_unpinned(&self, cell: u32) -> bool {
-        self.cell(cell).load(Relaxed) == 0
+        // SYNC POINT: `unpin`, by another thread. What was read through the pin before is over for whoever sees the next.
+        self.cell(cell).load(mutant!(Acquire, "unpinned_acquire")) == 0
     }
 
     /// Marks a pinned object as used in `epoch`.
@@ -330,6 +337,15 @@ impl<M: Mem> Table<M> {
 
     fn step(&self, id: Id, from: State, to: State) -> bool {
         let state = self.slot(id.slot, slot::STATE);
+        if mutant!("step_without_cas") {
+            let holds = state.load(Acquire) == from.word(id.generation);
+            if holds {
+                state.store(to.word(id.generation), Release);
+            }
+            return holds;
+        }
+        let id =
+            if mutant!("step_generation") { Id { generation: state.load(Acquire) >> STATE_BITS, ..id } } else { id };
         state.compare_exchange(from.word(id.generation), to.word(id.generation), AcqRel, Relaxed).is_ok()
     }
 
@@ -337,17 +353,24 @@ impl<M: Mem> Table<M> {
     ///
     /// `cell` names the declaration meanwhile, so that its slot cannot become another one's.
     pub(crate) fn bind(&self, cell: u32, declared: Id, format: Format, object: Id) -> Result<(), Unbound> {
-        let state = self.point(cell, declared.slot);
+        let state = match mutant!("bind_unpinned") {
+            true => self.slot(declared.slot, slot::STATE).load(Acquire),
+            false => self.point(cell, declared.slot),
+        };
         let bound = if state == State::Live.word(declared.generation) {
             Err(Unbound::Taken)
-        } else if state != State::Declared.word(declared.generation) {
+        } else if state != State::Declared.word(declared.generation) && !mutant!("bind_generation") {
             Err(Unbound::Missing)
-        } else if self.read(declared).label.format != format {
+        } else if self.read(declared).label.format != format && !mutant!("bind_format") {
             Err(Unbound::Format)
         } else {
             let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
             // SYNC POINT: `pin_declared`.
             match self.slot(declared.slot, slot::PLACE).compare_exchange(0, link, AcqRel, Relaxed) {
+                Err(_) if mutant!("bind_over") => {
+                    self.slot(declared.slot, slot::PLACE).store(link, Release);
+                    Ok(())
+                }
                 Ok(_) => Ok(()),
                 Err(_) => Err(Unbound::Taken),
             }
@@ -395,8 +418,8 @@ impl<M: Mem> Table<M> {
 
     /// Makes a slot nobody's, in its next generation, which it returns.
     pub(crate) fn free(&self, slot: u32, generation: u64) -> u64 {
-        let next = (generation + 1) & (u64::MAX >> STATE_BITS);
-        self.slot(slot, slot::STATE).store(State::Free.word(next), Release);
+        let next = (generation + u64::from(!mutant!("free_generation"))) & (u64::MAX >> STATE_BITS);
+        self.slot(slot, slot::STATE).store(State::Free.word(next), mutant!(Release, "free_release"));
         next
     }
 
@@ -416,7 +439,7 @@ impl<M: Mem> Table<M> {
         self.slot(id.slot, slot::CLASS).store(class, Relaxed);
         self.slot(id.slot, slot::OWNER).store(owner, Relaxed);
         self.slot(id.slot, slot::META).store(0, Relaxed);
-        self.slot(id.slot, slot::STATE).store(State::Reserved.word(id.generation), Release);
+        self.slot(id.slot, slot::STATE).store(State::Reserved.word(id.generation), mutant!(Release, "lease_release"));
     }
 
     /// Tells `seen` each slot that a pin cell of these pages names.
@@ -424,12 +447,13 @@ impl<M: Mem> Table<M> {
     /// What it does not tell and was DYING before the call is nobody's any more.
     pub(crate) fn pinned(&self, pages: impl IntoIterator<Item = u32>, mut seen: impl FnMut(u32, u32)) {
         // SYNC POINT: `point`.
-        #[cfg(not(mutant = "scan_fence"))]
-        fence(SeqCst);
+        if !mutant!("scan_fence") {
+            fence(SeqCst);
+        }
         for page in pages {
             for cell in page * self.layout.cells..(page + 1) * self.layout.cells {
                 // SYNC POINT: `unpin`.
-                let named = self.cell(cell).load(Acquire);
+                let named = self.cell(cell).load(mutant!(Acquire, "scan_acquire"));
                 if named != 0 && named <= u64::from(self.layout.slots) {
                     seen(cell, named as u32 - 1);
                 }
@@ -439,9 +463,9 @@ impl<M: Mem> Table<M> {
 
     /// What was committed to a declaration that is dying and not pinned, hence cannot change any more.
     pub(crate) fn bound_to(&self, declared: u32) -> Option<Id> {
-        let (slot, low) = self.linked(self.slot(declared, slot::PLACE).load(Acquire))?;
+        let (slot, low) = self.linked(self.slot(declared, slot::PLACE).load(mutant!(Acquire, "bound_to_acquire")))?;
         let (generation, _) = self.state(slot)?;
-        (generation & LINK_GENERATION == low).then_some(Id { slot, generation })
+        (generation & LINK_GENERATION == low || mutant!("bound_to_generation")).then_some(Id { slot, generation })
     }
 
     /// The client that a page of pin cells belongs to; 0 for none.
@@ -472,7 +496,7 @@ impl<M: Mem> Table<M> {
 #[inline]
 pub(crate) fn unpin(cell: &AtomicU64) {
     // SYNC POINT: `pinned`. What was read of the object was read before.
-    cell.store(0, Release);
+    cell.store(0, mutant!(Release, "unpin_release"));
 }
 
 fn meta(label: &Label, stamp: u32) -> u64 {
@@ -481,7 +505,14 @@ fn meta(label: &Label, stamp: u32) -> u64 {
 
 /// Low bits of the state word that are the state.
 const STATE_BITS: u32 = 3;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 
 /// A link is slot + 1 above this bit, and the low bits of the generation below.
 const LINK_SLOT: u32 = 40;
 const LINK_GENERATION: u64 = (1 << LINK_SLOT) - 1;
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "bytes of models, whose races checkers report")]
+mod bytes;
+#[cfg(test)]
+mod model;

@@ -6,6 +6,7 @@ mod bench;
 mod information;
 mod objects;
 mod output;
+mod shared;
 mod tokens;
 
 use std::io::Write;

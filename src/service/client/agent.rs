@@ -1,9 +1,9 @@
 //! The agent: the thread of a process that talks to the node service, so that others need not.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::pending::{Completer, Pending};
 use crate::service::message::{Reply, Request, kind_of};
 use crate::service::stats::ServiceStats;
 use crate::service::wire::{Received, Sent, Socket};
+use crate::shm::awake::Awake;
 use crate::shm::class::Class;
 use crate::shm::segment::Segment;
 use crate::sync::lock;
@@ -34,28 +35,31 @@ pub(super) struct Requests {
     next: AtomicU64,
     open: Mutex<HashMap<u64, Open>>,
     /// What could not be sent at once.
-    outbox: Mutex<Vec<Vec<u8>>>,
+    outbox: Mutex<Vec<Waiting>>,
+}
+
+struct Waiting {
+    packet: Vec<u8>,
+    /// Has no answer, and is still true after the service came back.
+    lasting: bool,
 }
 
 struct Open {
-    packet: Vec<u8>,
-    /// The class of a lease ahead of need.
-    class: Option<Class>,
+    request: Request,
     waiter: Option<Completer<Answer>>,
 }
 
 /// Wakes the agent.
 pub(super) struct Doorbell {
     fd: OwnedFd,
-    /// The agent will look again by itself.
-    awake: AtomicBool,
+    awake: Awake,
 }
 
 impl Doorbell {
     pub(super) fn new() -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("open", "an eventfd", errno.into()))?;
-        Ok(Self { fd, awake: AtomicBool::new(false) })
+        Ok(Self { fd, awake: Awake::default() })
     }
 
     pub(super) fn ring(&self) {
@@ -64,9 +68,7 @@ impl Doorbell {
 
     #[inline]
     pub(super) fn ring_unless_awake(&self) {
-        // SYNC POINT: `sleep`. Either this sees it asleep, or it sees what was pushed before.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        if !self.awake.load(Relaxed) && !self.awake.swap(true, AcqRel) {
+        if self.awake.must_wake() {
             self.ring();
         }
     }
@@ -98,35 +100,30 @@ impl Client {
     pub(super) fn begin(&self, request: impl FnOnce(u64) -> Request, waiter: Option<Completer<Answer>>) -> u64 {
         let id = self.requests.next.fetch_add(1, Relaxed) + 1;
         let request = request(id);
-        let class = match &request {
-            Request::Lease { class, urgent: false, .. } => Class::from_index(*class),
-            _ => None,
-        };
         let packet = packet_of(&request);
-        lock(&self.requests.open).insert(id, Open { packet: packet.clone(), class, waiter });
-        self.send(packet);
+        lock(&self.requests.open).insert(id, Open { request, waiter });
+        self.send(packet, false);
         id
     }
 
     /// Tells the service something that has no answer.
     pub(super) fn tell(&self, request: Request) {
-        self.send(packet_of(&request));
+        self.send(packet_of(&request), true);
     }
 
-    fn send(&self, packet: Vec<u8>) {
+    fn send(&self, packet: Vec<u8>, lasting: bool) {
         let link = lock(&self.link).clone();
         let mut outbox = lock(&self.requests.outbox);
         // In order: nothing overtakes what waits.
         if outbox.is_empty() {
             match link.map(|link| link.send(&packet, &[])) {
                 Some(Ok(Sent::Done)) => return,
-                // Without a connection: requests are made again, and words of what was evicted or given back are found by
-                // the service's own sweep of the table.
-                None | Some(Err(_)) => return,
-                Some(Ok(Sent::WouldBlock)) => {}
+                // Without a connection: requests are made again when there is one.
+                None | Some(Err(_)) if !lasting => return,
+                _ => {}
             }
         }
-        outbox.push(packet);
+        outbox.push(Waiting { packet, lasting });
         drop(outbox);
         self.doorbell.ring();
     }
@@ -135,14 +132,11 @@ impl Client {
     fn flush(&self, link: &Socket) -> bool {
         let mut outbox = lock(&self.requests.outbox);
         let mut sent = 0;
-        while let Some(packet) = outbox.get(sent) {
-            match link.send(packet, &[]) {
+        while let Some(waiting) = outbox.get(sent) {
+            match link.send(&waiting.packet, &[]) {
                 Ok(Sent::Done) => sent += 1,
-                Ok(Sent::WouldBlock) => break,
-                Err(_) => {
-                    outbox.clear();
-                    return true;
-                }
+                // A connection that is gone tells so when it is read.
+                Ok(Sent::WouldBlock) | Err(_) => break,
             }
         }
         outbox.drain(..sent);
@@ -154,7 +148,9 @@ impl Client {
         let mut buffer = Vec::new();
         loop {
             let Some(link) = lock(&self.link).clone() else { return };
-            let ended = self.talk(&link, &mut buffer);
+            // The socket's end is not the host's: a child that the host forked keeps it open.
+            let host = link.peer().ok().and_then(|peer| peer.pidfd);
+            let ended = self.talk(&link, host.as_ref(), &mut buffer);
             *lock(&self.link) = None;
             if ended || self.ended.load(Acquire) {
                 return;
@@ -168,16 +164,16 @@ impl Client {
     }
 
     /// Talks until the connection ends (false) or the client does (true).
-    fn talk(&self, link: &Socket, buffer: &mut Vec<u8>) -> bool {
+    fn talk(&self, link: &Socket, host: Option<&OwnedFd>, buffer: &mut Vec<u8>) -> bool {
         loop {
             let all_sent = self.flush(link);
             self.tell_of_retired();
-            let busy = self.sleep(link, all_sent);
+            let events = self.sleep(link, host, all_sent);
             if self.ended.load(Acquire) {
                 let _ = link.send(&packet_of(&Request::Bye), &[]);
                 return true;
             }
-            if !busy {
+            if events == Events::None {
                 continue;
             }
             loop {
@@ -186,6 +182,7 @@ impl Client {
                         Ok(reply) => self.hear(reply, fds),
                         Err(_) => return false,
                     },
+                    Ok(Received::WouldBlock) if events == Events::HostDied => return false,
                     Ok(Received::WouldBlock) => break,
                     Ok(Received::Closed) | Err(_) => return false,
                 }
@@ -193,35 +190,38 @@ impl Client {
         }
     }
 
-    /// Waits for something to do; whether the service said something.
-    fn sleep(&self, link: &Socket, all_sent: bool) -> bool {
+    /// Waits for something to do.
+    fn sleep(&self, link: &Socket, host: Option<&OwnedFd>, all_sent: bool) -> Events {
         let mut flags = PollFlags::IN;
         if !all_sent {
             flags |= PollFlags::OUT;
         }
+        let host = host.map_or(self.doorbell.fd.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::from_borrowed_fd(link.as_fd(), flags),
             PollFd::from_borrowed_fd(self.doorbell.fd.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(host, PollFlags::IN),
         ];
         // While objects are evicted all the time it looks every millisecond, and nobody has to ring.
-        if self.doorbell.awake.load(Relaxed) {
+        if self.doorbell.awake.is_awake() {
             let soon = LINGER.try_into().ok();
             if let Ok(0) = poll(&mut fds, soon.as_ref()) {
-                self.doorbell.awake.store(false, Release);
-                // SYNC POINT: `ring_unless_awake`.
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-                if !self.retired.is_empty() {
-                    self.doorbell.awake.store(true, Release);
-                }
-                return false;
+                self.doorbell.awake.falls_asleep(|| !self.retired.is_empty());
+                return Events::None;
             }
         } else if poll(&mut fds, None).is_err() {
-            return false;
+            return Events::None;
         }
-        if !fds[1].revents().is_empty() {
+        let (said, rang, died) =
+            (!fds[0].revents().is_empty(), !fds[1].revents().is_empty(), !fds[2].revents().is_empty());
+        if rang {
             let _ = rustix::io::read(&self.doorbell.fd, &mut [0; 8]);
         }
-        !fds[0].revents().is_empty()
+        match (said, died && host.as_raw_fd() != self.doorbell.fd.as_raw_fd()) {
+            (_, true) => Events::HostDied,
+            (true, false) => Events::Said,
+            (false, false) => Events::None,
+        }
     }
 
     fn tell_of_retired(&self) {
@@ -277,8 +277,8 @@ impl Client {
     }
 
     fn finish(&self, open: Open, result: Result<Answer>) {
-        if let Some(class) = open.class {
-            self.prefetched(class);
+        if let (Request::Lease { class, .. }, Ok(_)) = (&open.request, &result) {
+            Class::from_index(*class).into_iter().for_each(|class| self.prefetched(class));
         }
         if let Some(waiter) = open.waiter {
             waiter.complete(result);
@@ -299,13 +299,20 @@ impl Client {
                     break;
                 }
                 // Who only looks must not hold the memory back from others.
-                Err(error) if self.options.may_host && error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
+                Err(error)
+                    if self.options.may_host && error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
         }
-        lock(&self.requests.outbox).clear();
-        let open: Vec<Vec<u8>> = lock(&self.requests.open).values().map(|open| open.packet.clone()).collect();
-        open.into_iter().for_each(|packet| self.send(packet));
+        lock(&self.requests.outbox).retain(|waiting| waiting.lasting);
+        let mut open = Vec::new();
+        for request in lock(&self.requests.open).values_mut().map(|open| &mut open.request) {
+            if let Request::Lease { again, .. } = request {
+                *again = true;
+            }
+            open.push(packet_of(request));
+        }
+        open.into_iter().for_each(|packet| self.send(packet, false));
         Ok(())
     }
 
@@ -319,6 +326,15 @@ impl Client {
         }
         self.wake_own();
     }
+}
+
+/// What woke the agent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Events {
+    None,
+    /// The service said something.
+    Said,
+    HostDied,
 }
 
 fn packet_of(request: &Request) -> Vec<u8> {

@@ -131,25 +131,26 @@ fn connect(
     let mut why = "nobody serves it".to_owned();
     loop {
         match Socket::connect(directory) {
-            Ok(link) => match greet(&link, hello, fds, deadline) {
+            Ok(link) => match greet(&link, directory, hello, fds, deadline) {
                 Ok(welcome) => return Ok((link, welcome)),
-                Err(error) if error.kind() == ErrorKind::Unavailable => why = error.context().to_owned(),
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    why = error.context().to_owned();
+                }
                 Err(error) => return Err(error),
             },
             Err(error) if matches!(error.kind(), ErrorKind::Permission | ErrorKind::Config | ErrorKind::Invalid) => {
                 return Err(error);
             }
-            Err(_) => {
-                // A supervisor is quicker and better at it.
-                let supervised = client.is_some_and(|client| client.table.header(word::SUPERVISED).load(Relaxed) != 0);
-                let may_host = options.may_host && (!supervised || begun.elapsed() > SUPERVISOR);
-                if may_host && host(options, directory, client)? {
-                    continue;
-                }
-                if !options.may_host && begun.elapsed() > SUPERVISOR {
-                    break;
-                }
-            }
+            Err(_) => {}
+        }
+        // A supervisor is quicker and better at it.
+        let supervised = client.is_some_and(|client| client.table.header(word::SUPERVISED).load(Relaxed) != 0);
+        let may_host = options.may_host && (!supervised || begun.elapsed() > SUPERVISOR);
+        if may_host && host(options, directory, client)? {
+            continue;
+        }
+        if !options.may_host && begun.elapsed() > SUPERVISOR {
+            break;
         }
         if Instant::now() >= deadline {
             break;
@@ -171,7 +172,13 @@ fn connect(
 }
 
 /// Says hello and waits for the answer.
-fn greet(link: &Socket, hello: &[u8], fds: &[std::os::fd::BorrowedFd<'_>], deadline: Instant) -> Result<Welcome> {
+fn greet(
+    link: &Socket,
+    directory: &Directory,
+    hello: &[u8],
+    fds: &[std::os::fd::BorrowedFd<'_>],
+    deadline: Instant,
+) -> Result<Welcome> {
     if !matches!(link.send(hello, fds), Ok(Sent::Done)) {
         return Err(Error::new(ErrorKind::Unavailable, "open", "the service hung up"));
     }
@@ -195,8 +202,14 @@ fn greet(link: &Socket, hello: &[u8], fds: &[std::os::fd::BorrowedFd<'_>], deadl
                     return Err(Error::new(ErrorKind::Unavailable, "open", "it accepts connections and says nothing"));
                 }
                 let mut ready = [PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)];
-                let left = left.try_into().ok();
-                let _ = poll(&mut ready, left.as_ref());
+                let slice = left.min(SLICE).try_into().ok();
+                if let Ok(0) = poll(&mut ready, slice.as_ref()) {
+                    // A dead host's socket may live on in a child that it forked.
+                    let file = LockFile::open(&directory.host_lock())?;
+                    if file.holder(Directory::HOST..Directory::HOST + 1)?.is_none() {
+                        return Err(Error::new(ErrorKind::Unavailable, "open", "its host ended"));
+                    }
+                }
             }
             Ok(Received::Closed) | Err(_) => {
                 return Err(Error::new(ErrorKind::Unavailable, "open", "the service hung up"));
@@ -256,6 +269,9 @@ fn unexpected(what: &str) -> Error {
 
 /// Bytes of the members file: one for each client, one for the supervisor.
 const MEMBERS: std::ops::Range<u64> = 0..4097;
+
+/// How long a host may be silent before its lock is looked at.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// How long a supervisor has to start a new service before clients do.
 const SUPERVISOR: Duration = Duration::from_millis(1500);

@@ -99,7 +99,7 @@ impl Client {
             return;
         }
         let count = pool.batch.load(Relaxed);
-        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: false };
+        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: false, again: false };
         self.begin(request, None);
     }
 
@@ -108,7 +108,7 @@ impl Client {
         let deadline = Instant::now() + self.options.timeout;
         let count = pool.batch.load(Relaxed);
         pool.batch.store((count * 2).min(most(class)), Relaxed);
-        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: true };
+        let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: true, again: false };
         loop {
             match self.ask(request, "reserve") {
                 Ok(Answer::Leased) => return Ok(()),
@@ -147,7 +147,7 @@ impl Client {
         }
     }
 
-    /// The lease that was asked for ahead of need was refused, or came.
+    /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
     pub(super) fn prefetched(&self, class: Class) {
         self.pool(class).asked.store(false, Release);
     }

@@ -32,8 +32,6 @@ pub(super) struct Memory {
     dying: Vec<u32>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
-    /// Whether a former service may have granted what it did not tell.
-    rebuilt: bool,
     pub(super) counters: Counters,
 }
 
@@ -55,6 +53,13 @@ pub(super) struct Held {
     /// Tag of the client that it was leased to, 0 when nobody has it.
     pub(super) owner: u64,
     queued: bool,
+}
+
+/// Memory that could not be had.
+pub(super) struct Shortage {
+    class: Class,
+    /// Why there is no more, in parentheses, if that is not the budget.
+    why: String,
 }
 
 /// How far a lease may go for memory.
@@ -81,6 +86,7 @@ impl Memory {
         let (instance, seed) = random.split_at(8);
         let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
         table.header(word::POLICY).store(if stamp { policy::STAMP } else { 0 }, Relaxed);
+        table.header(word::BUDGET).store(budget, Relaxed);
         table.initialize(number(instance), number(seed));
         let mut memory = Self::empty(ctl, table, BTreeMap::new(), Arena::new(), budget);
         memory.grow_slots()?;
@@ -99,7 +105,6 @@ impl Memory {
             pages: Vec::new(),
             dying: Vec::new(),
             budget,
-            rebuilt: false,
             counters: Counters::default(),
         }
     }
@@ -119,9 +124,10 @@ impl Memory {
             let context = "the control segment is not one of this version";
             return Err(Error::new(ErrorKind::Incompatible, "serve", context));
         }
+        // What the first host decided holds for all.
+        let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
         let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
         memory.read_table(lives);
-        memory.rebuilt = true;
         memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
         failpoint!("service.rebuild.end");
         Ok(memory)
@@ -221,7 +227,7 @@ impl Memory {
         count: u32,
         request: u64,
         effort: Effort,
-    ) -> Result<(Vec<u32>, Vec<u16>)> {
+    ) -> Result<(Vec<u32>, Vec<u16>), Shortage> {
         failpoint!("service.lease.begin");
         let mut leased = Vec::with_capacity(count as usize);
         let mut added = Vec::new();
@@ -232,11 +238,11 @@ impl Memory {
                 if class == NO_MEMORY { Ok(Place::from_bits(0)) } else { self.place(class, effort, &mut added) };
             let slot = place.and_then(|place| match self.free_slot() {
                 Ok(slot) => Ok((place, slot)),
-                Err(error) => {
+                Err(why) => {
                     if class != NO_MEMORY {
                         self.arena.free(place, class);
                     }
-                    Err(error)
+                    Err(Shortage { class, why })
                 }
             });
             let (place, slot) = match slot {
@@ -257,7 +263,7 @@ impl Memory {
         Ok((leased, added))
     }
 
-    fn place(&mut self, class: Class, effort: Effort, added: &mut Vec<u16>) -> Result<Place> {
+    fn place(&mut self, class: Class, effort: Effort, added: &mut Vec<u16>) -> Result<Place, Shortage> {
         if let Some(place) = self.allocate(class) {
             return Ok(place);
         }
@@ -292,7 +298,7 @@ impl Memory {
                 }
             }
         }
-        Err(self.exhausted(class, &why))
+        Err(Shortage { class, why })
     }
 
     /// A cell with all its pages.
@@ -348,14 +354,11 @@ impl Memory {
         Ok(())
     }
 
-    fn free_slot(&mut self) -> Result<u32> {
+    fn free_slot(&mut self) -> Result<u32, String> {
         if self.free.is_empty() {
-            self.grow_slots()?;
+            self.grow_slots().map_err(|error| format!(" ({error})"))?;
         }
-        self.free.pop().ok_or_else(|| {
-            let context = format!("all {} slots are in use; evict objects", self.slots.len());
-            Error::new(ErrorKind::NoSpace, "reserve", context)
-        })
+        self.free.pop().ok_or_else(|| format!(" (all {} slots are in use)", self.slots.len()))
     }
 
     /// Reserves as many slots as there are, at most a large step.
@@ -410,12 +413,9 @@ impl Memory {
         Ok(())
     }
 
-    /// Leases of a client that were granted for a request whose answer nobody heard, if there are any.
-    pub(super) fn granted(&self, owner: u64, request: u64) -> Option<Vec<u32>> {
-        if !self.rebuilt {
-            return None;
-        }
-        let granted: Vec<u32> = (0..self.slots.len() as u32)
+    /// Leases of a client that were granted for a request whose answer nobody heard.
+    pub(super) fn granted(&self, owner: u64, request: u64) -> Vec<u32> {
+        (0..self.slots.len() as u32)
             .filter(|slot| {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
@@ -423,8 +423,7 @@ impl Memory {
                     && self.table.state(*slot) == Some((held.generation, State::Reserved))
                     && self.table.read(id).label.format.fingerprint == request
             })
-            .collect();
-        (!granted.is_empty()).then_some(granted)
+            .collect()
     }
 
     /// A segment of this memory that only a client had.
@@ -704,7 +703,8 @@ impl Memory {
     }
 
     /// The error of a put that finds no memory: who has it.
-    fn exhausted(&self, class: Class, why: &str) -> Error {
+    pub(super) fn exhausted(&self, shortage: &Shortage) -> Error {
+        let Shortage { class, why } = shortage;
         let mut holders: HashMap<u64, (u64, u64)> = HashMap::new();
         let (mut live, mut leased) = (0, 0);
         for (slot, held) in self.slots.iter().enumerate() {

@@ -1,0 +1,358 @@
+//! A client process of the soak: random operations, each checked against the truth table.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::Duration;
+
+use bytes::BufMut;
+use proxystore::connectors::ShmConnector;
+use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Region};
+
+use crate::ledger::{Count, ENTRIES, Entry, Kind, Ledger, kind};
+
+/// A worker, until the ledger says that the soak is over or somebody kills the process.
+pub(crate) struct Worker {
+    ledger: &'static Ledger,
+    number: usize,
+    random: Random,
+    store: Arc<ShmConnector>,
+    views: Vec<(Region, u64)>,
+    /// Keys of objects that this process ended, and was told so.
+    gone: Vec<Key>,
+    next_seed: u64,
+}
+
+impl Worker {
+    /// Opens the namespace; `None` when it cannot be, which is counted.
+    pub(crate) fn start(ledger: &'static Ledger, number: usize, seed: u64, url: &str) -> Option<Self> {
+        let config: ConnectorConfig = url.parse().expect("a URL of ours");
+        match ShmConnector::open(&config) {
+            Ok(store) => {
+                ledger.workers[number].attached.store(1, Relaxed);
+                let mut random = Random(seed | 1);
+                let next_seed = random.next() << 8;
+                Some(Self {
+                    ledger,
+                    number,
+                    random,
+                    store: Arc::new(store),
+                    views: Vec::new(),
+                    gone: Vec::new(),
+                    next_seed,
+                })
+            }
+            Err(error) => {
+                let what = if error.kind() == ErrorKind::Unavailable { Count::Unavailable } else { Count::OtherErrors };
+                ledger.violate(what, format_args!("open: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self) {
+        while self.ledger.phase.load(Acquire) == 0 {
+            self.step();
+        }
+        while !self.views.is_empty() {
+            self.drop_view(0);
+        }
+    }
+
+    fn step(&mut self) {
+        let index = self.random.below(ENTRIES as u64) as usize;
+        let entry = &self.ledger.entries[index];
+        let state = entry.state.load(Acquire);
+        let dice = self.random.below(100);
+        match kind(state) {
+            Kind::Empty if dice < 70 => self.put(entry, state),
+            Kind::Empty if dice < 85 => self.declare(entry, state),
+            Kind::Live if dice < 60 => self.get(entry, state),
+            Kind::Live if dice < 80 => self.exists(entry, state),
+            Kind::Live if dice < 92 => self.end(entry, state, false),
+            Kind::Live => self.end(entry, state, true),
+            Kind::Declared if dice < 50 => self.bind(entry, state),
+            Kind::Declared if dice < 55 => self.wait(entry, state),
+            Kind::Declared if dice < 65 => self.end(entry, state, false),
+            Kind::Maybe if dice < 50 => self.get(entry, state),
+            Kind::Maybe => self.end(entry, state, false),
+            _ => self.look_at_gone(),
+        }
+        if self.views.len() > 24 || (!self.views.is_empty() && self.random.below(4) == 0) {
+            let which = self.random.below(self.views.len() as u64) as usize;
+            self.drop_view(which);
+        }
+    }
+
+    fn put(&mut self, entry: &Entry, state: u64) {
+        let Some(state) = entry.claim(state, self.number, Kind::Putting) else { return };
+        let (seed, len) = (self.seed(), self.len());
+        entry.seed.store(seed, Relaxed);
+        entry.len.store(len as u64, Relaxed);
+        entry.deferred.store(0, Relaxed);
+        let key = if seed & 1 == 0 {
+            self.store.put(&content(seed, len), Format::RAW).wait()
+        } else {
+            self.store.reserve(len).and_then(|mut region| {
+                region.put_slice(&content(seed, len));
+                self.store.commit(region, Format::RAW).wait()
+            })
+        };
+        match key {
+            Ok(key) => {
+                entry.write_key(&key.to_string());
+                entry.set(state, Kind::Live);
+                self.ledger.count(Count::Puts);
+            }
+            Err(error) => {
+                self.failed("put", &error);
+                entry.clear(state);
+            }
+        }
+    }
+
+    fn get(&mut self, entry: &Entry, state: u64) {
+        let Some((key, seed, len)) = self.read(entry, state) else { return };
+        match self.store.get(&key).wait() {
+            Ok(Some(region)) => {
+                self.ledger.count(Count::Gets);
+                self.check(&region, seed, len, "get");
+                if self.views.len() < 32 {
+                    self.views.push((region, seed));
+                }
+            }
+            Ok(None) => {
+                self.ledger.count(Count::Gets);
+                self.lost_if_unchanged(entry, state, "get");
+            }
+            Err(error) => self.failed("get", &error),
+        }
+    }
+
+    fn exists(&mut self, entry: &Entry, state: u64) {
+        let Some((key, ..)) = self.read(entry, state) else { return };
+        match self.store.exists(&key).wait() {
+            Ok(found) => {
+                self.ledger.count(Count::Exists);
+                if !found {
+                    self.lost_if_unchanged(entry, state, "exists");
+                }
+            }
+            Err(error) => self.failed("exists", &error),
+        }
+    }
+
+    /// Evicts or takes.
+    fn end(&mut self, entry: &Entry, state: u64, take: bool) {
+        let Some((key, seed, len)) = self.read(entry, state) else { return };
+        let Some(claimed) = entry.claim(state, self.number, Kind::Ending) else { return };
+        let done = match take {
+            false => self.store.evict(&key).wait(),
+            true => self.store.take(&key).wait().map(|region| match region {
+                Some(region) => {
+                    self.check(&region, seed, len, "take");
+                    self.views.push((region, seed));
+                }
+                None => self.ledger.violate(Count::Lost, format_args!("take of {key:?}")),
+            }),
+        };
+        match done {
+            Ok(()) => {
+                self.ledger.count(if take { Count::Takes } else { Count::Evicts });
+                entry.clear(claimed);
+                if self.gone.len() == 64 {
+                    let which = self.random.below(64) as usize;
+                    self.gone.swap_remove(which);
+                }
+                self.gone.push(key);
+            }
+            Err(error) => {
+                self.failed("evict", &error);
+                entry.set(claimed, Kind::Maybe);
+            }
+        }
+    }
+
+    fn declare(&mut self, entry: &Entry, state: u64) {
+        let Some(state) = entry.claim(state, self.number, Kind::Putting) else { return };
+        match self.store.declare(Format::RAW) {
+            Ok(key) => {
+                entry.seed.store(self.seed(), Relaxed);
+                entry.len.store(self.len() as u64, Relaxed);
+                entry.deferred.store(1, Relaxed);
+                entry.write_key(&key.to_string());
+                entry.set(state, Kind::Declared);
+                self.ledger.count(Count::Declares);
+            }
+            Err(error) => {
+                self.failed("declare", &error);
+                entry.clear(state);
+            }
+        }
+    }
+
+    fn bind(&mut self, entry: &Entry, state: u64) {
+        let Some((key, seed, len)) = self.read(entry, state) else { return };
+        let Some(claimed) = entry.claim(state, self.number, Kind::Binding) else { return };
+        let bound = self.store.reserve(len).and_then(|mut region| {
+            region.put_slice(&content(seed, len));
+            self.store.commit_at(&key, region).wait()
+        });
+        match bound {
+            Ok(()) => {
+                self.ledger.count(Count::Binds);
+                entry.set(claimed, Kind::Live);
+            }
+            Err(error) => {
+                self.failed("commit_at", &error);
+                entry.set(claimed, Kind::Maybe);
+            }
+        }
+    }
+
+    fn wait(&mut self, entry: &Entry, state: u64) {
+        let Some((key, seed, len)) = self.read(entry, state) else { return };
+        let patience = Duration::from_millis(self.random.below(20));
+        match self.store.get_when_committed(&key).deadline(patience).wait() {
+            Ok(region) => self.check(&region, seed, len, "get_when_committed"),
+            Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::NotFound) => {}
+            Err(error) => return self.failed("get_when_committed", &error),
+        }
+        self.ledger.count(Count::Waits);
+    }
+
+    /// What was evicted stays evicted.
+    fn look_at_gone(&mut self) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let key = self.gone[self.random.below(self.gone.len() as u64) as usize];
+        match self.store.get(&key).wait() {
+            Ok(None) => self.ledger.count(Count::GoneKeys),
+            Ok(Some(_)) => self.ledger.violate(Count::Resurrected, format_args!("{key:?} was evicted")),
+            Err(error) => self.failed("get", &error),
+        }
+    }
+
+    fn drop_view(&mut self, which: usize) {
+        let (region, seed) = self.views.swap_remove(which);
+        if let Err(how) = verify(&region, seed) {
+            self.ledger.violate(Count::Torn, format_args!("a view of {} bytes changed: {how}", region.len()));
+        }
+    }
+
+    fn check(&self, region: &Region, seed: u64, len: usize, op: &str) {
+        if region.len() != len {
+            self.ledger.violate(Count::Corrupt, format_args!("{op}: {} bytes instead of {len}", region.len()));
+        } else if let Err(how) = verify(region, seed) {
+            self.ledger.violate(Count::Corrupt, format_args!("{op}: {how}"));
+        }
+    }
+
+    fn lost_if_unchanged(&self, entry: &Entry, state: u64, op: &str) {
+        if kind(state) == Kind::Live && entry.state.load(Acquire) == state {
+            let deferred = entry.deferred.load(Relaxed);
+            self.ledger.violate(Count::Lost, format_args!("{op} of an object that was put (deferred: {deferred})"));
+        }
+    }
+
+    fn failed(&self, op: &str, error: &Error) {
+        match error.kind() {
+            ErrorKind::Unavailable => {
+                self.ledger.count(Count::Unavailable);
+                eprintln!("process {}: {op}: {error}", std::process::id());
+            }
+            ErrorKind::NoSpace => self.ledger.count(Count::NoSpace),
+            _ => self.ledger.violate(Count::OtherErrors, format_args!("{op}: {:?} {error}", error.kind())),
+        }
+        if error.kind() == ErrorKind::Stale {
+            std::process::exit(0);
+        }
+    }
+
+    fn read(&self, entry: &Entry, state: u64) -> Option<(Key, u64, usize)> {
+        let (key, seed, len) = entry.read(state)?;
+        match key.parse() {
+            Ok(key) => Some((key, seed, len)),
+            Err(error) => panic!("the truth table has no key: {key:?}: {error}"),
+        }
+    }
+
+    fn seed(&mut self) -> u64 {
+        self.next_seed += 1;
+        self.next_seed
+    }
+
+    fn len(&mut self) -> usize {
+        let most = match self.random.below(100) {
+            0..10 => 32,
+            10..65 => 1 << 10,
+            65..88 => 16 << 10,
+            88..98 => 128 << 10,
+            98 => 1 << 20,
+            _ => 3 << 20,
+        };
+        self.random.below(most) as usize
+    }
+}
+
+/// The only content that an object of this seed has: blocks of 4 KiB, each beginning with seed and number.
+pub(crate) fn content(seed: u64, len: usize) -> Vec<u8> {
+    let mut block = block(seed);
+    let mut bytes = Vec::with_capacity(len);
+    let mut number = 0;
+    while bytes.len() < len {
+        block[8..16].copy_from_slice(&u64::to_le_bytes(number));
+        bytes.extend_from_slice(&block[..block.len().min(len - bytes.len())]);
+        number += 1;
+    }
+    bytes
+}
+
+/// Whether all bytes are those of the seed.
+pub(crate) fn verify(bytes: &[u8], seed: u64) -> Result<(), String> {
+    let mut block = block(seed);
+    for (number, found) in bytes.chunks(block.len()).enumerate() {
+        block[8..16].copy_from_slice(&(number as u64).to_le_bytes());
+        if *found != block[..found.len()] {
+            let at = found.iter().zip(&block).position(|(a, b)| a != b).unwrap_or(0);
+            let end = (at + 16).min(found.len());
+            return Err(format!(
+                "of {} bytes from {}: {:02x?} instead of {:02x?}",
+                bytes.len(),
+                number * block.len() + at,
+                &found[at..end],
+                &block[at..end]
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn block(seed: u64) -> [u8; 4096] {
+    let mut block = [0; 4096];
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    for chunk in block.chunks_exact_mut(8).take(8) {
+        chunk.copy_from_slice(&random.next().to_le_bytes());
+    }
+    for filled in [64, 128, 256, 512, 1024, 2048] {
+        block.copy_within(..filled, filled);
+    }
+    block[..8].copy_from_slice(&seed.to_le_bytes());
+    block
+}
+
+/// xorshift64*: Vigna, An experimental exploration of Marsaglia's xorshift generators, scrambled, 2016.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 8) % n.max(1)
+    }
+}
