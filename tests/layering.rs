@@ -26,8 +26,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Cargo features that are no connectors.
-const OTHER_FEATURES: &[&str] =
-    &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
+const OTHER_FEATURES: &[&str] = &["default", "msgpack", "rkyv", "metrics", "tracing", "conformance", "failpoints", "cli"];
 
 #[test]
 fn modules_point_one_way() {

@@ -15,9 +15,9 @@ pub mod shm;
 pub use file::FileConnector;
 #[cfg(feature = "memory")]
 pub use memory::MemoryConnector;
-pub use registry::{open, register, registrations};
 #[cfg(all(feature = "shm", not(loom)))]
 pub use shm::ShmConnector;
+pub use registry::{open, register, registrations};
 
 /// The table: a connector is one file and one line here, under a feature of the scheme's name.
 pub const TABLE: &[Registration] = &[

@@ -135,9 +135,7 @@ impl ShmConnector {
         bytes::BufMut::put_slice(&mut region, bytes);
         match region.into_memory::<Cell>() {
             Ok((cell, len)) => Ok((cell.lease, len as u64)),
-            Err(_) => {
-                Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME))
-            }
+            Err(_) => Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME)),
         }
     }
 
@@ -153,6 +151,7 @@ impl ShmConnector {
         let id = lease.publish(self.label(len, format, options));
         self.key(id, len, format)
     }
+
 }
 
 impl Connector for ShmConnector {

@@ -317,13 +317,7 @@ impl Client {
     }
 
     /// Makes a filled lease the object of a declared key.
-    pub(crate) fn bind(
-        self: &Arc<Self>,
-        declared: Id,
-        format: Format,
-        lease: Lease,
-        len: u64,
-    ) -> Result<Result<(), Unbound>> {
+    pub(crate) fn bind(self: &Arc<Self>, declared: Id, format: Format, lease: Lease, len: u64) -> Result<Result<(), Unbound>> {
         if !self.knows(declared.slot) {
             return Ok(Err(Unbound::Missing));
         }
@@ -547,8 +541,7 @@ pub(crate) enum Look {
 struct Aligned;
 
 fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}"))
-        .with_connector("shm")
+    Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}")).with_connector("shm")
 }
 
 /// Memory is populated in pieces of this size.

@@ -186,8 +186,7 @@ impl Server {
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
             } else {
-                self.clients
-                    .insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+                self.clients.insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
             }
         }
     }
@@ -297,9 +296,7 @@ impl Server {
     fn answer(&mut self, number: u32, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         let request = match request {
-            Request::Hello { layout, reattach, segments } => {
-                return self.hello(number, layout, reattach, &segments, fds);
-            }
+            Request::Hello { layout, reattach, segments } => return self.hello(number, layout, reattach, &segments, fds),
             other => other,
         };
         let Some(index) = client else {
@@ -350,20 +347,10 @@ impl Server {
         Ok(())
     }
 
-    fn hello(
-        &mut self,
-        number: u32,
-        layout: u64,
-        reattach: Option<u64>,
-        held: &[(u16, u64)],
-        fds: Vec<OwnedFd>,
-    ) -> Result<()> {
+    fn hello(&mut self, number: u32, layout: u64, reattach: Option<u64>, held: &[(u16, u64)], fds: Vec<OwnedFd>) -> Result<()> {
         failpoint!("service.hello");
         if layout != Layout::VERSION {
-            let context = format!(
-                "the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job",
-                Layout::VERSION
-            );
+            let context = format!("the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job", Layout::VERSION);
             return Err(Error::new(ErrorKind::Incompatible, "open", context));
         }
         if self.draining.is_some() {
@@ -386,13 +373,7 @@ impl Server {
                             }
                         }
                     }
-                    _ => {
-                        return Err(Error::new(
-                            ErrorKind::Stale,
-                            "open",
-                            "the service does not know this client any more",
-                        ));
-                    }
+                    _ => return Err(Error::new(ErrorKind::Stale, "open", "the service does not know this client any more")),
                 }
                 self.adopt_segments(held, fds);
                 index
@@ -400,16 +381,11 @@ impl Server {
             None => {
                 let free = |index: &u32| !self.clients.contains_key(index);
                 let Some(index) = (0..Layout::SHARED.clients).find(free) else {
-                    return Err(Error::new(
-                        ErrorKind::NoSpace,
-                        "open",
-                        "the namespace has as many clients as it can have",
-                    ));
+                    return Err(Error::new(ErrorKind::NoSpace, "open", "the namespace has as many clients as it can have"));
                 };
                 let tag = self.next_tag << INDEX_BITS | u64::from(index);
                 self.next_tag += 1;
-                self.clients
-                    .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
+                self.clients.insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
                 index
             }
         };
@@ -427,8 +403,7 @@ impl Server {
             None => self.memory.page(tag)?,
             Some(_) => u32::MAX,
         };
-        let segments: Vec<(u16, u64)> =
-            self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let segments: Vec<(u16, u64)> = self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
         let welcome = Reply::Welcome {
             tag,
             index,

@@ -26,8 +26,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The one that processes share. A change is a change of [`VERSION`](Self::VERSION).
-    pub(crate) const SHARED: Self =
-        Self { segments: 1024, clients: 4096, pages: 32768, cells: 512, slots: (1 << 24) - 1 };
+    pub(crate) const SHARED: Self = Self { segments: 1024, clients: 4096, pages: 32768, cells: 512, slots: (1 << 24) - 1 };
 
     /// Version of layout and protocol: processes of different ones refuse each other.
     pub(crate) const VERSION: u64 = 1;

@@ -197,10 +197,7 @@ impl Client {
         if !all_sent {
             flags |= PollFlags::OUT;
         }
-        let mut fds = [
-            PollFd::from_borrowed_fd(link.as_fd(), flags),
-            PollFd::from_borrowed_fd(self.doorbell.fd.as_fd(), PollFlags::IN),
-        ];
+        let mut fds = [PollFd::from_borrowed_fd(link.as_fd(), flags), PollFd::from_borrowed_fd(self.doorbell.fd.as_fd(), PollFlags::IN)];
         // While objects are evicted all the time it looks every millisecond, and nobody has to ring.
         if self.doorbell.awake.is_awake() {
             let soon = LINGER.try_into().ok();
@@ -249,8 +246,7 @@ impl Client {
             Reply::Page { id, page } => self.answer(id, Ok(Answer::Page(page))),
             Reply::Collected { id, bytes } => self.answer(id, Ok(Answer::Collected(bytes))),
             Reply::Stats { id } => {
-                let stats =
-                    fds.pop().ok_or_else(|| super::corrupt("no statistics")).and_then(ServiceStats::from_descriptor);
+                let stats = fds.pop().ok_or_else(|| super::corrupt("no statistics")).and_then(ServiceStats::from_descriptor);
                 self.answer(id, stats.map(|stats| Answer::Stats(Box::new(stats))));
             }
             Reply::Refused { id, kind, text } => {

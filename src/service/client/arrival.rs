@@ -134,8 +134,7 @@ impl Waiting {
     /// Those whose declaration is not one any more.
     fn arrived(&self, is_declared: impl Fn(Id) -> bool) -> Vec<Waker> {
         let mut tasks = lock(&self.tasks);
-        let arrived: Vec<u64> =
-            tasks.wakers.iter().filter(|(_, (id, _))| !is_declared(*id)).map(|(token, _)| *token).collect();
+        let arrived: Vec<u64> = tasks.wakers.iter().filter(|(_, (id, _))| !is_declared(*id)).map(|(token, _)| *token).collect();
         arrived.into_iter().filter_map(|token| tasks.wakers.remove(&token)).map(|(_, waker)| waker).collect()
     }
 }

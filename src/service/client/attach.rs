@@ -103,9 +103,7 @@ pub(super) fn reattach(client: &Client) -> Result<Socket> {
     let deadline = Instant::now() + client.options.timeout;
     let (link, welcome) = connect(&client.options, &client.directory, &packet(&hello)?, &fds, deadline, Some(client))?;
     if welcome.instance != client.instance || welcome.tag != client.tag {
-        return Err(
-            Error::new(ErrorKind::Stale, "open", "another service has taken the namespace").with_connector("shm")
-        );
+        return Err(Error::new(ErrorKind::Stale, "open", "another service has taken the namespace").with_connector("shm"));
     }
     client.host.store(welcome.host, Relaxed);
     for ((index, len), fd) in welcome.segments.into_iter().zip(welcome.fds.into_iter().skip(1)) {
@@ -183,9 +181,7 @@ fn greet(link: &Socket, hello: &[u8], fds: &[std::os::fd::BorrowedFd<'_>], deadl
                     Reply::Welcome { tag, instance, ctl_len, pin_page, segments, host, .. } => {
                         Ok(Welcome { tag, instance, ctl_len, pin_page, segments, host, fds })
                     }
-                    Reply::Refused { kind, text, .. } => {
-                        Err(Error::new(kind_of(kind), "open", text).with_connector("shm"))
-                    }
+                    Reply::Refused { kind, text, .. } => Err(Error::new(kind_of(kind), "open", text).with_connector("shm")),
                     _ => Err(unexpected("no welcome")),
                 };
             }
