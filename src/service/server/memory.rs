@@ -9,11 +9,11 @@ use crate::mutant::mutant;
 use crate::service::arena::Arena;
 use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
+use crate::shm::futex;
 use crate::shm::layout::{Layout, policy, word};
 use crate::shm::mapped::Mapped;
 use crate::shm::segment::{Access, Segment};
 use crate::shm::table::{Id, State, Table};
-use crate::shm::futex;
 
 mod rebuild;
 mod shortage;

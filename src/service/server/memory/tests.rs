@@ -1,10 +1,12 @@
 //! What the service does with a table that clients write to: here the clients are this thread, step by step.
 
+use std::collections::HashMap;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::key::Format;
-use crate::shm::table::{Found, Label};
+use crate::shm::table::{BOUND, EPHEMERAL, Found, Label};
 
 const A: u64 = 1 << 12;
 const B: u64 = 2 << 12 | 1;
