@@ -59,7 +59,9 @@ fn consume(token: &str) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let sum: f64 = field.iter().sum();
     let me = std::process::id();
-    println!("consumer {me}: {len} numbers, resolved in {resolved:.2?} (a second proxy in {once_more:.2?}), nothing copied");
+    println!(
+        "consumer {me}: {len} numbers, resolved in {resolved:.2?} (a second proxy in {once_more:.2?}), nothing copied"
+    );
     println!("consumer {me}: sum {sum}, read in place in {:.2?}", start.elapsed());
     Ok(())
 }

@@ -24,9 +24,9 @@ pub mod region;
 pub mod token;
 pub mod config;
 pub mod key;
-pub mod environment;
 #[cfg(all(feature = "shm", not(loom)))]
 mod failpoint;
+pub mod environment;
 #[cfg(feature = "shm")]
 mod mutant;
 mod sync;

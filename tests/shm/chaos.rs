@@ -162,7 +162,9 @@ struct Child {
 impl Director {
     fn new(plan: Plan) -> Self {
         let now = Instant::now();
-        let root = tempfile::Builder::new().prefix("shm-soak-").tempdir().expect("a directory");
+        let mut builder = tempfile::Builder::new();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let root = builder.prefix("shm-soak-").permissions(private).tempdir().expect("a directory");
         Self {
             plan,
             ledger: Ledger::new(),
@@ -190,7 +192,7 @@ impl Director {
         while Instant::now() < until {
             self.reap(true);
             self.go_on(false);
-            if !act(self, until) {
+            if !act(self, until) || self.ledger.violations() > MOST_VIOLATIONS {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -488,6 +490,9 @@ pub(crate) const NAMESPACE: &str = "soak";
 
 /// Longest time for anything to end.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What is broken to this degree is not worth more time.
+const MOST_VIOLATIONS: u64 = 100;
 
 /// Hits of a failpoint that end its part of the sweep.
 const HITS: u64 = 4;

@@ -100,7 +100,8 @@ impl Client {
             _ => false,
         };
         let others = || {
-            let tags = (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
+            let tags =
+                (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
             tags.into_iter().any(|tag| tag != 0 && tag != self.tag)
         };
         self.return_leases();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::service::arena::Arena;
 use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
@@ -141,14 +142,13 @@ impl Memory {
         let mut lost = Vec::new();
         for slot in 0..count {
             let decoded = self.table.state(slot);
-            let (generation, state) = decoded.unwrap_or((self.table.first_generation(slot), State::Free));
+            let (generation, state) = decoded.unwrap_or_else(|| (unused_generation(), State::Free));
             let mut held = Held { generation, place: Place::from_bits(0), class: NO_MEMORY, owner: 0, queued: false };
             let object = self.table.read(Id { slot, generation });
             let class = u16::try_from(object.class).ok().and_then(Class::from_index);
             match (state, class) {
                 (State::Free, _) => {
                     if decoded.is_none() {
-                        self.counters.quarantined += 1;
                         lost.push(slot);
                     }
                 }
@@ -325,10 +325,12 @@ impl Memory {
         if needed > left {
             return Ok(None);
         }
-        let index = self.known_segments().last().map_or(0, |(last, _)| last + 1);
-        if usize::from(index) >= MAX_SEGMENTS {
+        // A former service may have made one that only a client has: its number is taken.
+        let is_new = |index: &u16| self.table.segment(*index, 0).load(Acquire) == 0 || mutant!("grow_over");
+        let Some(index) = (0..MAX_SEGMENTS as u16).find(|index| !self.segments.contains_key(index) && is_new(index))
+        else {
             return Ok(None);
-        }
+        };
         let create = |len: u64| Segment::create("proxystore-data", len as usize);
         let wanted = wanted.min(left / UNIT * UNIT).max(needed);
         // Less than what was hoped for is better than nothing.
@@ -419,9 +421,9 @@ impl Memory {
             .filter(|slot| {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
-                held.owner == owner
-                    && self.table.state(*slot) == Some((held.generation, State::Reserved))
-                    && self.table.read(id).label.format.fingerprint == request
+                (held.owner == owner || mutant!("granted_owner"))
+                    && (self.table.state(*slot) == Some((held.generation, State::Reserved)) || mutant!("granted_state"))
+                    && (self.table.read(id).label.format.fingerprint == request || mutant!("granted_request"))
             })
             .collect()
     }
@@ -453,7 +455,9 @@ impl Memory {
     /// A client gives back a lease that it did not use.
     pub(super) fn give_back(&mut self, owner: u64, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
-        if held.owner != owner || self.table.state(slot) != Some((held.generation, State::Reserved)) {
+        if held.owner != owner && !mutant!("return_owner")
+            || self.table.state(slot) != Some((held.generation, State::Reserved)) && !mutant!("return_state")
+        {
             return false;
         }
         self.release(slot);
@@ -463,7 +467,9 @@ impl Memory {
     /// A client says that it evicted an object.
     pub(super) fn evicted(&mut self, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
-        if held.owner == 0 || self.table.state(slot) != Some((held.generation, State::Dying)) {
+        if held.owner == 0
+            || self.table.state(slot) != Some((held.generation, State::Dying)) && !mutant!("evicted_state")
+        {
             // The sweep was faster, or it is not true.
             return false;
         }
@@ -505,7 +511,7 @@ impl Memory {
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
-                if self.slots[slot as usize].class == NO_MEMORY {
+                if self.slots[slot as usize].class == NO_MEMORY && !mutant!("reclaim_bound") {
                     if let Some(object) = self.table.bound_to(slot) {
                         if self.table.retire_object(object) {
                             self.queue(object.slot);
@@ -529,7 +535,9 @@ impl Memory {
 
     fn pinned_slots(&self) -> HashSet<u32> {
         let mut pinned = HashSet::new();
-        #[cfg(not(mutant = "no_scan"))]
+        if mutant!("no_scan") {
+            return pinned;
+        }
         self.table.pinned(self.pages_in_use(), |_, slot| {
             pinned.insert(slot);
         });
@@ -548,13 +556,15 @@ impl Memory {
         failpoint!("service.death.swept");
         self.reclaim();
         // It may have been killed between a commit to a declared key and the wake-up.
-        self.wake_all();
+        if !mutant!("bury_wake") {
+            self.wake_all();
+        }
         failpoint!("service.death.end");
     }
 
     fn release_pages(&mut self, tag: u64) {
         for page in 0..self.pages.len() {
-            if self.pages[page] == tag {
+            if self.pages[page] == tag && !mutant!("bury_pages") {
                 self.table.clear_page(page as u32);
                 self.table.page_owner(page as u32).store(0, Release);
                 self.pages[page] = 0;
@@ -569,7 +579,7 @@ impl Memory {
         for slot in 0..self.slots.len() as u32 {
             let held = self.slots[slot as usize];
             let state = match self.table.state(slot) {
-                Some((generation, state)) if generation == held.generation => state,
+                Some((generation, state)) if generation == held.generation || mutant!("sweep_generation") => state,
                 _ => {
                     self.mend(slot);
                     continue;
@@ -579,28 +589,41 @@ impl Memory {
                 State::Free if held.owner != 0 => self.mend(slot),
                 State::Free => {}
                 _ if held.owner == 0 => self.mend(slot),
-                State::Reserved if dead(held.owner) => self.release(slot),
+                State::Reserved if dead(held.owner) && !mutant!("sweep_leases") => self.release(slot),
                 State::Reserved => {}
+                State::Dying if mutant!("sweep_dying") => {}
                 State::Dying => self.queue(slot),
                 State::Live => {
                     let id = Id { slot, generation: held.generation };
                     let flags = self.table.read(id).label.flags;
                     if flags & BOUND != 0 {
                         bound.push((id, dead(held.owner)));
-                    } else if flags & EPHEMERAL != 0 && dead(held.owner) && self.table.retire_object(id) {
+                    } else if flags & EPHEMERAL != 0
+                        && (dead(held.owner) || mutant!("sweep_ephemeral"))
+                        && self.table.retire_object(id)
+                    {
                         self.queue(slot);
                     }
                 }
-                State::Declared => {
-                    if let Some(object) = self.table.bound_to(slot) {
-                        declared.insert(object.slot, slot);
+                State::Declared => match self.table.bound_to(slot) {
+                    Some(object) => drop(declared.insert(object.slot, slot)),
+                    // Its object was taken or displaced, and that slot is another object's by now.
+                    None if self.table.is_bound(slot) && !mutant!("sweep_reclaimed") => {
+                        if self.table.retire(Id { slot, generation: held.generation }) {
+                            self.queue(slot);
+                        }
                     }
-                }
+                    None => {}
+                },
             }
         }
         for (object, producer_died) in bound {
             // Without a declaration that names it nobody can ever ask for it; a live producer may be about to bind it.
-            if declared.remove(&object.slot).is_none() && producer_died && self.table.retire_object(object) {
+            if declared.remove(&object.slot).is_none()
+                && (producer_died || mutant!("sweep_producer"))
+                && !mutant!("sweep_unbound")
+                && self.table.retire_object(object)
+            {
                 self.queue(object.slot);
             }
         }
@@ -608,7 +631,7 @@ impl Memory {
         for (object, slot) in declared {
             let gone = !matches!(self.table.state(object), Some((_, State::Live)));
             let id = Id { slot, generation: self.slots[slot as usize].generation };
-            if gone && self.table.retire(id) {
+            if gone && !mutant!("sweep_gone") && self.table.retire(id) {
                 self.queue(slot);
             }
         }
@@ -618,7 +641,7 @@ impl Memory {
     fn mend(&mut self, slot: u32) {
         self.counters.quarantined += 1;
         let held = self.slots[slot as usize];
-        if held.owner == 0 {
+        if held.owner == 0 || mutant!("mend_owner") {
             self.table.set(slot, held.generation, State::Free);
         } else {
             self.table.set(slot, held.generation, State::Dying);
@@ -659,7 +682,7 @@ impl Memory {
             let id = Id { slot, generation: held.generation };
             if held.class != NO_MEMORY
                 && self.table.state(slot) == Some((id.generation, State::Live))
-                && !pinned.contains(&slot)
+                && (!pinned.contains(&slot) || mutant!("displace_pinned"))
             {
                 candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
             }
@@ -752,6 +775,13 @@ impl Memory {
     }
 }
 
+/// A generation for a slot that lost its own: one that no key has, but once in 2^61.
+fn unused_generation() -> u64 {
+    let mut random = [0; 8];
+    crate::key::fill_random(&mut random);
+    random.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)) >> (u64::BITS - Id::GENERATION_BITS)
+}
+
 /// Bytes for people.
 pub(super) fn mib(bytes: u64) -> String {
     match bytes {
@@ -779,3 +809,6 @@ const LARGEST_STEP: u64 = 1 << 30;
 
 /// Cells up to here are leased in batches at any price.
 const SMALL: u64 = 64 << 10;
+
+#[cfg(test)]
+mod tests;
