@@ -1,6 +1,6 @@
 //! `Memory`: what the service owns, and what it knows of who has which part.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -11,10 +11,15 @@ use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
 use crate::shm::layout::{Layout, policy, word};
 use crate::shm::mapped::Mapped;
-use crate::shm::preflight;
 use crate::shm::segment::{Access, Segment};
-use crate::shm::table::{BOUND, EPHEMERAL, Id, State, Table};
-use crate::shm::{clock, futex};
+use crate::shm::table::{Id, State, Table};
+use crate::shm::futex;
+
+mod rebuild;
+mod shortage;
+mod sweep;
+
+pub(super) use shortage::Shortage;
 
 /// Segments, slots and pages of pin cells, with the service's own record of them.
 ///
@@ -54,13 +59,6 @@ pub(super) struct Held {
     /// Tag of the client that it was leased to, 0 when nobody has it.
     pub(super) owner: u64,
     queued: bool,
-}
-
-/// Memory that could not be had.
-pub(super) struct Shortage {
-    class: Class,
-    /// Why there is no more, in parentheses, if that is not the budget.
-    why: String,
 }
 
 /// How far a lease may go for memory.
@@ -108,81 +106,6 @@ impl Memory {
             budget,
             counters: Counters::default(),
         }
-    }
-
-    /// Memory that another process made, or a former life of this service: the table says what is whose.
-    ///
-    /// `lives` tells whether a client's tag is of one that may still be there.
-    pub(super) fn rebuild(
-        ctl: Segment,
-        segments: BTreeMap<u16, Segment>,
-        budget: u64,
-        lives: impl Fn(u64) -> bool,
-    ) -> Result<Self> {
-        failpoint!("service.rebuild.begin");
-        let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
-        if !table.is_ours() {
-            let context = "the control segment is not one of this version";
-            return Err(Error::new(ErrorKind::Incompatible, "serve", context));
-        }
-        // What the first host decided holds for all.
-        let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
-        let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
-        memory.read_table(lives);
-        memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
-        failpoint!("service.rebuild.end");
-        Ok(memory)
-    }
-
-    /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
-    fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens = self.known_segments();
-        let count = self.table.slots();
-        let mut occupied = Vec::new();
-        let mut lost = Vec::new();
-        for slot in 0..count {
-            let decoded = self.table.state(slot);
-            let (generation, state) = decoded.unwrap_or_else(|| (unused_generation(), State::Free));
-            let mut held = Held { generation, place: Place::from_bits(0), class: NO_MEMORY, owner: 0, queued: false };
-            let object = self.table.read(Id { slot, generation });
-            let class = u16::try_from(object.class).ok().and_then(Class::from_index);
-            match (state, class) {
-                (State::Free, _) => {
-                    if decoded.is_none() {
-                        lost.push(slot);
-                    }
-                }
-                (_, None) => lost.push(slot),
-                (_, Some(class)) => {
-                    (held.class, held.owner) = (class, object.owner.max(1));
-                    if class != NO_MEMORY {
-                        held.place = Place::from_bits(object.place);
-                        occupied.push((held.place, class, slot));
-                    }
-                }
-            }
-            self.slots.push(held);
-        }
-        let (arena, refused) = Arena::rebuild(&lens, occupied);
-        self.arena = arena;
-        lost.extend(refused);
-        self.counters.quarantined += lost.len() as u64;
-        for slot in lost {
-            // Its memory is somebody else's, or nowhere.
-            let held = &mut self.slots[slot as usize];
-            (held.owner, held.class) = (0, NO_MEMORY);
-            held.generation = self.table.free(slot, held.generation);
-        }
-        self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
-        for slot in (0..count).rev() {
-            if self.slots[slot as usize].owner == 0 {
-                self.free.push(slot);
-            }
-        }
-        let dead: HashSet<u64> = self.pages.iter().copied().filter(|tag| *tag != 0 && !lives(*tag)).collect();
-        dead.iter().for_each(|tag| self.release_pages(*tag));
-        self.sweep(|owner| owner > 1 && !lives(owner));
-        self.reclaim();
     }
 
     pub(super) fn ctl(&self) -> &Segment {
@@ -572,136 +495,6 @@ impl Memory {
         }
     }
 
-    /// Walks all slots: ends what dead clients left, finds what was evicted and not told, mends what makes no sense.
-    pub(super) fn sweep(&mut self, dead: impl Fn(u64) -> bool) {
-        let mut declared: HashMap<u32, u32> = HashMap::new();
-        let mut bound = Vec::new();
-        for slot in 0..self.slots.len() as u32 {
-            let held = self.slots[slot as usize];
-            let state = match self.table.state(slot) {
-                Some((generation, state)) if generation == held.generation || mutant!("sweep_generation") => state,
-                _ => {
-                    self.mend(slot);
-                    continue;
-                }
-            };
-            match state {
-                State::Free if held.owner != 0 => self.mend(slot),
-                State::Free => {}
-                _ if held.owner == 0 => self.mend(slot),
-                State::Reserved if dead(held.owner) && !mutant!("sweep_leases") => self.release(slot),
-                State::Reserved => {}
-                State::Dying if mutant!("sweep_dying") => {}
-                State::Dying => self.queue(slot),
-                State::Live => {
-                    let id = Id { slot, generation: held.generation };
-                    let flags = self.table.read(id).label.flags;
-                    if flags & BOUND != 0 {
-                        bound.push((id, dead(held.owner)));
-                    } else if flags & EPHEMERAL != 0
-                        && (dead(held.owner) || mutant!("sweep_ephemeral"))
-                        && self.table.retire_object(id)
-                    {
-                        self.queue(slot);
-                    }
-                }
-                State::Declared => match self.table.bound_to(slot) {
-                    Some(object) => drop(declared.insert(object.slot, slot)),
-                    // Its object was taken or displaced, and that slot is another object's by now.
-                    None if self.table.is_bound(slot) && !mutant!("sweep_reclaimed") => {
-                        if self.table.retire(Id { slot, generation: held.generation }) {
-                            self.queue(slot);
-                        }
-                    }
-                    None => {}
-                },
-            }
-        }
-        for (object, producer_died) in bound {
-            // Without a declaration that names it nobody can ever ask for it; a live producer may be about to bind it.
-            if declared.remove(&object.slot).is_none()
-                && (producer_died || mutant!("sweep_producer"))
-                && !mutant!("sweep_unbound")
-                && self.table.retire_object(object)
-            {
-                self.queue(object.slot);
-            }
-        }
-        // What is left names objects that are gone: taken by somebody who was killed before it ended the declaration.
-        for (object, slot) in declared {
-            let gone = !matches!(self.table.state(object), Some((_, State::Live)));
-            let id = Id { slot, generation: self.slots[slot as usize].generation };
-            if gone && !mutant!("sweep_gone") && self.table.retire(id) {
-                self.queue(slot);
-            }
-        }
-    }
-
-    /// Somebody wrote nonsense to a slot: the record says whose memory it is, so it is taken back as evicted.
-    fn mend(&mut self, slot: u32) {
-        self.counters.quarantined += 1;
-        let held = self.slots[slot as usize];
-        if held.owner == 0 || mutant!("mend_owner") {
-            self.table.set(slot, held.generation, State::Free);
-        } else {
-            self.table.set(slot, held.generation, State::Dying);
-            self.queue(slot);
-        }
-    }
-
-    /// Ends the objects whose time has come; whether there can be any.
-    pub(super) fn expire(&mut self) -> bool {
-        if self.table.header(word::EXPIRES).load(Relaxed) == 0 {
-            return false;
-        }
-        let now = clock::boot_millis();
-        for slot in 0..self.slots.len() as u32 {
-            let id = Id { slot, generation: self.slots[slot as usize].generation };
-            if self.table.state(slot) == Some((id.generation, State::Live)) {
-                let expires = self.table.read(id).label.expires;
-                if expires != 0 && expires <= now && self.table.retire_object(id) {
-                    self.counters.expired += 1;
-                    self.queue(slot);
-                }
-            }
-        }
-        self.reclaim();
-        true
-    }
-
-    fn displaces(&self) -> bool {
-        self.table.header(word::POLICY).load(Relaxed) & policy::STAMP != 0
-    }
-
-    /// Evicts what was not used for longest and is not in use, at least `bytes` of it or all there is; whether there was any.
-    fn displace(&mut self, bytes: u64) -> bool {
-        let pinned = self.pinned_slots();
-        let mut candidates = Vec::new();
-        for (slot, held) in self.slots.iter().enumerate() {
-            let slot = slot as u32;
-            let id = Id { slot, generation: held.generation };
-            if held.class != NO_MEMORY
-                && self.table.state(slot) == Some((id.generation, State::Live))
-                && (!pinned.contains(&slot) || mutant!("displace_pinned"))
-            {
-                candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
-            }
-        }
-        candidates.sort_unstable_by_key(|(stamp, id, _)| (*stamp, id.slot));
-        let mut freed = 0;
-        for (_, id, capacity) in candidates {
-            if freed >= bytes {
-                break;
-            }
-            if self.table.retire_object(id) {
-                self.queue(id.slot);
-                self.counters.displaced += 1;
-                freed += capacity;
-            }
-        }
-        freed > 0
-    }
-
     /// Wakes whoever waits for a declared key, to look again.
     pub(super) fn wake_all(&self) {
         for bucket in 0..crate::shm::layout::BUCKETS as u32 - 1 {
@@ -723,72 +516,6 @@ impl Memory {
             }
         }
         bytes
-    }
-
-    /// The error of a put that finds no memory: who has it.
-    pub(super) fn exhausted(&self, shortage: &Shortage) -> Error {
-        let Shortage { class, why } = shortage;
-        let mut holders: HashMap<u64, (u64, u64)> = HashMap::new();
-        let (mut live, mut leased) = (0, 0);
-        for (slot, held) in self.slots.iter().enumerate() {
-            if held.owner == 0 || held.class == NO_MEMORY {
-                continue;
-            }
-            let bytes = held.class.capacity();
-            match self.table.state(slot as u32) {
-                Some((_, State::Reserved)) => leased += bytes,
-                _ => live += bytes,
-            }
-            let entry = holders.entry(held.owner).or_default();
-            *entry = (entry.0 + bytes, entry.1 + 1);
-        }
-        let dying: u64 = self.dying.iter().map(|slot| self.slots[*slot as usize].class.capacity()).sum();
-        let mut holders: Vec<(u64, (u64, u64))> = holders.into_iter().collect();
-        holders.sort_unstable_by_key(|(_, (bytes, _))| std::cmp::Reverse(*bytes));
-        let largest: Vec<String> = holders
-            .iter()
-            .take(3)
-            .map(|(tag, (bytes, count))| format!("{} holds {} in {count}", self.describe(*tag), mib(*bytes)))
-            .collect();
-        let context = format!(
-            "{} needed; of a budget of {} objects have {} ({} evicted but still viewed), leases {}, free are {} in pieces of at most {}; {}{why}; \
-             evict objects, or raise PROXYSTORE_SHM_BYTES (available: {})",
-            mib(class.capacity()),
-            mib(self.budget),
-            mib(live),
-            mib(dying),
-            mib(leased),
-            mib(self.arena.free_bytes()),
-            mib(self.arena.largest_free()),
-            if largest.is_empty() { "nobody holds any".to_owned() } else { largest.join(", ") },
-            mib(preflight::room().bytes),
-        );
-        Error::new(ErrorKind::NoSpace, "reserve", context)
-    }
-
-    fn describe(&self, tag: u64) -> String {
-        let index = super::index_of(tag);
-        match self.table.client(index, crate::shm::layout::client::TAG).load(Relaxed) == tag {
-            true => format!("process {}", self.table.client(index, crate::shm::layout::client::PID).load(Relaxed)),
-            false => "a process that ended".to_owned(),
-        }
-    }
-}
-
-/// A generation for a slot that lost its own: one that no key has, but once in 2^61.
-fn unused_generation() -> u64 {
-    let mut random = [0; 8];
-    crate::key::fill_random(&mut random);
-    random.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)) >> (u64::BITS - Id::GENERATION_BITS)
-}
-
-/// Bytes for people.
-pub(super) fn mib(bytes: u64) -> String {
-    match bytes {
-        0..=9999 => format!("{bytes} B"),
-        _ if bytes < 10 << 20 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ if bytes < 10 << 30 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
     }
 }
 
