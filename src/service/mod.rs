@@ -15,4 +15,6 @@ pub(crate) mod wire;
 
 #[doc(hidden)]
 pub use message::check_packet;
+#[doc(hidden)]
+pub use server::memory::check::check_rebuild;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};

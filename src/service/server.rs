@@ -19,7 +19,7 @@ use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
 use crate::shm::segment::Segment;
 
-mod memory;
+pub(crate) mod memory;
 mod stats;
 
 use memory::{Effort, Memory};
