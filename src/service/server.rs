@@ -20,7 +20,7 @@ use crate::shm::layout::{Layout, client, word};
 use crate::shm::segment::Segment;
 
 mod connection;
-mod memory;
+pub(crate) mod memory;
 mod stats;
 
 use connection::Connection;

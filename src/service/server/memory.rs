@@ -537,5 +537,6 @@ const LARGEST_STEP: u64 = 1 << 30;
 /// Cells up to here are leased in batches at any price.
 const SMALL: u64 = 64 << 10;
 
+pub(crate) mod check;
 #[cfg(test)]
 mod tests;
