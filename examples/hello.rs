@@ -2,7 +2,7 @@
 use proxystore::{Proxy, Store};
 
 fn main() -> Result<(), proxystore::Error> {
-    let store = Store::open("memory://hello")?;
+    let store = Store::open("shm://hello")?;
     let proxy: Proxy<Vec<f64>> = store.proxy(&vec![1.0, 2.0, 3.0]).wait()?;
     let token = proxy.to_token()?; // this travels: an argument, a message, a line of a file
 

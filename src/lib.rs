@@ -1,5 +1,5 @@
-#![cfg_attr(feature = "file", doc = include_str!("../README.md"))]
-#![cfg_attr(not(feature = "file"), doc = "Objects by reference for HPC jobs; see the README.")]
+#![cfg_attr(feature = "shm", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "shm"), doc = "Objects by reference for HPC jobs; see the README.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The modules, in the order of the bytes' way. A module depends on those below it only; `tests/layering.rs` checks that.
@@ -24,9 +24,9 @@ pub mod region;
 pub mod token;
 pub mod config;
 pub mod key;
-pub mod environment;
 #[cfg(all(feature = "shm", not(loom)))]
 mod failpoint;
+pub mod environment;
 #[cfg(feature = "shm")]
 mod mutant;
 mod sync;

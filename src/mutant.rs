@@ -2,7 +2,7 @@
 
 /// Whether this build has the defect with that name, or, with an ordering before it, the ordering or the one it degrades to.
 ///
-/// A constant, hence no code, but with `--cfg mutant="NAME"`, and with `--cfg mutant="any"`, where `PROXYSTORE_MUTANT`
+/// A constant, hence no code, but with `--cfg mutant="NAME"`, and with `--cfg mutant="any"`, where `MUTANT`
 /// names the defect when the process starts.
 macro_rules! mutant {
     ($name:tt) => {
@@ -17,7 +17,7 @@ pub(crate) use mutant;
 #[cfg(mutant = "any")]
 pub(crate) fn is_chosen(name: &str) -> bool {
     static CHOSEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    CHOSEN.get_or_init(|| std::env::var("PROXYSTORE_MUTANT").unwrap_or_default()) == name
+    CHOSEN.get_or_init(|| std::env::var("MUTANT").unwrap_or_default()) == name
 }
 
 #[cfg(not(mutant = "any"))]

@@ -25,7 +25,6 @@ const UNSAFE: &[&str] = &[
     "shm::futex",
     "shm::mapped",
     "shm::segment",
-    "shm::table::bytes",
 ];
 
 /// Cargo features that are no connectors.
@@ -343,7 +342,9 @@ fn table_rows(source: &str) -> Vec<String> {
     let mut rows = Vec::new();
     for pair in lines.windows(2) {
         if let Some(name) = pair[1].strip_suffix("::REGISTRATION,") {
-            match pair[0] == format!("#[cfg(feature = \"{name}\")]") {
+            let feature = format!("feature = \"{name}\"");
+            let gates = [format!("#[cfg({feature})]"), format!("#[cfg(all({feature}, not(loom)))]")];
+            match gates.iter().any(|gate| gate == pair[0]) {
                 true => rows.push(name.to_owned()),
                 false => rows.push(format!("{name} (under another feature)")),
             }

@@ -15,7 +15,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their folder in `corpus/`.
 pub const TARGETS: &[(&str, Target)] =
-    &[("key", key), ("config", config), ("token", token), ("codec", codec), ("message", message)];
+    &[("key", key), ("config", config), ("token", token), ("codec", codec), ("message", message), ("rebuild", rebuild)];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
 pub fn key(data: &[u8]) {
@@ -44,6 +44,11 @@ fn key_from_bytes(bytes: &[u8]) {
         }
         Err(error) => assert_eq!(error.kind(), ErrorKind::Invalid),
     }
+}
+
+/// A table of shared memory over which somebody scribbled, taken over by a new service.
+pub fn rebuild(data: &[u8]) {
+    proxystore::service::check_rebuild(data);
 }
 
 /// A store's configuration as URL and as TOML.

@@ -126,6 +126,7 @@ impl Client {
             None => Arc::clone(attached.insert(attach::attach(options, directory)?)),
         };
         drop(attached);
+        Self::leave_at_exit();
         client.check_options(options)?;
         Ok(client)
     }
@@ -139,7 +140,23 @@ impl Client {
     /// Ends all attachments of this process in order.
     pub(crate) fn leave_all() {
         let clients = std::mem::take(&mut *Self::all());
-        clients.into_values().filter_map(|place| locked(&place).take()).for_each(|client| client.leave());
+        // One that is being attached by another thread is nobody's to wait for.
+        let attached = |place: Arc<Mutex<Option<Arc<Client>>>>| place.try_lock().ok()?.take();
+        clients.into_values().filter_map(attached).for_each(|client| client.leave());
+    }
+
+    /// Leaves in order when the process ends by itself, so that a service that it hosts removes its files.
+    fn leave_at_exit() {
+        extern "C" fn at_exit() {
+            // Nobody is left to tell; a panic must not reach the C library.
+            let _ = std::panic::catch_unwind(Client::leave_all);
+        }
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: the handler is a function of this program that takes nothing and never unwinds. Where it cannot be
+            // registered, empty files stay behind.
+            let _ = unsafe { libc::atexit(at_exit) };
+        });
     }
 
     fn check_options(&self, options: &Options) -> Result<()> {

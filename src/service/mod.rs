@@ -35,4 +35,6 @@ pub use machine::Machine;
 pub use message::check_packet;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
 pub use served::serve_supervised;
+#[doc(hidden)]
+pub use server::memory::check::check_rebuild;
 pub use stats::{ClientStats, Events, SegmentStats, ServiceStats, Usage};

@@ -82,9 +82,9 @@ pub fn default_namespace() -> String {
 
 /// Ends all attachments of this process in order, so that a service that it hosts for nobody else leaves no file behind.
 ///
-/// Views stay readable; stores of these namespaces fail with `Stale` from then on. A process that ends without it is
-/// noticed all the same, but the empty files of a namespace that it was the last of stay until somebody opens or
-/// [removes](Namespace::remove_abandoned) it.
+/// Views stay readable; stores of these namespaces fail with `Stale` from then on. It happens by itself when a process
+/// returns from `main` or calls `exit`. One that is killed is noticed all the same, but the empty files of a namespace
+/// that it was the last of stay until somebody opens or [removes](Namespace::remove_abandoned) it.
 pub fn leave() {
     Client::leave_all();
 }

@@ -12,18 +12,20 @@ use super::directory::Directory;
 use super::link::{Link, Order};
 use super::lock::{Held, LockFile};
 use super::message::{Reply, Request};
-use super::wire::{Peer, Received, Sent, Socket};
+use super::wire::{Received, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
 use crate::shm::mapped::Mapped;
-use crate::shm::segment::Segment;
+use crate::shm::segment::{Access, Segment};
 use crate::shm::table::Table;
 
-mod memory;
+mod connection;
+pub(crate) mod memory;
 mod stats;
 
+use connection::Connection;
 use memory::{Effort, Memory};
 
 /// What a service begins with.
@@ -92,14 +94,6 @@ pub(crate) struct Server {
     host: Held,
 }
 
-struct Connection {
-    socket: Socket,
-    peer: Peer,
-    client: Option<u32>,
-    /// What the socket had no room for.
-    outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
-}
-
 struct Client {
     tag: u64,
     connection: Option<u32>,
@@ -126,27 +120,12 @@ impl Server {
     pub(crate) fn new(setup: Setup, stop: Stop) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, keeper } = setup;
         let members = LockFile::open(&directory.members())?;
-        // Who does not hold its lock is dead, or about to attach: while its byte is held here it cannot, and then finds that it
-        // was struck off.
-        let mut claims = Vec::new();
-        let mut living = |table: &Table<Mapped>| {
-            let tags = (0..Layout::SHARED.clients).map(|index| (index, table.client(index, client::TAG).load(Acquire)));
-            let tags = tags.filter(|(index, tag)| *tag != 0 && index_of(*tag) == *index);
-            let mut lives = |index| match members.try_hold_range(lock_byte(index)) {
-                Ok(Some(claim)) => {
-                    claims.push(claim);
-                    false
-                }
-                _ => true,
-            };
-            tags.filter(|(index, _)| lives(*index)).map(|(_, tag)| tag).collect()
-        };
-        let mut survivors = HashSet::new();
+        let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
         let mut memory = match inherited {
-            Some(Inherited { ctl, segments }) => Memory::rebuild(ctl, segments, budget, |table| {
-                survivors = living(table);
-                survivors.clone()
-            })?,
+            Some(Inherited { ctl, segments }) => {
+                survivors = survivors_of(&ctl, &members, &mut claims)?;
+                Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
+            }
             None => Memory::create(budget, displace)?,
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
@@ -408,124 +387,6 @@ impl Server {
         Ok(())
     }
 
-    fn hello(
-        &mut self,
-        number: u32,
-        layout: u64,
-        reattach: Option<u64>,
-        held: &[(u16, u64)],
-        fds: Vec<OwnedFd>,
-    ) -> Result<()> {
-        failpoint!("service.hello");
-        if layout != Layout::VERSION {
-            let context = format!(
-                "the service of this namespace has layout {}, the client {layout}: use one version of proxystore in a job",
-                Layout::VERSION
-            );
-            return Err(Error::new(ErrorKind::Incompatible, "open", context));
-        }
-        if self.draining.is_some() {
-            return Err(Error::new(ErrorKind::Unavailable, "open", "the service is ending"));
-        }
-        let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
-        if connection.client.is_some() {
-            return Err(Error::new(ErrorKind::Invalid, "open", "greeted twice"));
-        }
-        let pidfd = connection.peer.pidfd.take();
-        let pid = connection.peer.pid.unwrap_or(0);
-        let index = match reattach {
-            Some(tag) => {
-                let index = index_of(tag);
-                match self.clients.get_mut(&index) {
-                    Some(client) if client.tag == tag => {
-                        if pidfd.is_some() {
-                            client.pidfd = pidfd;
-                        }
-                        if let Some(former) = client.connection.replace(number) {
-                            if former != number {
-                                self.disconnect(former);
-                            }
-                        }
-                    }
-                    _ => {
-                        return Err(Error::new(
-                            ErrorKind::Stale,
-                            "open",
-                            "the service does not know this client any more",
-                        ));
-                    }
-                }
-                self.adopt_segments(held, fds);
-                index
-            }
-            None => {
-                let free = |index: &u32| !self.clients.contains_key(index);
-                let Some(index) = (0..Layout::SHARED.clients).find(free) else {
-                    return Err(Error::new(
-                        ErrorKind::NoSpace,
-                        "open",
-                        "the namespace has as many clients as it can have",
-                    ));
-                };
-                let tag = self.next_tag << INDEX_BITS | u64::from(index);
-                self.next_tag = (self.next_tag + 1) & (u64::MAX >> (INDEX_BITS + 1));
-                self.clients
-                    .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
-                index
-            }
-        };
-        if let Some(connection) = self.connections.get_mut(&number) {
-            connection.client = Some(index);
-        }
-        let done = self.welcome(number, index, pid, reattach.is_some());
-        if done.is_err() && reattach.is_none() {
-            self.bury(index);
-        }
-        done
-    }
-
-    fn welcome(&mut self, number: u32, index: u32, pid: u32, is_back: bool) -> Result<()> {
-        let client = &self.clients[&index];
-        let tag = client.tag;
-        if let Some(pidfd) = &client.pidfd {
-            self.watch(pidfd, Event::Death(tag))?;
-        }
-        self.memory.table.client(index, client::PID).store(pid as u64, Relaxed);
-        self.memory.table.client(index, client::TAG).store(tag, Release);
-        let pin_page = if is_back { u32::MAX } else { self.memory.page(tag)? };
-        let segments: Vec<(u16, u64)> =
-            self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
-        let welcome = Reply::Welcome {
-            tag,
-            index,
-            instance: self.memory.instance(),
-            ctl_len: self.memory.ctl().len() as u64,
-            pin_page,
-            segments,
-            host: std::process::id(),
-        };
-        let mut fds = vec![self.memory.ctl().descriptor()?];
-        for segment in self.memory.segments().values() {
-            fds.push(segment.descriptor()?);
-        }
-        self.send_owned(number, &welcome, fds);
-        failpoint!("service.welcomed");
-        Ok(())
-    }
-
-    /// Memory that a former service made and did not live to tell anybody but this client of.
-    fn adopt_segments(&mut self, held: &[(u16, u64)], fds: Vec<OwnedFd>) {
-        for ((index, len), fd) in held.iter().zip(fds.into_iter().skip(1)) {
-            if !self.memory.segments().contains_key(index) {
-                if let Ok(segment) = Segment::adopt(fd, *len as usize) {
-                    if self.memory.adopt_segment(*index, segment) {
-                        self.announce(&[*index]);
-                    }
-                }
-            }
-        }
-    }
-
     fn lease(&mut self, index: u32, id: u64, class: Class, count: u32, urgent: bool) {
         let Some(client) = self.clients.get(&index) else { return };
         let (tag, connection) = (client.tag, client.connection);
@@ -627,67 +488,6 @@ impl Server {
         Ok(())
     }
 
-    fn reply(&mut self, connection: Option<u32>, reply: &Reply) {
-        // Who is not connected asks again when it is.
-        if let Some(connection) = connection {
-            self.send(connection, reply, &[]);
-        }
-    }
-
-    fn send(&mut self, number: u32, reply: &Reply, fds: &[std::os::fd::BorrowedFd<'_>]) {
-        let owned: Result<Vec<OwnedFd>, _> = fds.iter().map(|fd| fd.try_clone_to_owned()).collect();
-        if let Ok(owned) = owned {
-            self.send_owned(number, reply, owned);
-        }
-    }
-
-    fn send_owned(&mut self, number: u32, reply: &Reply, fds: Vec<OwnedFd>) {
-        let Some(connection) = self.connections.get_mut(&number) else { return };
-        let mut packet = Vec::new();
-        if reply.encode(&mut packet).is_err() {
-            // Longer than a packet: no reply of ours is.
-            return self.disconnect(number);
-        }
-        connection.outbox.push_back((packet, fds));
-        if connection.outbox.len() > MOST_UNREAD {
-            // It does not read: it is stopped, and connects again when it goes on.
-            return self.disconnect(number);
-        }
-        self.flush(number);
-    }
-
-    fn flush(&mut self, number: u32) {
-        let Some(connection) = self.connections.get_mut(&number) else { return };
-        let had = !connection.outbox.is_empty();
-        while let Some((packet, fds)) = connection.outbox.front() {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            match connection.socket.send(packet, &borrowed) {
-                Ok(Sent::Done) => drop(connection.outbox.pop_front()),
-                Ok(Sent::WouldBlock) => break,
-                Err(_) => return self.disconnect(number),
-            }
-        }
-        let flags = match connection.outbox.is_empty() {
-            true if !had => return,
-            true => epoll::EventFlags::IN,
-            false => epoll::EventFlags::IN | epoll::EventFlags::OUT,
-        };
-        let data = epoll::EventData::new_u64(Event::Connection(number).number());
-        let _ = epoll::modify(&self.epoll, &connection.socket, data, flags);
-    }
-
-    /// Forgets a connection. The client is there until its process ends.
-    fn disconnect(&mut self, number: u32) {
-        if let Some(connection) = self.connections.remove(&number) {
-            let _ = epoll::delete(&self.epoll, &connection.socket);
-            if let Some(client) = connection.client.and_then(|index| self.clients.get_mut(&index)) {
-                if client.connection == Some(number) {
-                    client.connection = None;
-                }
-            }
-        }
-    }
-
     /// The one place where a client ends.
     fn bury(&mut self, index: u32) {
         let Some(client) = self.clients.remove(&index) else { return };
@@ -780,6 +580,27 @@ fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
     move |errno| Error::io(op, "the node service", errno.into())
 }
 
+/// The tags of clients that live. Places of others are claimed: whoever got one and has not come to its lock cannot take it
+/// while it is struck off, and then finds that it was.
+fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) -> Result<HashSet<u64>> {
+    let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
+    let mut survivors = HashSet::new();
+    for index in 0..Layout::SHARED.clients {
+        let tag = table.client(index, client::TAG).load(Acquire);
+        if tag == 0 || index_of(tag) != index {
+            continue;
+        }
+        match members.try_hold_range(lock_byte(index)) {
+            Ok(Some(claim)) => claims.push(claim),
+            // Held by another. What cannot be asked is not dead.
+            Ok(None) | Err(_) => {
+                survivors.insert(tag);
+            }
+        }
+    }
+    Ok(survivors)
+}
+
 fn random_number() -> u64 {
     let mut random = [0; 8];
     crate::key::fill_random(&mut random);
@@ -803,9 +624,6 @@ const DEATH: u64 = 1 << 63;
 
 /// Packets of one connection before the others have their turn.
 const FAIR: usize = 64;
-
-/// Replies that wait for a client that does not read.
-const MOST_UNREAD: usize = 4096;
 
 /// Leases in one reply: its packet has 64 KiB.
 const MOST_LEASES: u32 = 8192;

@@ -37,7 +37,8 @@ impl Awake {
         if !mutant!("sleep_fence") {
             fence(SeqCst);
         }
-        if !mutant!("sleep_recheck") && has_work() {
+        // It looks once more before it sleeps anyway; this spares whoever hands over next an exchange and a wake-up.
+        if has_work() {
             self.0.store(true, Release);
         }
     }

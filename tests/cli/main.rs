@@ -6,9 +6,11 @@ mod bench;
 mod information;
 mod objects;
 mod output;
+mod shared;
 mod tokens;
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -23,7 +25,9 @@ struct Room {
 
 impl Room {
     fn new() -> Self {
-        Self { directory: TempDir::new().unwrap(), runtime: TempDir::new().unwrap() }
+        let runtime = TempDir::new().unwrap();
+        std::fs::set_permissions(runtime.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { directory: TempDir::new().unwrap(), runtime }
     }
 
     fn path(&self) -> &Path {

@@ -70,8 +70,6 @@ fn main() -> ExitCode {
         Command::BenchPeer(peer) => peer.run(),
         Command::RemoveAtEof(remove) => remove.run(),
     };
-    // A process that only ends leaves the files of the namespaces that it was the last of.
-    proxystore::service::leave();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),

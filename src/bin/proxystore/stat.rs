@@ -141,7 +141,7 @@ impl fmt::Display for Figures {
         let mut pages: Vec<&str> = stats.segments.iter().map(|segment| segment.pages.as_str()).collect();
         pages.sort_unstable();
         pages.dedup();
-        let pages = if pages.is_empty() { "none yet".to_owned() } else { pages.join(", ") };
+        let pages = if pages.is_empty() { "no pages yet".to_owned() } else { pages.join(", ") };
         let pinned: u64 = stats.clients.iter().map(|client| client.pinned_bytes).sum();
         let leased = HumanBytes(stats.reserved.bytes);
         writeln!(f, "live      {:>11} in {} objects", HumanBytes(stats.live.bytes).to_string(), stats.live.count)?;
@@ -162,7 +162,7 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "budget    {:>11}, full: {}; pages: {pages}",
+            "budget    {:>11}, full: {}; {pages}",
             HumanBytes(stats.budget).to_string(),
             match self.policy {
                 "lru" => "evicts what was not used for longest",

@@ -95,18 +95,26 @@ impl Client {
         if process::generation() != self.generation || self.is_lost() {
             return;
         }
-        let hosts_alone = self.host() == std::process::id() && self.stats().is_ok_and(|stats| stats.clients.len() == 1);
+        let hosts = || match LockFile::find(&self.directory.host_lock()) {
+            Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
+            _ => false,
+        };
+        let others = || {
+            let tags =
+                (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
+            tags.into_iter().any(|tag| tag != 0 && tag != self.tag)
+        };
         self.return_leases();
         self.lost.store(true, Release);
         self.ended.store(true, Release);
         *lock(&self.member) = None;
         self.doorbell.ring();
         let begun = Instant::now();
-        let hosts = || match LockFile::find(&self.directory.host_lock()) {
-            Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
-            _ => false,
-        };
-        while hosts_alone && begun.elapsed() < FAREWELL && hosts() {
+        while begun.elapsed() < FAREWELL && hosts() {
+            // They take over; those that ended a moment ago may not have been noticed yet.
+            if begun.elapsed() > NOTICE && others() {
+                return;
+            }
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -114,3 +122,6 @@ impl Client {
 
 /// How long a process that leaves waits for the service that it hosts.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How soon the service knows of the end of a process.
+const NOTICE: Duration = Duration::from_millis(20);

@@ -1,19 +1,25 @@
 //! `Memory`: what the service owns, and what it knows of who has which part.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::service::arena::Arena;
 use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
+use crate::shm::futex;
 use crate::shm::layout::{Layout, policy, word};
 use crate::shm::mapped::Mapped;
-use crate::shm::preflight;
 use crate::shm::segment::{Access, Segment};
-use crate::shm::table::{BOUND, EPHEMERAL, Id, State, Table};
-use crate::shm::{clock, futex};
+use crate::shm::table::{Id, State, Table};
+
+mod rebuild;
+mod shortage;
+mod sweep;
+
+pub(super) use shortage::Shortage;
 
 /// Segments, slots and pages of pin cells, with the service's own record of them.
 ///
@@ -53,13 +59,6 @@ pub(super) struct Held {
     /// Tag of the client that it was leased to, 0 when nobody has it.
     pub(super) owner: u64,
     queued: bool,
-}
-
-/// Memory that could not be had.
-pub(super) struct Shortage {
-    class: Class,
-    /// Why there is no more, in parentheses, if that is not the budget.
-    why: String,
 }
 
 /// How far a lease may go for memory.
@@ -106,97 +105,6 @@ impl Memory {
             dying: Vec::new(),
             budget,
             counters: Counters::default(),
-        }
-    }
-
-    /// Memory that another process made, or a former life of this service: the table says what is whose.
-    ///
-    /// `living` tells the tags of the clients that may still be there.
-    pub(super) fn rebuild(
-        ctl: Segment,
-        segments: BTreeMap<u16, Segment>,
-        budget: u64,
-        living: impl FnOnce(&Table<Mapped>) -> HashSet<u64>,
-    ) -> Result<Self> {
-        failpoint!("service.rebuild.begin");
-        let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
-        if !table.is_ours() {
-            let context = "the control segment is not one of this version";
-            return Err(Error::new(ErrorKind::Incompatible, "serve", context));
-        }
-        // What the first host decided holds for all.
-        let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
-        let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
-        let living = living(&memory.table);
-        memory.read_table(|tag| living.contains(&tag));
-        memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
-        failpoint!("service.rebuild.end");
-        Ok(memory)
-    }
-
-    /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
-    fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let known: HashSet<u16> = self.known_segments().into_iter().map(|(index, _)| index).collect();
-        let count = self.table.slots();
-        let mut occupied = Vec::new();
-        let mut lost = Vec::new();
-        for slot in 0..count {
-            let decoded = self.table.state(slot);
-            let (generation, state) = decoded.unwrap_or((self.table.first_generation(slot), State::Free));
-            let mut held = Held { generation, place: Place::from_bits(0), class: NO_MEMORY, owner: 0, queued: false };
-            let object = self.table.read(Id { slot, generation });
-            let class = u16::try_from(object.class).ok().and_then(Class::from_index);
-            match (state, class) {
-                (State::Free, _) => {
-                    if decoded.is_none() {
-                        self.counters.quarantined += 1;
-                        lost.push(slot);
-                    }
-                }
-                (_, None) => lost.push(slot),
-                (_, Some(class)) => {
-                    (held.class, held.owner) = (class, object.owner.max(1));
-                    if class != NO_MEMORY {
-                        held.place = Place::from_bits(object.place);
-                        // What lies in memory that only a client holds is not lost: it comes with that client.
-                        let segment = held.place.segment();
-                        if self.segments.contains_key(&segment) || !known.contains(&segment) {
-                            occupied.push((held.place, class, slot));
-                        }
-                    }
-                }
-            }
-            self.slots.push(held);
-        }
-        lost.extend(self.rebuild_arena(occupied));
-        self.discard(lost);
-        self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
-        for slot in (0..count).rev() {
-            if self.slots[slot as usize].owner == 0 {
-                self.free.push(slot);
-            }
-        }
-        let dead: HashSet<u64> = self.pages.iter().copied().filter(|tag| *tag != 0 && !lives(*tag)).collect();
-        dead.iter().for_each(|tag| self.release_pages(*tag));
-        self.sweep(|owner| owner > 1 && !lives(owner));
-        self.reclaim();
-    }
-
-    /// An arena of the segments that are here; the slots whose cells cannot be.
-    fn rebuild_arena(&mut self, occupied: Vec<(Place, Class, u32)>) -> Vec<u32> {
-        let lens: Vec<(u16, u64)> = self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
-        let (arena, refused) = Arena::rebuild(&lens, occupied);
-        self.arena = arena;
-        refused
-    }
-
-    /// Frees slots whose memory is somebody else's, or nowhere.
-    fn discard(&mut self, slots: Vec<u32>) {
-        self.counters.quarantined += slots.len() as u64;
-        for slot in slots {
-            let held = &mut self.slots[slot as usize];
-            (held.owner, held.class) = (0, NO_MEMORY);
-            held.generation = self.table.free(slot, held.generation);
         }
     }
 
@@ -340,10 +248,12 @@ impl Memory {
         if needed > left {
             return Ok(None);
         }
-        let index = self.known_segments().last().map_or(0, |(last, _)| last + 1);
-        if usize::from(index) >= MAX_SEGMENTS {
+        // A former service may have made one that only a client has: its number is taken.
+        let is_new = |index: &u16| self.table.segment(*index, 0).load(Acquire) == 0 || mutant!("grow_over");
+        let Some(index) = (0..MAX_SEGMENTS as u16).find(|index| !self.segments.contains_key(index) && is_new(index))
+        else {
             return Ok(None);
-        }
+        };
         let create = |len: u64| Segment::create("proxystore-data", len as usize);
         let wanted = wanted.min(left / UNIT * UNIT).max(needed);
         // Less than what was hoped for is better than nothing.
@@ -434,54 +344,12 @@ impl Memory {
             .filter(|slot| {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
-                held.owner == owner
+                (held.owner == owner || mutant!("granted_owner"))
                     && (held.class == NO_MEMORY || self.segments.contains_key(&held.place.segment()))
-                    && self.table.state(*slot) == Some((held.generation, State::Reserved))
-                    && self.table.read(id).label.format.fingerprint == request
+                    && (self.table.state(*slot) == Some((held.generation, State::Reserved)) || mutant!("granted_state"))
+                    && (self.table.read(id).label.format.fingerprint == request || mutant!("granted_request"))
             })
             .collect()
-    }
-
-    /// A segment of this memory that only a client had.
-    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
-        let known = u32::from(index) < self.table.layout().segments
-            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
-        if known {
-            self.segments.insert(index, segment);
-            let occupied = self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY);
-            let occupied = occupied.map(|(slot, held)| (held.place, held.class, slot as u32));
-            let here: Vec<_> = occupied.filter(|(place, ..)| self.segments.contains_key(&place.segment())).collect();
-            for slot in self.rebuild_arena(here) {
-                // Another slot has the cell.
-                self.slots[slot as usize].class = NO_MEMORY;
-                self.mend(slot);
-            }
-        }
-        known
-    }
-
-    /// Whether the table names memory that nobody brought yet.
-    pub(super) fn misses_segments(&self) -> bool {
-        self.known_segments().iter().any(|(index, _)| !self.segments.contains_key(index))
-    }
-
-    /// Everybody is here, and nobody has the rest: what lay there is gone with its last holder.
-    pub(super) fn forget_missing_segments(&mut self) {
-        let known = self.known_segments();
-        for (index, _) in known {
-            if self.segments.contains_key(&index) {
-                continue;
-            }
-            self.table.segment(index, 0).store(0, Release);
-            for slot in 0..self.slots.len() as u32 {
-                let held = self.slots[slot as usize];
-                if held.owner != 0 && held.class != NO_MEMORY && held.place.segment() == index {
-                    self.table.set(slot, held.generation, State::Dying);
-                    self.queue(slot);
-                }
-            }
-        }
-        self.reclaim();
     }
 
     /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
@@ -501,7 +369,9 @@ impl Memory {
     /// A client gives back a lease that it did not use.
     pub(super) fn give_back(&mut self, owner: u64, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
-        if held.owner != owner || self.table.state(slot) != Some((held.generation, State::Reserved)) {
+        if held.owner != owner && !mutant!("return_owner")
+            || self.table.state(slot) != Some((held.generation, State::Reserved)) && !mutant!("return_state")
+        {
             return false;
         }
         self.release(slot);
@@ -511,7 +381,9 @@ impl Memory {
     /// A client says that it evicted an object.
     pub(super) fn evicted(&mut self, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
-        if held.owner == 0 || self.table.state(slot) != Some((held.generation, State::Dying)) {
+        if held.owner == 0
+            || self.table.state(slot) != Some((held.generation, State::Dying)) && !mutant!("evicted_state")
+        {
             // The sweep was faster, or it is not true.
             return false;
         }
@@ -553,7 +425,7 @@ impl Memory {
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
-                if self.slots[slot as usize].class == NO_MEMORY {
+                if self.slots[slot as usize].class == NO_MEMORY && !mutant!("reclaim_bound") {
                     if let Some(object) = self.table.bound_to(slot) {
                         if self.table.retire_object(object) {
                             self.queue(object.slot);
@@ -577,7 +449,9 @@ impl Memory {
 
     fn pinned_slots(&self) -> HashSet<u32> {
         let mut pinned = HashSet::new();
-        #[cfg(not(mutant = "no_scan"))]
+        if mutant!("no_scan") {
+            return pinned;
+        }
         self.table.pinned(self.pages_in_use(), |_, slot| {
             pinned.insert(slot);
         });
@@ -596,135 +470,20 @@ impl Memory {
         failpoint!("service.death.swept");
         self.reclaim();
         // It may have been killed between a commit to a declared key and the wake-up.
-        self.wake_all();
+        if !mutant!("bury_wake") {
+            self.wake_all();
+        }
         failpoint!("service.death.end");
     }
 
     fn release_pages(&mut self, tag: u64) {
         for page in 0..self.pages.len() {
-            if self.pages[page] == tag {
+            if self.pages[page] == tag && !mutant!("bury_pages") {
                 self.table.clear_page(page as u32);
                 self.table.page_owner(page as u32).store(0, Release);
                 self.pages[page] = 0;
             }
         }
-    }
-
-    /// Walks all slots: ends what dead clients left, finds what was evicted and not told, mends what makes no sense.
-    pub(super) fn sweep(&mut self, dead: impl Fn(u64) -> bool) {
-        let mut declared: HashMap<u32, u32> = HashMap::new();
-        let mut bound = Vec::new();
-        for slot in 0..self.slots.len() as u32 {
-            let held = self.slots[slot as usize];
-            let state = match self.table.state(slot) {
-                Some((generation, state)) if generation == held.generation => state,
-                _ => {
-                    self.mend(slot);
-                    continue;
-                }
-            };
-            match state {
-                State::Free if held.owner != 0 => self.mend(slot),
-                State::Free => {}
-                _ if held.owner == 0 => self.mend(slot),
-                State::Reserved if dead(held.owner) => self.release(slot),
-                State::Reserved => {}
-                State::Dying => self.queue(slot),
-                State::Live => {
-                    let id = Id { slot, generation: held.generation };
-                    let flags = self.table.read(id).label.flags;
-                    if flags & BOUND != 0 {
-                        bound.push((id, dead(held.owner)));
-                    } else if flags & EPHEMERAL != 0 && dead(held.owner) && self.table.retire_object(id) {
-                        self.queue(slot);
-                    }
-                }
-                State::Declared => {
-                    if let Some(object) = self.table.bound_to(slot) {
-                        declared.insert(object.slot, slot);
-                    }
-                }
-            }
-        }
-        for (object, producer_died) in bound {
-            // Without a declaration that names it nobody can ever ask for it; a live producer may be about to bind it.
-            if declared.remove(&object.slot).is_none() && producer_died && self.table.retire_object(object) {
-                self.queue(object.slot);
-            }
-        }
-        // What is left names objects that are gone: taken by somebody who was killed before it ended the declaration.
-        for (object, slot) in declared {
-            let gone = !matches!(self.table.state(object), Some((_, State::Live)));
-            let id = Id { slot, generation: self.slots[slot as usize].generation };
-            if gone && self.table.retire(id) {
-                self.queue(slot);
-            }
-        }
-    }
-
-    /// Somebody wrote nonsense to a slot: the record says whose memory it is, so it is taken back as evicted.
-    fn mend(&mut self, slot: u32) {
-        self.counters.quarantined += 1;
-        let held = self.slots[slot as usize];
-        if held.owner == 0 {
-            self.table.set(slot, held.generation, State::Free);
-        } else {
-            self.table.set(slot, held.generation, State::Dying);
-            self.queue(slot);
-        }
-    }
-
-    /// Ends the objects whose time has come; whether there can be any.
-    pub(super) fn expire(&mut self) -> bool {
-        if self.table.header(word::EXPIRES).load(Relaxed) == 0 {
-            return false;
-        }
-        let now = clock::boot_millis();
-        for slot in 0..self.slots.len() as u32 {
-            let id = Id { slot, generation: self.slots[slot as usize].generation };
-            if self.table.state(slot) == Some((id.generation, State::Live)) {
-                let expires = self.table.read(id).label.expires;
-                if expires != 0 && expires <= now && self.table.retire_object(id) {
-                    self.counters.expired += 1;
-                    self.queue(slot);
-                }
-            }
-        }
-        self.reclaim();
-        true
-    }
-
-    fn displaces(&self) -> bool {
-        self.table.header(word::POLICY).load(Relaxed) & policy::STAMP != 0
-    }
-
-    /// Evicts what was not used for longest and is not in use, at least `bytes` of it or all there is; whether there was any.
-    fn displace(&mut self, bytes: u64) -> bool {
-        let pinned = self.pinned_slots();
-        let mut candidates = Vec::new();
-        for (slot, held) in self.slots.iter().enumerate() {
-            let slot = slot as u32;
-            let id = Id { slot, generation: held.generation };
-            if held.class != NO_MEMORY
-                && self.table.state(slot) == Some((id.generation, State::Live))
-                && !pinned.contains(&slot)
-            {
-                candidates.push((self.table.read(id).stamp, id, held.class.capacity()));
-            }
-        }
-        candidates.sort_unstable_by_key(|(stamp, id, _)| (*stamp, id.slot));
-        let mut freed = 0;
-        for (_, id, capacity) in candidates {
-            if freed >= bytes {
-                break;
-            }
-            if self.table.retire_object(id) {
-                self.queue(id.slot);
-                self.counters.displaced += 1;
-                freed += capacity;
-            }
-        }
-        freed > 0
     }
 
     /// Wakes whoever waits for a declared key, to look again.
@@ -749,65 +508,6 @@ impl Memory {
         }
         bytes
     }
-
-    /// The error of a put that finds no memory: who has it.
-    pub(super) fn exhausted(&self, shortage: &Shortage) -> Error {
-        let Shortage { class, why } = shortage;
-        let mut holders: HashMap<u64, (u64, u64)> = HashMap::new();
-        let (mut live, mut leased) = (0, 0);
-        for (slot, held) in self.slots.iter().enumerate() {
-            if held.owner == 0 || held.class == NO_MEMORY {
-                continue;
-            }
-            let bytes = held.class.capacity();
-            match self.table.state(slot as u32) {
-                Some((_, State::Reserved)) => leased += bytes,
-                _ => live += bytes,
-            }
-            let entry = holders.entry(held.owner).or_default();
-            *entry = (entry.0 + bytes, entry.1 + 1);
-        }
-        let dying: u64 = self.dying.iter().map(|slot| self.slots[*slot as usize].class.capacity()).sum();
-        let mut holders: Vec<(u64, (u64, u64))> = holders.into_iter().collect();
-        holders.sort_unstable_by_key(|(_, (bytes, _))| std::cmp::Reverse(*bytes));
-        let largest: Vec<String> = holders
-            .iter()
-            .take(3)
-            .map(|(tag, (bytes, count))| format!("{} holds {} in {count}", self.describe(*tag), mib(*bytes)))
-            .collect();
-        let context = format!(
-            "{} needed; of a budget of {} objects have {} ({} evicted but still viewed), leases {}, free are {} in pieces of at most {}; {}{why}; \
-             evict objects, or raise PROXYSTORE_SHM_BYTES (available: {})",
-            mib(class.capacity()),
-            mib(self.budget),
-            mib(live),
-            mib(dying),
-            mib(leased),
-            mib(self.arena.free_bytes()),
-            mib(self.arena.largest_free()),
-            if largest.is_empty() { "nobody holds any".to_owned() } else { largest.join(", ") },
-            mib(preflight::room().bytes),
-        );
-        Error::new(ErrorKind::NoSpace, "reserve", context)
-    }
-
-    fn describe(&self, tag: u64) -> String {
-        let index = super::index_of(tag);
-        match self.table.client(index, crate::shm::layout::client::TAG).load(Relaxed) == tag {
-            true => format!("process {}", self.table.client(index, crate::shm::layout::client::PID).load(Relaxed)),
-            false => "a process that ended".to_owned(),
-        }
-    }
-}
-
-/// Bytes for people.
-pub(super) fn mib(bytes: u64) -> String {
-    match bytes {
-        0..=9999 => format!("{bytes} B"),
-        _ if bytes < 10 << 20 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ if bytes < 10 << 30 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
-    }
 }
 
 /// The class of declared keys and empty objects.
@@ -827,3 +527,7 @@ const LARGEST_STEP: u64 = 1 << 30;
 
 /// Cells up to here are leased in batches at any price.
 const SMALL: u64 = 64 << 10;
+
+pub(crate) mod check;
+#[cfg(test)]
+mod tests;

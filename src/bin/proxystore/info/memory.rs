@@ -80,7 +80,7 @@ impl Found {
         let mut pages: Vec<&str> = stats.segments.iter().map(|segment| segment.pages.as_str()).collect();
         pages.sort_unstable();
         pages.dedup();
-        let pages = if pages.is_empty() { String::new() } else { format!(", pages {}", pages.join(" and ")) };
+        let pages = if pages.is_empty() { String::new() } else { format!(", {}", pages.join(" and ")) };
         let by = if stats.supervised { "proxystore serve" } else { "a process that uses it" };
         format!(
             "hosted by {by}, process {}, for {} s; {} objects, {}; budget {}{pages}",

@@ -1,0 +1,151 @@
+//! The service's record, made again from the table.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::{Held, Memory, NO_MEMORY};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
+use crate::service::arena::Arena;
+use crate::shm::class::{Class, Place};
+use crate::shm::layout::{Layout, word};
+use crate::shm::mapped::Mapped;
+use crate::shm::segment::{Access, Segment};
+use crate::shm::table::{Id, State, Table};
+
+impl Memory {
+    /// Memory that another process made, or a former life of this service: the table says what is whose.
+    ///
+    /// `lives` tells whether a client's tag is of one that may still be there.
+    pub(in crate::service::server) fn rebuild(
+        ctl: Segment,
+        segments: BTreeMap<u16, Segment>,
+        budget: u64,
+        lives: impl Fn(u64) -> bool,
+    ) -> Result<Self> {
+        failpoint!("service.rebuild.begin");
+        let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
+        if !table.is_ours() {
+            let context = "the control segment is not one of this version";
+            return Err(Error::new(ErrorKind::Incompatible, "serve", context));
+        }
+        // What the first host decided holds for all.
+        let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
+        let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
+        memory.read_table(lives);
+        memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
+        failpoint!("service.rebuild.end");
+        Ok(memory)
+    }
+
+    /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
+    fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
+        let known: HashSet<u16> = self.known_segments().into_iter().map(|(index, _)| index).collect();
+        let count = self.table.slots();
+        let mut occupied = Vec::new();
+        let mut lost = Vec::new();
+        for slot in 0..count {
+            let decoded = self.table.state(slot);
+            let (generation, state) = decoded.unwrap_or_else(|| (unused_generation(), State::Free));
+            let mut held = Held { generation, place: Place::from_bits(0), class: NO_MEMORY, owner: 0, queued: false };
+            let object = self.table.read(Id { slot, generation });
+            let class = u16::try_from(object.class).ok().and_then(Class::from_index);
+            match (state, class) {
+                (State::Free, _) => {
+                    if decoded.is_none() {
+                        lost.push(slot);
+                    }
+                }
+                (_, None) => lost.push(slot),
+                (_, Some(class)) => {
+                    (held.class, held.owner) = (class, object.owner.max(1));
+                    if class != NO_MEMORY {
+                        held.place = Place::from_bits(object.place);
+                        // What lies in memory that only a client holds is not lost: it comes with that client.
+                        let segment = held.place.segment();
+                        if self.segments.contains_key(&segment) || !known.contains(&segment) {
+                            occupied.push((held.place, class, slot));
+                        }
+                    }
+                }
+            }
+            self.slots.push(held);
+        }
+        lost.extend(self.rebuild_arena(occupied));
+        self.counters.quarantined += lost.len() as u64;
+        for slot in lost {
+            // Its memory is somebody else's, or nowhere.
+            let held = &mut self.slots[slot as usize];
+            (held.owner, held.class) = (0, NO_MEMORY);
+            held.generation = self.table.free(slot, held.generation);
+        }
+        self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
+        for slot in (0..count).rev() {
+            if self.slots[slot as usize].owner == 0 {
+                self.free.push(slot);
+            }
+        }
+        let dead: HashSet<u64> = self.pages.iter().copied().filter(|tag| *tag != 0 && !lives(*tag)).collect();
+        dead.iter().for_each(|tag| self.release_pages(*tag));
+        self.sweep(|owner| owner > 1 && !lives(owner));
+        self.reclaim();
+    }
+
+    /// An arena of the segments that are here; the slots whose cells cannot be.
+    fn rebuild_arena(&mut self, occupied: Vec<(Place, Class, u32)>) -> Vec<u32> {
+        let lens: Vec<(u16, u64)> =
+            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let (arena, refused) = Arena::rebuild(&lens, occupied);
+        self.arena = arena;
+        refused
+    }
+
+    /// A segment of this memory that only a client had.
+    pub(in crate::service::server) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        let known = u32::from(index) < self.table.layout().segments
+            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
+        if known {
+            self.segments.insert(index, segment);
+            let occupied = self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY);
+            let occupied = occupied.map(|(slot, held)| (held.place, held.class, slot as u32));
+            let here: Vec<_> = occupied.filter(|(place, ..)| self.segments.contains_key(&place.segment())).collect();
+            for slot in self.rebuild_arena(here) {
+                // Another slot has the cell.
+                self.slots[slot as usize].class = NO_MEMORY;
+                self.mend(slot);
+            }
+        }
+        known
+    }
+
+    /// Whether the table names memory that nobody brought yet.
+    pub(in crate::service::server) fn misses_segments(&self) -> bool {
+        self.known_segments().iter().any(|(index, _)| !self.segments.contains_key(index))
+    }
+
+    /// Everybody is here, and nobody has the rest: what lay there is gone with its last holder.
+    pub(in crate::service::server) fn forget_missing_segments(&mut self) {
+        let known = self.known_segments();
+        for (index, _) in known {
+            if self.segments.contains_key(&index) {
+                continue;
+            }
+            self.table.segment(index, 0).store(0, Release);
+            for slot in 0..self.slots.len() as u32 {
+                let held = self.slots[slot as usize];
+                if held.owner != 0 && held.class != NO_MEMORY && held.place.segment() == index {
+                    self.table.set(slot, held.generation, State::Dying);
+                    self.queue(slot);
+                }
+            }
+        }
+        self.reclaim();
+    }
+}
+
+/// A generation for a slot that lost its own: one that no key has, but once in 2^61.
+fn unused_generation() -> u64 {
+    let mut random = [0; 8];
+    crate::key::fill_random(&mut random);
+    random.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)) >> (u64::BITS - Id::GENERATION_BITS)
+}
