@@ -80,6 +80,8 @@ pub(crate) struct Server {
     next_tag: u64,
     /// Requests that wait for clients to give back what they do not use.
     starved: VecDeque<Starved>,
+    /// Requests ahead of need that get what becomes free.
+    hopeful: Vec<Starved>,
     stop: Stop,
     draining: Option<Instant>,
     /// Until when nobody new is let in.
@@ -149,6 +151,7 @@ impl Server {
             // Numbers of another memory must not be numbers of this one: somebody may come back with such a one.
             next_tag: random_number() >> (INDEX_BITS + 1),
             starved: VecDeque::new(),
+            hopeful: Vec::new(),
             stop,
             draining: None,
             paused: None,
@@ -231,8 +234,11 @@ impl Server {
                 }
             }
             had_clients |= !self.clients.is_empty();
-            self.memory.reclaim();
+            let freed = self.memory.reclaim();
             self.feed();
+            if freed && self.starved.is_empty() {
+                self.feed_hopeful();
+            }
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
@@ -403,14 +409,38 @@ impl Server {
             }
             Err(_) if urgent => {
                 self.recall();
+                self.refuse_hopeful();
                 let until = Instant::now() + RECALL;
                 self.starved.push_back(Starved { client: index, id, class, count, until });
             }
-            // Nobody reads it.
             Err(_) => {
-                let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
-                self.reply(connection, &Reply::refuse(id, &error));
+                self.hopeful.retain(|request| request.client != index || request.class != class);
+                self.hopeful.push(Starved { client: index, id, class, count, until: Instant::now() });
             }
+        }
+    }
+
+    /// Gives what became free to those who will want it.
+    fn feed_hopeful(&mut self) {
+        for request in std::mem::take(&mut self.hopeful) {
+            let Some(client) = self.clients.get(&request.client) else { continue };
+            let (tag, connection) = (client.tag, client.connection);
+            match self.memory.lease(tag, request.class, request.count, request.id, Effort::Free) {
+                Ok((slots, _)) => {
+                    let class = request.class.index() as u16;
+                    self.reply(connection, &Reply::Leased { id: request.id, class, slots });
+                }
+                Err(_) => self.hopeful.push(request),
+            }
+        }
+    }
+
+    /// Memory is short: nobody gets any ahead of need, until somebody had to wait for it.
+    fn refuse_hopeful(&mut self) {
+        for request in std::mem::take(&mut self.hopeful) {
+            let connection = self.clients.get(&request.client).and_then(|client| client.connection);
+            let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
+            self.reply(connection, &Reply::refuse(request.id, &error));
         }
     }
 
@@ -495,6 +525,7 @@ impl Server {
             let _ = epoll::delete(&self.epoll, pidfd);
         }
         self.starved.retain(|request| request.client != index);
+        self.hopeful.retain(|request| request.client != index);
         self.memory.bury(client.tag);
         self.memory.table.client(index, client::TAG).store(0, Release);
         self.deaths += 1;
@@ -511,7 +542,9 @@ impl Server {
                 Ok(Some(_)) => client.locked = true,
                 // A new one may not have come to it, and must not while it is struck off.
                 Ok(None) if client.locked || client.connection.is_none() => {
-                    gone.extend(self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)));
+                    gone.extend(
+                        self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)),
+                    );
                 }
                 _ => {}
             }

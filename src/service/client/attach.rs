@@ -56,7 +56,9 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         match entered? {
             Some(client) => return Ok(client),
             None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-            None => return Err(Error::new(ErrorKind::Unavailable, "open", "services come and go").with_connector("shm")),
+            None => {
+                return Err(Error::new(ErrorKind::Unavailable, "open", "services come and go").with_connector("shm"));
+            }
         }
     }
 }

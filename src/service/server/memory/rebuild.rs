@@ -7,6 +7,7 @@ use super::{Held, Memory, NO_MEMORY};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::service::arena::Arena;
+use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
 use crate::shm::layout::{Layout, word};
 use crate::shm::mapped::Mapped;
@@ -40,9 +41,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let known: HashSet<u16> = self.known_segments().into_iter().map(|(index, _)| index).collect();
         let count = self.table.slots();
-        let mut occupied = Vec::new();
         let mut lost = Vec::new();
         for slot in 0..count {
             let decoded = self.table.state(slot);
@@ -61,24 +60,13 @@ impl Memory {
                     (held.class, held.owner) = (class, object.owner.max(1));
                     if class != NO_MEMORY {
                         held.place = Place::from_bits(object.place);
-                        // What lies in memory that only a client holds is not lost: it comes with that client.
-                        let segment = held.place.segment();
-                        if self.segments.contains_key(&segment) || !known.contains(&segment) {
-                            occupied.push((held.place, class, slot));
-                        }
                     }
                 }
             }
             self.slots.push(held);
         }
-        lost.extend(self.rebuild_arena(occupied));
-        self.counters.quarantined += lost.len() as u64;
-        for slot in lost {
-            // Its memory is somebody else's, or nowhere.
-            let held = &mut self.slots[slot as usize];
-            (held.owner, held.class) = (0, NO_MEMORY);
-            held.generation = self.table.free(slot, held.generation);
-        }
+        lost.extend(self.make_arena());
+        self.lose(&lost);
         self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
         for slot in (0..count).rev() {
             if self.slots[slot as usize].owner == 0 {
@@ -91,45 +79,65 @@ impl Memory {
         self.reclaim();
     }
 
-    /// An arena of the segments that are here; the slots whose cells cannot be.
-    fn rebuild_arena(&mut self, occupied: Vec<(Place, Class, u32)>) -> Vec<u32> {
-        let lens: Vec<(u16, u64)> =
-            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
-        let (arena, refused) = Arena::rebuild(&lens, occupied);
-        self.arena = arena;
-        refused
+    /// A segment of this memory that only a client had; whether it is one.
+    pub(in crate::service::server) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        if self.named_len(index) != Some(segment.len() as u64) {
+            return false;
+        }
+        self.segments.insert(index, segment);
+        for slot in self.make_arena() {
+            // Another slot has the cell, and somebody may still look at this one.
+            self.slots[slot as usize].class = NO_MEMORY;
+            self.mend(slot);
+        }
+        true
     }
 
-    /// A segment of this memory that only a client had.
-    pub(in crate::service::server) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
-        let known = u32::from(index) < self.table.layout().segments
-            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
-        if known {
-            self.segments.insert(index, segment);
-            let occupied = self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY);
-            let occupied = occupied.map(|(slot, held)| (held.place, held.class, slot as u32));
-            let here: Vec<_> = occupied.filter(|(place, ..)| self.segments.contains_key(&place.segment())).collect();
-            for slot in self.rebuild_arena(here) {
-                // Another slot has the cell.
-                self.slots[slot as usize].class = NO_MEMORY;
-                self.mend(slot);
+    /// Makes the arena from the record: all that nobody has is free. Returns the slots whose cells cannot be.
+    fn make_arena(&mut self) -> Vec<u32> {
+        let lens: Vec<(u16, u64)> =
+            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let (mut occupied, mut lost) = (Vec::new(), Vec::new());
+        for (slot, held) in self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY)
+        {
+            let segment = held.place.segment();
+            if self.segments.contains_key(&segment) {
+                occupied.push((held.place, held.class, slot as u32));
+            } else if self.named_len(segment).is_none() {
+                lost.push(slot as u32);
             }
+            // What lies in a segment that a client may still bring is neither lost nor free.
         }
-        known
+        let (arena, refused) = Arena::rebuild(&lens, occupied);
+        self.arena = arena;
+        lost.extend(refused);
+        lost
+    }
+
+    /// Gives up slots whose memory is somebody else's, or nowhere.
+    fn lose(&mut self, lost: &[u32]) {
+        self.counters.quarantined += lost.len() as u64;
+        for slot in lost {
+            let held = &mut self.slots[*slot as usize];
+            (held.owner, held.class) = (0, NO_MEMORY);
+            held.generation = self.table.free(*slot, held.generation);
+        }
+    }
+
+    /// Segments that the table names and nobody brought yet.
+    fn missing_segments(&self) -> Vec<u16> {
+        let missing = |index: &u16| self.named_len(*index).is_some() && !self.segments.contains_key(index);
+        (0..MAX_SEGMENTS as u16).filter(missing).collect()
     }
 
     /// Whether the table names memory that nobody brought yet.
     pub(in crate::service::server) fn misses_segments(&self) -> bool {
-        self.known_segments().iter().any(|(index, _)| !self.segments.contains_key(index))
+        !self.missing_segments().is_empty()
     }
 
     /// Everybody is here, and nobody has the rest: what lay there is gone with its last holder.
     pub(in crate::service::server) fn forget_missing_segments(&mut self) {
-        let known = self.known_segments();
-        for (index, _) in known {
-            if self.segments.contains_key(&index) {
-                continue;
-            }
+        for index in self.missing_segments() {
             self.table.segment(index, 0).store(0, Release);
             for slot in 0..self.slots.len() as u32 {
                 let held = self.slots[slot as usize];
@@ -140,6 +148,15 @@ impl Memory {
             }
         }
         self.reclaim();
+    }
+
+    /// The length of a segment that the table names, if it can be one.
+    fn named_len(&self, index: u16) -> Option<u64> {
+        if usize::from(index) >= MAX_SEGMENTS {
+            return None;
+        }
+        let len = self.table.segment(index, 0).load(Acquire);
+        (len != 0 && len % 4096 == 0).then_some(len)
     }
 }
 
