@@ -66,6 +66,8 @@ impl Samples {
 /// The batch that takes about [`WORTH`], found by trying, which also warms up.
 fn calibrate<E>(most: usize, batch: Batch<'_, E>) -> Result<usize, E> {
     let mut n = 1;
+    // The first one of all opens, maps and allocates, which would pass for a long batch.
+    batch(n)?;
     loop {
         let took = batch(n)?;
         if took >= WORTH || n >= most {
