@@ -351,27 +351,6 @@ impl Memory {
             .collect()
     }
 
-    /// A segment of this memory that only a client had.
-    pub(super) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
-        let known = u32::from(index) < self.table.layout().segments
-            && self.table.segment(index, 0).load(Acquire) == segment.len() as u64;
-        if known {
-            self.segments.insert(index, segment);
-        }
-        known
-    }
-
-    /// All segments that the table names, those too that only a client holds so far: what lies in them is not lost.
-    fn known_segments(&self) -> Vec<(u16, u64)> {
-        (0..MAX_SEGMENTS as u16)
-            .filter_map(|index| {
-                let named = self.table.segment(index, 0).load(Acquire);
-                let len = self.segments.get(&index).map_or(named, |segment| segment.len() as u64);
-                (len != 0 && len % 4096 == 0 && len <= LARGEST_SEGMENT).then_some((index, len))
-            })
-            .collect()
-    }
-
     // ------------------------------------------------------------------------------------------------------------------
     // Taking back.
 
@@ -521,9 +500,6 @@ impl Memory {
 
 /// The class of declared keys and empty objects.
 const NO_MEMORY: Class = Class::EMPTY;
-
-/// No machine has more.
-const LARGEST_SEGMENT: u64 = 1 << 44;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;

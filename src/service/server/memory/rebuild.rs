@@ -7,6 +7,7 @@ use super::{Held, Memory, NO_MEMORY};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::service::arena::Arena;
+use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
 use crate::shm::layout::{Layout, word};
 use crate::shm::mapped::Mapped;
@@ -40,9 +41,7 @@ impl Memory {
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
     fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let lens = self.known_segments();
         let count = self.table.slots();
-        let mut occupied = Vec::new();
         let mut lost = Vec::new();
         for slot in 0..count {
             let decoded = self.table.state(slot);
@@ -61,22 +60,13 @@ impl Memory {
                     (held.class, held.owner) = (class, object.owner.max(1));
                     if class != NO_MEMORY {
                         held.place = Place::from_bits(object.place);
-                        occupied.push((held.place, class, slot));
                     }
                 }
             }
             self.slots.push(held);
         }
-        let (arena, refused) = Arena::rebuild(&lens, occupied);
-        self.arena = arena;
-        lost.extend(refused);
-        self.counters.quarantined += lost.len() as u64;
-        for slot in lost {
-            // Its memory is somebody else's, or nowhere.
-            let held = &mut self.slots[slot as usize];
-            (held.owner, held.class) = (0, NO_MEMORY);
-            held.generation = self.table.free(slot, held.generation);
-        }
+        lost.extend(self.make_arena());
+        self.lose(&lost);
         self.pages = (0..self.table.pages()).map(|page| self.table.page_owner(page).load(Acquire)).collect();
         for slot in (0..count).rev() {
             if self.slots[slot as usize].owner == 0 {
@@ -87,6 +77,57 @@ impl Memory {
         dead.iter().for_each(|tag| self.release_pages(*tag));
         self.sweep(|owner| owner > 1 && !lives(owner));
         self.reclaim();
+    }
+
+    /// A segment of this memory that only a client had; whether it is one.
+    pub(in crate::service::server) fn adopt_segment(&mut self, index: u16, segment: Segment) -> bool {
+        if self.named_len(index) != Some(segment.len() as u64) {
+            return false;
+        }
+        self.segments.insert(index, segment);
+        let lost = self.make_arena();
+        self.lose(&lost);
+        true
+    }
+
+    /// Makes the arena from the record: all that nobody has is free. Returns the slots whose cells cannot be.
+    fn make_arena(&mut self) -> Vec<u32> {
+        let lens: Vec<(u16, u64)> =
+            self.segments.iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
+        let (mut occupied, mut lost) = (Vec::new(), Vec::new());
+        for (slot, held) in self.slots.iter().enumerate().filter(|(_, held)| held.owner != 0 && held.class != NO_MEMORY)
+        {
+            let segment = held.place.segment();
+            if self.segments.contains_key(&segment) {
+                occupied.push((held.place, held.class, slot as u32));
+            } else if self.named_len(segment).is_none() {
+                lost.push(slot as u32);
+            }
+            // What lies in a segment that a client may still bring is neither lost nor free.
+        }
+        let (arena, refused) = Arena::rebuild(&lens, occupied);
+        self.arena = arena;
+        lost.extend(refused);
+        lost
+    }
+
+    /// Gives up slots whose memory is somebody else's, or nowhere.
+    fn lose(&mut self, lost: &[u32]) {
+        self.counters.quarantined += lost.len() as u64;
+        for slot in lost {
+            let held = &mut self.slots[*slot as usize];
+            (held.owner, held.class) = (0, NO_MEMORY);
+            held.generation = self.table.free(*slot, held.generation);
+        }
+    }
+
+    /// The length of a segment that the table names, if it can be one.
+    fn named_len(&self, index: u16) -> Option<u64> {
+        if usize::from(index) >= MAX_SEGMENTS {
+            return None;
+        }
+        let len = self.table.segment(index, 0).load(Acquire);
+        (len != 0 && len % 4096 == 0).then_some(len)
     }
 }
 

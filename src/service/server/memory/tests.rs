@@ -184,23 +184,48 @@ fn bind_wants_the_format_that_was_declared() {
 }
 
 #[test]
+fn stale_ids_end_and_bind_nothing() {
+    let (mut memory, cell) = memory();
+    let (stale, gone) = (object(&mut memory, A, 0), declared(&mut memory, A));
+    for id in [stale, gone] {
+        assert!(memory.table.retire(id) && memory.evicted(id.slot) && memory.reclaim());
+    }
+    let (next, key) = (object(&mut memory, A, 0), declared(&mut memory, A));
+    let mut slots = [next.slot, key.slot, stale.slot, gone.slot];
+    slots.sort_unstable();
+    assert_eq!((slots[0], slots[2]), (slots[1], slots[3]), "the slots are used again");
+    assert!(!memory.table.retire(stale) && !memory.table.retire_object(stale) && !memory.table.retire(gone));
+    let offered = object(&mut memory, A, BOUND);
+    assert_eq!(memory.table.bind(cell, gone, FORMAT, offered), Err(crate::shm::table::Unbound::Missing));
+    for id in [stale, gone] {
+        assert!(matches!(memory.table.pin(cell, id), Found::Missing));
+    }
+    assert_eq!(state(&memory, next), Some(State::Live));
+    assert_eq!(state(&memory, key), Some(State::Declared));
+}
+
+#[test]
 fn nonsense_is_mended_by_the_record() {
     let (mut memory, cell) = memory();
     let id = object(&mut memory, A, 0);
+    let other = object(&mut memory, A, 0);
     let never = Id { slot: 4000, generation: memory.slots[4000].generation };
     assert!(matches!(memory.table.pin(cell, id), Found::Object(_)));
     // A client writes over an object of others, and over a slot that is nobody's.
     memory.table.set(id.slot, id.generation + 9, State::Free);
     memory.table.set(never.slot, never.generation, State::Live);
+    memory.table.set(other.slot, other.generation + 9, State::Live);
     memory.sweep(|_| false);
     memory.reclaim();
-    assert_eq!(memory.counters.quarantined, 2);
+    assert_eq!(memory.counters.quarantined, 3);
     assert_eq!(state(&memory, id), Some(State::Dying), "somebody looks at it");
     assert_eq!(state(&memory, never), Some(State::Free));
     memory.table.unpin(cell);
     assert!(memory.reclaim());
-    assert!(is_free(&memory, id));
-    assert!(matches!(memory.table.pin(cell, Id { generation: id.generation + 9, ..id }), Found::Missing));
+    assert!(is_free(&memory, id) && is_free(&memory, other));
+    for id in [id, other] {
+        assert!(matches!(memory.table.pin(cell, Id { generation: id.generation + 9, ..id }), Found::Missing));
+    }
 }
 
 #[test]
@@ -330,6 +355,8 @@ struct Expected {
     /// Objects that anybody may read: owner, label.
     live: HashMap<Id, (u64, Label)>,
     declared: HashMap<Id, Option<Id>>,
+    /// Objects that a declared key ever had.
+    bound: HashSet<Id>,
     over: Vec<Id>,
     /// Ids that were ever leased.
     given: HashSet<Id>,
@@ -393,14 +420,15 @@ fn play(steps: Vec<Step>) {
                 }
             }
             Step::Bind(key, n) => {
-                let bound: HashSet<Id> = is.declared.values().flatten().copied().collect();
-                let objects: Vec<Id> =
-                    live.iter().copied().filter(|id| is.live[id].1.flags & BOUND != 0 && !bound.contains(id)).collect();
+                // Its producer offers an object once.
+                let is_offered = |id: &Id| is.live[id].1.flags & BOUND != 0 && !is.bound.contains(id);
+                let objects: Vec<Id> = live.iter().copied().filter(is_offered).collect();
                 if let (Some(key), Some(object)) = (pick(&keys, key), pick(&objects, n)) {
                     let done = memory.table.bind(cell, key, FORMAT, object);
                     assert_eq!(done.is_ok(), is.declared[&key].is_none());
                     if done.is_ok() {
                         is.declared.insert(key, Some(object));
+                        is.bound.insert(object);
                     }
                 }
             }
