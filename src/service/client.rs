@@ -470,10 +470,14 @@ impl Client {
             if let Some(held) = place.get() {
                 return Ok(held);
             }
+            if self.table.segment(index, 0).load(Acquire) == 0 {
+                return Err(corrupt("its segment is gone with all who held it"));
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(self.unanswered("get"));
             }
+            let left = left.min(SEGMENT_POLL);
             count = self.arrivals.1.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -630,6 +634,9 @@ fn corrupt(what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, "get", format!("the slot of the object makes no sense: {what}"))
         .with_connector("shm")
 }
+
+/// How often who waits for a segment looks whether it still exists.
+const SEGMENT_POLL: Duration = Duration::from_millis(100);
 
 /// Memory is populated in pieces of this size.
 const PIECE: usize = 2 << 20;

@@ -1,6 +1,6 @@
 //! The node service: one thread that owns memory, death and eviction.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -17,7 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
-use crate::shm::segment::Segment;
+use crate::shm::mapped::Mapped;
+use crate::shm::segment::{Access, Segment};
+use crate::shm::table::Table;
 
 mod connection;
 pub(crate) mod memory;
@@ -78,6 +80,8 @@ pub(crate) struct Server {
     next_tag: u64,
     /// Requests that wait for clients to give back what they do not use.
     starved: VecDeque<Starved>,
+    /// Requests ahead of need that get what becomes free.
+    hopeful: Vec<Starved>,
     stop: Stop,
     draining: Option<Instant>,
     /// Until when nobody new is let in.
@@ -118,10 +122,11 @@ impl Server {
     pub(crate) fn new(setup: Setup, stop: Stop) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, keeper } = setup;
         let members = LockFile::open(&directory.members())?;
+        let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
         let mut memory = match inherited {
             Some(Inherited { ctl, segments }) => {
-                let alive = |tag: u64| !matches!(members.holder(lock_byte(index_of(tag))), Ok(None));
-                Memory::rebuild(ctl, segments, budget, alive)?
+                survivors = survivors_of(&ctl, &members, &mut claims)?;
+                Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
             }
             None => Memory::create(budget, displace)?,
         };
@@ -143,8 +148,10 @@ impl Server {
             connections: HashMap::new(),
             clients: HashMap::new(),
             next_connection: 0,
-            next_tag: 1,
+            // Numbers of another memory must not be numbers of this one: somebody may come back with such a one.
+            next_tag: random_number() >> (INDEX_BITS + 1),
             starved: VecDeque::new(),
+            hopeful: Vec::new(),
             stop,
             draining: None,
             paused: None,
@@ -162,7 +169,8 @@ impl Server {
             server.watch(keeper, Event::Keeper)?;
         }
         server.keep_all()?;
-        server.adopt_clients();
+        server.adopt_clients(&survivors);
+        drop(claims);
         Ok(server)
     }
 
@@ -172,14 +180,13 @@ impl Server {
     }
 
     /// Clients of a former service: they are there until their lock says otherwise, and come back by themselves.
-    fn adopt_clients(&mut self) {
+    fn adopt_clients(&mut self, survivors: &HashSet<u64>) {
         for index in 0..Layout::SHARED.clients {
             let tag = self.memory.table.client(index, client::TAG).load(Acquire);
             if tag == 0 {
                 continue;
             }
-            self.next_tag = self.next_tag.max((tag >> INDEX_BITS) + 1);
-            if index_of(tag) != index || matches!(self.members.holder(lock_byte(index)), Ok(None)) {
+            if !survivors.contains(&tag) || index_of(tag) != index {
                 self.memory.bury(tag);
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
@@ -219,12 +226,19 @@ impl Server {
                         Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
                     },
                     Event::Connection(connection) => self.serve(connection),
-                    Event::Death(index) => self.bury(index),
+                    // Its place may be another's by now.
+                    Event::Death(tag) if self.clients.get(&index_of(tag)).is_some_and(|client| client.tag == tag) => {
+                        self.bury(index_of(tag));
+                    }
+                    Event::Death(_) => {}
                 }
             }
             had_clients |= !self.clients.is_empty();
-            self.memory.reclaim();
+            let freed = self.memory.reclaim();
             self.feed();
+            if freed && self.starved.is_empty() {
+                self.feed_hopeful();
+            }
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
@@ -232,6 +246,9 @@ impl Server {
                 self.ages.look(&self.memory);
             }
             self.poll_locks();
+            if self.clients.values().all(|client| client.connection.is_some()) && self.memory.misses_segments() {
+                self.memory.forget_missing_segments();
+            }
             if self.paused.is_some_and(|until| Instant::now() >= until) {
                 self.paused = None;
                 self.watch(&self.listener, Event::Listener)?;
@@ -392,14 +409,38 @@ impl Server {
             }
             Err(_) if urgent => {
                 self.recall();
+                self.refuse_hopeful();
                 let until = Instant::now() + RECALL;
                 self.starved.push_back(Starved { client: index, id, class, count, until });
             }
-            // Nobody reads it.
             Err(_) => {
-                let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
-                self.reply(connection, &Reply::refuse(id, &error));
+                self.hopeful.retain(|request| request.client != index || request.class != class);
+                self.hopeful.push(Starved { client: index, id, class, count, until: Instant::now() });
             }
+        }
+    }
+
+    /// Gives what became free to those who will want it.
+    fn feed_hopeful(&mut self) {
+        for request in std::mem::take(&mut self.hopeful) {
+            let Some(client) = self.clients.get(&request.client) else { continue };
+            let (tag, connection) = (client.tag, client.connection);
+            match self.memory.lease(tag, request.class, request.count, request.id, Effort::Free) {
+                Ok((slots, _)) => {
+                    let class = request.class.index() as u16;
+                    self.reply(connection, &Reply::Leased { id: request.id, class, slots });
+                }
+                Err(_) => self.hopeful.push(request),
+            }
+        }
+    }
+
+    /// Memory is short: nobody gets any ahead of need, until somebody had to wait for it.
+    fn refuse_hopeful(&mut self) {
+        for request in std::mem::take(&mut self.hopeful) {
+            let connection = self.clients.get(&request.client).and_then(|client| client.connection);
+            let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
+            self.reply(connection, &Reply::refuse(request.id, &error));
         }
     }
 
@@ -484,6 +525,7 @@ impl Server {
             let _ = epoll::delete(&self.epoll, pidfd);
         }
         self.starved.retain(|request| request.client != index);
+        self.hopeful.retain(|request| request.client != index);
         self.memory.bury(client.tag);
         self.memory.table.client(index, client::TAG).store(0, Release);
         self.deaths += 1;
@@ -498,17 +540,25 @@ impl Server {
         for (index, client) in self.clients.iter_mut().filter(|(_, client)| client.pidfd.is_none()) {
             match self.members.holder(lock_byte(*index)) {
                 Ok(Some(_)) => client.locked = true,
-                // A new one may not have come to it.
-                Ok(None) if client.locked || client.connection.is_none() => gone.push(*index),
+                // A new one may not have come to it, and must not while it is struck off.
+                Ok(None) if client.locked || client.connection.is_none() => {
+                    gone.extend(
+                        self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)),
+                    );
+                }
                 _ => {}
             }
         }
-        gone.into_iter().for_each(|index| self.bury(index));
+        for (index, claim) in gone {
+            self.bury(index);
+            drop(claim);
+        }
     }
 
     fn drain(&mut self) {
         self.draining = Some(Instant::now() + self.grace);
-        let connections: Vec<u32> = self.connections.keys().copied().collect();
+        // Not to those who wait for a welcome.
+        let connections: Vec<u32> = self.clients.values().filter_map(|client| client.connection).collect();
         for connection in connections {
             self.send(connection, &Reply::Draining, &[]);
         }
@@ -531,7 +581,8 @@ enum Event {
     Stop,
     Keeper,
     Connection(u32),
-    Death(u32),
+    /// Of the client with this tag.
+    Death(u64),
 }
 
 impl Event {
@@ -541,16 +592,18 @@ impl Event {
             Self::Stop => 1,
             Self::Keeper => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
-            Self::Death(index) => 3 << 32 | u64::from(*index),
+            Self::Death(tag) => DEATH | tag,
         }
     }
 
     fn of(number: u64) -> Self {
+        if number & DEATH != 0 {
+            return Self::Death(number & !DEATH);
+        }
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
             (0, 2) => Self::Keeper,
             (2, connection) => Self::Connection(connection),
-            (3, index) => Self::Death(index),
             _ => Self::Stop,
         }
     }
@@ -558,6 +611,33 @@ impl Event {
 
 fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
     move |errno| Error::io(op, "the node service", errno.into())
+}
+
+/// The tags of clients that live. Places of others are claimed: whoever got one and has not come to its lock cannot take it
+/// while it is struck off, and then finds that it was.
+fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) -> Result<HashSet<u64>> {
+    let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
+    let mut survivors = HashSet::new();
+    for index in 0..Layout::SHARED.clients {
+        let tag = table.client(index, client::TAG).load(Acquire);
+        if tag == 0 || index_of(tag) != index {
+            continue;
+        }
+        match members.try_hold_range(lock_byte(index)) {
+            Ok(Some(claim)) => claims.push(claim),
+            // Held by another. What cannot be asked is not dead.
+            Ok(None) | Err(_) => {
+                survivors.insert(tag);
+            }
+        }
+    }
+    Ok(survivors)
+}
+
+fn random_number() -> u64 {
+    let mut random = [0; 8];
+    crate::key::fill_random(&mut random);
+    u64::from_le_bytes(random)
 }
 
 /// The entry of a client in the table, by its tag.
@@ -571,6 +651,9 @@ pub(crate) fn lock_byte(index: u32) -> std::ops::Range<u64> {
 }
 
 const INDEX_BITS: u32 = 12;
+
+/// Tells the death of a client, whose tag has a bit less, from other events.
+const DEATH: u64 = 1 << 63;
 
 /// Packets of one connection before the others have their turn.
 const FAIR: usize = 64;

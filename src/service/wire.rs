@@ -232,11 +232,15 @@ impl Socket {
         // Closes, when dropped, the descriptors that were not taken out.
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let mut reset = false;
         let message = loop {
             match rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
                 Ok(message) => break message,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok((0, Received::WouldBlock)),
+                // A peer that ended with something unread resets the connection; what it sent before is still here, and
+                // may be the only descriptor of memory that others use. The kernel says it once (unix(7)).
+                Err(Errno::CONNRESET) if !reset => reset = true,
                 Err(Errno::CONNRESET) => return Ok((0, Received::Closed)),
                 Err(error) => return Err(Error::io("receive", "", error.into())),
             }

@@ -64,9 +64,9 @@ pub(crate) fn inside(arguments: &[String]) -> i32 {
 fn soak(seconds: u64, seed: u64) -> i32 {
     let plan = Plan {
         seconds,
-        workers: 16,
-        kill_every: Duration::from_millis(10),
-        host_kill_every: Duration::from_millis(250),
+        workers: number_of("SOAK_PROCESSES", 16) as usize,
+        kill_every: Duration::from_millis(number_of("SOAK_KILL_MS", 10)),
+        host_kill_every: Duration::from_millis(number_of("SOAK_HOST_KILL_MS", 250)),
         stop_every: Duration::from_millis(50),
         seed,
     };
@@ -430,6 +430,11 @@ impl Director {
         let pid = holder(&self.root.path().join(NAMESPACE).join("host"))?;
         self.children.iter().position(|child| child.pid == pid)
     }
+}
+
+/// A number that whoever runs the soak may set.
+fn number_of(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// The process that has locked the first byte of a file.

@@ -284,12 +284,12 @@ impl Worker {
 
     fn len(&mut self) -> usize {
         let most = match self.random.below(100) {
-            0..10 => 32,
-            10..65 => 1 << 10,
-            65..88 => 16 << 10,
-            88..98 => 128 << 10,
-            98 => 1 << 20,
-            _ => 3 << 20,
+            0..15 => 32,
+            15..75 => 512,
+            75..92 => 8 << 10,
+            92..98 => 64 << 10,
+            98 => 400 << 10,
+            _ => 2 << 20,
         };
         self.random.below(most) as usize
     }
@@ -297,29 +297,27 @@ impl Worker {
 
 /// The only content that an object of this seed has: blocks of 4 KiB, each beginning with seed and number.
 pub(crate) fn content(seed: u64, len: usize) -> Vec<u8> {
-    let mut block = block(seed);
+    let mut block = block(seed, len);
     let mut bytes = Vec::with_capacity(len);
-    let mut number = 0;
-    while bytes.len() < len {
-        block[8..16].copy_from_slice(&u64::to_le_bytes(number));
+    for number in 0..len.div_ceil(BLOCK) {
+        set_number(&mut block, number);
         bytes.extend_from_slice(&block[..block.len().min(len - bytes.len())]);
-        number += 1;
     }
     bytes
 }
 
 /// Whether all bytes are those of the seed.
 pub(crate) fn verify(bytes: &[u8], seed: u64) -> Result<(), String> {
-    let mut block = block(seed);
-    for (number, found) in bytes.chunks(block.len()).enumerate() {
-        block[8..16].copy_from_slice(&(number as u64).to_le_bytes());
+    let mut block = block(seed, bytes.len());
+    for (number, found) in bytes.chunks(BLOCK).enumerate() {
+        set_number(&mut block, number);
         if *found != block[..found.len()] {
             let at = found.iter().zip(&block).position(|(a, b)| a != b).unwrap_or(0);
             let end = (at + 16).min(found.len());
             return Err(format!(
                 "of {} bytes from {}: {:02x?} instead of {:02x?}",
                 bytes.len(),
-                number * block.len() + at,
+                number * BLOCK + at,
                 &found[at..end],
                 &block[at..end]
             ));
@@ -328,18 +326,29 @@ pub(crate) fn verify(bytes: &[u8], seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn block(seed: u64) -> [u8; 4096] {
-    let mut block = [0; 4096];
+fn set_number(block: &mut [u8], number: usize) {
+    if let Some(place) = block.get_mut(8..16) {
+        place.copy_from_slice(&(number as u64).to_le_bytes());
+    }
+}
+
+/// The first block, or as much of it as there is.
+fn block(seed: u64, len: usize) -> Vec<u8> {
+    let len = len.min(BLOCK);
+    let mut block = Vec::with_capacity(BLOCK);
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    for chunk in block.chunks_exact_mut(8).take(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes());
+    block.extend_from_slice(&seed.to_le_bytes());
+    while block.len() < len.min(64) {
+        block.extend_from_slice(&random.next().to_le_bytes());
     }
-    for filled in [64, 128, 256, 512, 1024, 2048] {
-        block.copy_within(..filled, filled);
+    while block.len() < len {
+        block.extend_from_within(..block.len().min(len - block.len()));
     }
-    block[..8].copy_from_slice(&seed.to_le_bytes());
+    block.truncate(len);
     block
 }
+
+const BLOCK: usize = 4096;
 
 /// xorshift64*: Vigna, An experimental exploration of Marsaglia's xorshift generators, scrambled, 2016.
 pub(crate) struct Random(pub(crate) u64);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::service::message::{Reply, Request, kind_of};
 use crate::service::server::{Inherited, Server, Setup, Stop, index_of};
 use crate::service::wire::{Received, Sent, Socket};
 use crate::shm::class::Class;
-use crate::shm::layout::{Layout, word};
+use crate::shm::layout::{Layout, client, word};
 use crate::shm::mapped::Mapped;
 use crate::shm::preflight;
 use crate::shm::segment::{Access, Segment};
@@ -43,8 +43,28 @@ struct Welcome {
 /// Attaches for the first time.
 pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Client>> {
     let hello = Request::Hello { layout: Layout::VERSION, reattach: None, segments: Vec::new() };
+    let hello = packet(&hello)?;
     let deadline = Instant::now() + options.timeout;
-    let (link, welcome) = connect(options, &directory, &packet(&hello)?, &[], deadline, None)?;
+    loop {
+        let (link, welcome) = connect(options, &directory, &hello, &[], deadline, None)?;
+        let link = Arc::new(link);
+        let entered = enter(options, directory.clone(), Arc::clone(&link), welcome);
+        if !matches!(entered, Ok(Some(_))) {
+            // Or the place is taken until this process ends.
+            let _ = link.send(&packet(&Request::Bye)?, &[]);
+        }
+        match entered? {
+            Some(client) => return Ok(client),
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            None => {
+                return Err(Error::new(ErrorKind::Unavailable, "open", "services come and go").with_connector("shm"));
+            }
+        }
+    }
+}
+
+/// Takes the place that a service gave; `None` when that service ended meanwhile and its successor gave the place up.
+fn enter(options: &Options, directory: Directory, link: Arc<Socket>, welcome: Welcome) -> Result<Option<Arc<Client>>> {
     let mut fds = welcome.fds.into_iter();
     let ctl = fds.next().ok_or_else(|| unexpected("no control segment"))?;
     let ctl = Segment::adopt(ctl, welcome.ctl_len as usize)?;
@@ -56,9 +76,11 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         return Err(unexpected("a control segment of another version"));
     }
     let index = index_of(welcome.tag);
-    let Some(member) = directory.try_member(u64::from(index))? else {
-        return Err(unexpected("a place that another process has"));
-    };
+    let Some(member) = directory.try_member(u64::from(index))? else { return Ok(None) };
+    // From here on nobody takes this process for dead; before, a new service may have.
+    if table.client(index, client::TAG).load(Acquire) != welcome.tag {
+        return Ok(None);
+    }
     let client = Arc::new(Client {
         generation: process::generation(),
         options: options.clone(),
@@ -75,7 +97,7 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         requests: Requests::default(),
         retired: SegQueue::new(),
         doorbell: Doorbell::new()?,
-        link: Mutex::new(Some(Arc::new(link))),
+        link: Mutex::new(Some(link)),
         host: AtomicU32::new(welcome.host),
         lost: AtomicBool::new(false),
         ended: AtomicBool::new(false),
@@ -90,7 +112,7 @@ pub(super) fn attach(options: &Options, directory: Directory) -> Result<Arc<Clie
         .name("proxystore-agent".to_owned())
         .spawn(move || agent.serve_agent())
         .map_err(|error| Error::io("open", "the thread that talks to the node service", error))?;
-    Ok(client)
+    Ok(Some(client))
 }
 
 /// Attaches again after the service's death, as the one that it was, with the memory that it holds.

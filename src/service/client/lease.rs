@@ -4,7 +4,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::agent::Answer;
@@ -86,7 +86,11 @@ impl Client {
             // What somebody scribbled on is the service's to mend.
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
-                let ptr = self.cell_of(&self.table.read(id), class)?;
+                let ptr = match self.cell_of(&self.table.read(id), class) {
+                    // Taken back meanwhile, with a segment that nobody holds any more.
+                    Err(_) if self.table.state(slot) != Some((generation, State::Reserved)) => continue,
+                    found => found?,
+                };
                 failpoint!("client.leased");
                 return Ok((id, ptr, class));
             }
@@ -129,7 +133,8 @@ impl Client {
             if class.capacity() >= POPULATE && self.knows(slot) {
                 if let Some((generation, State::Reserved)) = self.table.state(slot) {
                     let place = Place::from_bits(self.table.read(Id { slot, generation }).place);
-                    if let Ok(held) = self.segment(place.segment()) {
+                    // Not waited for: this is the thread that segments come to.
+                    if let Some(held) = self.segments.get(usize::from(place.segment())).and_then(OnceLock::get) {
                         if class.capacity() <= POPULATE_MOST {
                             held.populate(place.offset(), class.capacity());
                         }

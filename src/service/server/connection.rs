@@ -43,6 +43,9 @@ impl Server {
             return Err(Error::new(ErrorKind::Unavailable, "open", "the service is ending"));
         }
         let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
+        if connection.client.is_some() {
+            return Err(Error::new(ErrorKind::Invalid, "open", "greeted twice"));
+        }
         let pidfd = connection.peer.pidfd.take();
         let pid = connection.peer.pid.unwrap_or(0);
         let index = match reattach {
@@ -80,7 +83,7 @@ impl Server {
                     ));
                 };
                 let tag = self.next_tag << INDEX_BITS | u64::from(index);
-                self.next_tag += 1;
+                self.next_tag = (self.next_tag + 1) & (u64::MAX >> (INDEX_BITS + 1));
                 self.clients
                     .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
                 index
@@ -89,17 +92,22 @@ impl Server {
         if let Some(connection) = self.connections.get_mut(&number) {
             connection.client = Some(index);
         }
+        let done = self.welcome(number, index, pid, reattach.is_some());
+        if done.is_err() && reattach.is_none() {
+            self.bury(index);
+        }
+        done
+    }
+
+    fn welcome(&mut self, number: u32, index: u32, pid: u32, is_back: bool) -> Result<()> {
         let client = &self.clients[&index];
         let tag = client.tag;
         if let Some(pidfd) = &client.pidfd {
-            self.watch(pidfd, Event::Death(index))?;
+            self.watch(pidfd, Event::Death(tag))?;
         }
         self.memory.table.client(index, client::PID).store(pid as u64, Relaxed);
         self.memory.table.client(index, client::TAG).store(tag, Release);
-        let pin_page = match reattach {
-            None => self.memory.page(tag)?,
-            Some(_) => u32::MAX,
-        };
+        let pin_page = if is_back { u32::MAX } else { self.memory.page(tag)? };
         let segments: Vec<(u16, u64)> =
             self.memory.segments().iter().map(|(index, segment)| (*index, segment.len() as u64)).collect();
         let welcome = Reply::Welcome {

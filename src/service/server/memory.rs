@@ -345,6 +345,7 @@ impl Memory {
                 let held = self.slots[*slot as usize];
                 let id = Id { slot: *slot, generation: held.generation };
                 (held.owner == owner || mutant!("granted_owner"))
+                    && (held.class == NO_MEMORY || self.segments.contains_key(&held.place.segment()))
                     && (self.table.state(*slot) == Some((held.generation, State::Reserved)) || mutant!("granted_state"))
                     && (self.table.read(id).label.format.fingerprint == request || mutant!("granted_request"))
             })

@@ -1,7 +1,7 @@
 //! The service's record, made again from the table.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::{Held, Memory, NO_MEMORY};
 use crate::error::{Error, ErrorKind, Result};
@@ -85,8 +85,11 @@ impl Memory {
             return false;
         }
         self.segments.insert(index, segment);
-        let lost = self.make_arena();
-        self.lose(&lost);
+        for slot in self.make_arena() {
+            // Another slot has the cell, and somebody may still look at this one.
+            self.slots[slot as usize].class = NO_MEMORY;
+            self.mend(slot);
+        }
         true
     }
 
@@ -119,6 +122,32 @@ impl Memory {
             (held.owner, held.class) = (0, NO_MEMORY);
             held.generation = self.table.free(*slot, held.generation);
         }
+    }
+
+    /// Segments that the table names and nobody brought yet.
+    fn missing_segments(&self) -> Vec<u16> {
+        let missing = |index: &u16| self.named_len(*index).is_some() && !self.segments.contains_key(index);
+        (0..MAX_SEGMENTS as u16).filter(missing).collect()
+    }
+
+    /// Whether the table names memory that nobody brought yet.
+    pub(in crate::service::server) fn misses_segments(&self) -> bool {
+        !self.missing_segments().is_empty()
+    }
+
+    /// Everybody is here, and nobody has the rest: what lay there is gone with its last holder.
+    pub(in crate::service::server) fn forget_missing_segments(&mut self) {
+        for index in self.missing_segments() {
+            self.table.segment(index, 0).store(0, Release);
+            for slot in 0..self.slots.len() as u32 {
+                let held = self.slots[slot as usize];
+                if held.owner != 0 && held.class != NO_MEMORY && held.place.segment() == index {
+                    self.table.set(slot, held.generation, State::Dying);
+                    self.queue(slot);
+                }
+            }
+        }
+        self.reclaim();
     }
 
     /// The length of a segment that the table names, if it can be one.

@@ -76,7 +76,7 @@ impl Memory {
     }
 
     /// Somebody wrote nonsense to a slot: the record says whose memory it is, so it is taken back as evicted.
-    fn mend(&mut self, slot: u32) {
+    pub(super) fn mend(&mut self, slot: u32) {
         self.counters.quarantined += 1;
         let held = self.slots[slot as usize];
         if held.owner == 0 || mutant!("mend_owner") {
