@@ -67,10 +67,10 @@ fn store_and_evict<'a>(
 /// Lets evicted memory come back, which takes the service a moment: without it every put would be into fresh memory.
 fn pause(place: &Place) {
     if place.recycles() {
-        // Not asleep: whoever had the processor meanwhile would have its caches too.
+        // Not asleep, which gives the caches away too; but the service may have this very processor.
         let begin = Instant::now();
         while begin.elapsed() < RECYCLING {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
     }
 }

@@ -68,8 +68,6 @@ fn calibrate<E>(most: usize, batch: Batch<'_, E>) -> Result<usize, E> {
     // The first operation meets everything for the first time, and would be taken for a slow one.
     batch(1)?;
     let mut n = 1;
-    // The first one of all opens, maps and allocates, which would pass for a long batch.
-    batch(n)?;
     loop {
         let took = batch(n)?;
         if took >= WORTH || n >= most {
