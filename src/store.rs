@@ -82,7 +82,10 @@ impl Store {
         registry::by_url(url)
     }
 
-    /// Opens the store that `$PROXYSTORE_STORE` names, else `file://` in a directory of the user's on this machine.
+    /// Opens the store that `$PROXYSTORE_STORE` names, else `shm://`: memory that the processes of the user on this node share.
+    ///
+    /// That memory lives as long as any process that uses it, or `proxystore serve`. In builds without the feature `shm` it
+    /// is `file://`, a directory of the user's.
     ///
     /// # Errors
     /// As [`open`](Self::open).

@@ -61,7 +61,9 @@ impl Top {
 /// The text from the upper left corner on; each line clears the rest of its own, and the last what is below.
 fn screen(text: &str, is_first: bool) -> String {
     let begin = if is_first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
-    let rows = rustix::termios::tcgetwinsize(stdout()).map_or(24, |size| usize::from(size.ws_row)).max(2);
+    // A terminal that does not know its height says 0.
+    let rows = rustix::termios::tcgetwinsize(stdout()).map_or(0, |size| usize::from(size.ws_row));
+    let rows = if rows < 2 { 24 } else { rows };
     let lines: Vec<&str> = text.lines().take(rows - 1).collect();
     format!("{begin}{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))
 }
