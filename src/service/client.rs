@@ -23,6 +23,7 @@ use super::wire::Socket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::key::Format;
+use crate::mutant::mutant;
 use crate::process::{self, PerProcess};
 use crate::region::Region;
 use crate::shm::class::{Class, Place};
@@ -221,8 +222,9 @@ impl Client {
         let (id, ptr, _) = self.pop(bytes.len() as u64)?;
         failpoint!("client.put.begin");
         label.len = bytes.len() as u64;
-        #[cfg(mutant = "publish_first")]
-        self.table.publish(id, &label, 0);
+        if mutant!("publish_first") {
+            self.table.publish(id, &label, 0);
+        }
         // SAFETY: the lease's cell has at least `bytes.len()` bytes, nobody else has it, and it is no part of `bytes`: views lie
         // in other mappings, and in cells that are not leased.
         unsafe { ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };

@@ -80,8 +80,8 @@ pub(crate) struct Server {
     next_tag: u64,
     /// Requests that wait for clients to give back what they do not use.
     starved: VecDeque<Starved>,
-    /// Requests ahead of need that get what becomes free.
-    hopeful: Vec<Starved>,
+    /// Who leased cells of which class lately: what becomes free of theirs goes back to them without being asked for.
+    standing: HashSet<(u64, Class)>,
     stop: Stop,
     draining: Option<Instant>,
     /// Until when nobody new is let in.
@@ -151,7 +151,7 @@ impl Server {
             // Numbers of another memory must not be numbers of this one: somebody may come back with such a one.
             next_tag: random_number() >> (INDEX_BITS + 1),
             starved: VecDeque::new(),
-            hopeful: Vec::new(),
+            standing: HashSet::new(),
             stop,
             draining: None,
             paused: None,
@@ -234,11 +234,9 @@ impl Server {
                 }
             }
             had_clients |= !self.clients.is_empty();
-            let freed = self.memory.reclaim();
+            self.memory.reclaim();
             self.feed();
-            if freed && self.starved.is_empty() {
-                self.feed_hopeful();
-            }
+            self.recycle();
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
@@ -401,6 +399,7 @@ impl Server {
             (false, true) => Effort::Grow,
             (false, false) => Effort::Free,
         };
+        self.standing.insert((tag, class));
         match self.memory.lease(tag, class, count, id, effort) {
             Ok((slots, added)) => {
                 self.announce(&added);
@@ -409,38 +408,31 @@ impl Server {
             }
             Err(_) if urgent => {
                 self.recall();
-                self.refuse_hopeful();
                 let until = Instant::now() + RECALL;
                 self.starved.push_back(Starved { client: index, id, class, count, until });
             }
             Err(_) => {
-                self.hopeful.retain(|request| request.client != index || request.class != class);
-                self.hopeful.push(Starved { client: index, id, class, count, until: Instant::now() });
+                let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
+                self.reply(connection, &Reply::refuse(id, &error));
             }
         }
     }
 
-    /// Gives what became free to those who will want it.
-    fn feed_hopeful(&mut self) {
-        for request in std::mem::take(&mut self.hopeful) {
-            let Some(client) = self.clients.get(&request.client) else { continue };
-            let (tag, connection) = (client.tag, client.connection);
-            match self.memory.lease(tag, request.class, request.count, request.id, Effort::Free) {
-                Ok((slots, _)) => {
-                    let class = request.class.index() as u16;
-                    self.reply(connection, &Reply::Leased { id: request.id, class, slots });
-                }
-                Err(_) => self.hopeful.push(request),
+    /// Leases what became free to those whose it was: who puts and evicts all the time need not ask, and gets warm memory.
+    fn recycle(&mut self) {
+        let mut freed: HashMap<(u64, Class), u32> = HashMap::new();
+        for (owner, class) in self.memory.take_freed() {
+            if self.standing.contains(&(owner, class)) {
+                *freed.entry((owner, class)).or_default() += 1;
             }
         }
-    }
-
-    /// Memory is short: nobody gets any ahead of need, until somebody had to wait for it.
-    fn refuse_hopeful(&mut self) {
-        for request in std::mem::take(&mut self.hopeful) {
-            let connection = self.clients.get(&request.client).and_then(|client| client.connection);
-            let error = Error::new(ErrorKind::NoSpace, "reserve", "no memory to spare");
-            self.reply(connection, &Reply::refuse(request.id, &error));
+        for ((tag, class), count) in freed {
+            let client = self.clients.get(&index_of(tag)).filter(|client| client.tag == tag);
+            let Some(connection) = client.and_then(|client| client.connection) else { continue };
+            let count = count.min(MOST_LEASES);
+            if let Ok((slots, _)) = self.memory.lease(tag, class, count, UNASKED, Effort::Free) {
+                self.send(connection, &Reply::Leased { id: UNASKED, class: class.index() as u16, slots }, &[]);
+            }
         }
     }
 
@@ -451,6 +443,8 @@ impl Server {
 
     /// Asks all clients for what they do not use.
     fn recall(&mut self) {
+        // Nobody gets anything ahead of need until it has asked again.
+        self.standing.clear();
         if self.starved.is_empty() {
             self.recalls += 1;
             let connected = self.clients.values_mut().filter(|client| client.connection.is_some());
@@ -525,7 +519,7 @@ impl Server {
             let _ = epoll::delete(&self.epoll, pidfd);
         }
         self.starved.retain(|request| request.client != index);
-        self.hopeful.retain(|request| request.client != index);
+        self.standing.retain(|(tag, _)| *tag != client.tag);
         self.memory.bury(client.tag);
         self.memory.table.client(index, client::TAG).store(0, Release);
         self.deaths += 1;
@@ -660,6 +654,9 @@ const FAIR: usize = 64;
 
 /// Leases in one reply: its packet has 64 KiB.
 const MOST_LEASES: u32 = 8192;
+
+/// The number of a request that nobody made.
+pub(super) const UNASKED: u64 = 0;
 
 /// Leases ahead of need make new segments up to this size of a cell.
 const GROW_AHEAD: u64 = 1 << 20;

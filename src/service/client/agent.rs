@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::pending::{Completer, Pending};
 use crate::service::message::{Reply, Request, kind_of};
+use crate::service::server::UNASKED;
 use crate::service::stats::ServiceStats;
 use crate::service::wire::{Received, Sent, Socket};
 use crate::shm::awake::Awake;
@@ -244,6 +245,12 @@ impl Client {
                 }
             }
             Reply::Leased { id, class, slots } => {
+                if id == UNASKED {
+                    return match Class::from_index(class) {
+                        Some(class) => self.recycled(class, slots),
+                        None => self.tell(Request::Return { slots }),
+                    };
+                }
                 let Some(open) = lock(&self.requests.open).remove(&id) else {
                     // Nobody waits any more.
                     return self.tell(Request::Return { slots });

@@ -152,6 +152,17 @@ impl Client {
         }
     }
 
+    /// Leases that came without being asked for: memory of objects of ours that were evicted. What is too much goes back.
+    pub(super) fn recycled(&self, class: Class, mut slots: Vec<u32>) {
+        let pool = self.pool(class);
+        let room = (2 * pool.batch.load(Relaxed).max(2) as usize).saturating_sub(lock(&pool.slots).len());
+        let excess = slots.split_off(room.min(slots.len()));
+        self.leased(class, slots);
+        if !excess.is_empty() {
+            self.tell(Request::Return { slots: excess });
+        }
+    }
+
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
     pub(super) fn prefetched(&self, class: Class) {
         self.pool(class).asked.store(false, Release);

@@ -70,7 +70,6 @@ impl Server {
                         ));
                     }
                 }
-                self.adopt_segments(held, fds);
                 index
             }
             None => {
@@ -93,8 +92,11 @@ impl Server {
             connection.client = Some(index);
         }
         let done = self.welcome(number, index, pid, reattach.is_some());
-        if done.is_err() && reattach.is_none() {
-            self.bury(index);
+        match reattach {
+            None if done.is_err() => self.bury(index),
+            None => {}
+            // Not before it is welcome: this tells everybody of what is new.
+            Some(_) => self.adopt_segments(held, fds),
         }
         done
     }

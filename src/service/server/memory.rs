@@ -36,6 +36,8 @@ pub(super) struct Memory {
     pages: Vec<u64>,
     /// Evicted objects whose memory is not free yet.
     dying: Vec<u32>,
+    /// Whose cells were freed lately, and of which class.
+    freed: Vec<(u64, Class)>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
     pub(super) counters: Counters,
@@ -103,6 +105,7 @@ impl Memory {
             free: Vec::new(),
             pages: Vec::new(),
             dying: Vec::new(),
+            freed: Vec::new(),
             budget,
             counters: Counters::default(),
         }
@@ -421,6 +424,10 @@ impl Memory {
                         }
                     }
                 }
+                let held = self.slots[slot as usize];
+                if self.freed.len() < MOST_FREED {
+                    self.freed.push((held.owner, held.class));
+                }
                 self.release(slot);
                 self.counters.reclaimed += 1;
                 if n == found / 2 {
@@ -434,6 +441,11 @@ impl Memory {
             }
         }
         freed
+    }
+
+    /// Whose cells were freed since the last time, and of which class.
+    pub(super) fn take_freed(&mut self) -> Vec<(u64, Class)> {
+        std::mem::take(&mut self.freed)
     }
 
     fn pinned_slots(&self) -> HashSet<u32> {
@@ -501,6 +513,9 @@ impl Memory {
 
 /// The class of declared keys and empty objects.
 const NO_MEMORY: Class = Class::EMPTY;
+
+/// Freed cells that are remembered.
+const MOST_FREED: usize = 1 << 16;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;
