@@ -87,8 +87,8 @@ impl Client {
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
                 let ptr = match self.cell_of(&self.table.read(id), class) {
-                    // Taken back meanwhile, with a segment that nobody holds any more.
-                    Err(_) if self.table.state(slot) != Some((generation, State::Reserved)) => continue,
+                    // Scribbled on, or taken back with a segment that nobody holds any more: another one will do.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => continue,
                     found => found?,
                 };
                 failpoint!("client.leased");
