@@ -25,7 +25,8 @@ pub fn check_rebuild(bytes: &[u8]) {
         scribble(&memory, word[0], u32::from(u16::from_le_bytes([word[1], word[2]])), value);
     }
     let Ok(ctl) = memory.ctl.try_clone() else { return };
-    let segments = memory.segments.iter().filter_map(|(index, segment)| Some((*index, segment.try_clone().ok()?))).collect();
+    let segments =
+        memory.segments.iter().filter_map(|(index, segment)| Some((*index, segment.try_clone().ok()?))).collect();
     let budget = memory.budget;
     drop(memory);
     let Ok(mut memory) = Memory::rebuild(ctl, segments, budget, |tag| tag != ENDED) else { return };
@@ -64,7 +65,9 @@ impl Memory {
 fn fill(memory: &mut Memory, cell: u32, what: u8, len: u16) {
     let len = if what & 8 == 0 { u64::from(len) } else { 0 };
     let owner = if what & 1 == 0 { ENDED } else { STAYS };
-    let Some(Ok((slots, _))) = Class::of(len).map(|class| memory.lease(owner, class, 1, 1, Effort::Grow)) else { return };
+    let Some(Ok((slots, _))) = Class::of(len).map(|class| memory.lease(owner, class, 1, 1, Effort::Grow)) else {
+        return;
+    };
     let id = Id { slot: slots[0], generation: memory.slots[slots[0] as usize].generation };
     let format = Format { codec: 1, fingerprint: 1 };
     let label = Label { len, format, flags: u16::from(what >> 4), expires: u64::from(what >> 7) };

@@ -100,7 +100,8 @@ fn bury_ends_what_a_client_left_and_nothing_else() {
     let page = memory.page(A).unwrap();
     let pin = page * memory.table.layout().cells;
     let unused = lease(&mut memory, A, 100);
-    let (own, plain, unbound) = (object(&mut memory, A, EPHEMERAL), object(&mut memory, A, 0), object(&mut memory, A, BOUND));
+    let (own, plain, unbound) =
+        (object(&mut memory, A, EPHEMERAL), object(&mut memory, A, 0), object(&mut memory, A, BOUND));
     let (others, about_to_bind) = (object(&mut memory, B, EPHEMERAL), object(&mut memory, B, BOUND));
     let evicted = object(&mut memory, B, 0);
     // It looked at it, and evicted it without a word.
@@ -394,7 +395,8 @@ fn play(steps: Vec<Step>) {
                 let held = memory.slots[id.slot as usize];
                 is.leases.push((id, owner, held.class.capacity()));
                 // Nothing that is looked at or can be is in it.
-                let mut used: Vec<(Place, Class)> = is.pins.values().map(|(_, place, class)| (*place, *class)).collect();
+                let mut used: Vec<(Place, Class)> =
+                    is.pins.values().map(|(_, place, class)| (*place, *class)).collect();
                 used.sort_unstable();
                 used.dedup();
                 used.push((held.place, held.class));
@@ -529,7 +531,12 @@ impl Expected {
             .live
             .iter()
             .filter(|(id, (owner, label))| {
-                dead(*owner) && if label.flags & BOUND != 0 { !bound.contains(id) && !self.is_linked(memory, **id) } else { label.flags & EPHEMERAL != 0 }
+                dead(*owner)
+                    && if label.flags & BOUND != 0 {
+                        !bound.contains(id) && !self.is_linked(memory, **id)
+                    } else {
+                        label.flags & EPHEMERAL != 0
+                    }
             })
             .map(|(id, _)| *id)
             .collect();
@@ -539,7 +546,8 @@ impl Expected {
     /// Whether a declaration that is over, but still there, leads to it: then that decides.
     fn is_linked(&self, memory: &Memory, object: Id) -> bool {
         self.over.iter().any(|key| {
-            state(memory, *key) == Some(State::Declared) && memory.table.bound_to(key.slot).is_some_and(|linked| linked == object)
+            state(memory, *key) == Some(State::Declared)
+                && memory.table.bound_to(key.slot).is_some_and(|linked| linked == object)
         })
     }
 
@@ -583,7 +591,9 @@ impl Expected {
             let held = memory.slots[id.slot as usize];
             assert_eq!((held.generation, held.place, held.class), (id.generation, *place, *class), "it is looked at");
         }
-        assert_disjoint(memory.slots.iter().filter(|held| held.owner != 0).map(|held| (held.place, held.class)).collect());
+        assert_disjoint(
+            memory.slots.iter().filter(|held| held.owner != 0).map(|held| (held.place, held.class)).collect(),
+        );
     }
 }
 
