@@ -578,7 +578,9 @@ impl Memory {
                     }
                 }
                 State::Declared => match self.table.bound_to(slot) {
-                    Some(object) => drop(declared.insert(object.slot, slot)),
+                    Some(object) => {
+                        declared.insert(object.slot, slot);
+                    }
                     // Its object was taken or displaced, and that slot is another object's by now.
                     None if self.table.is_bound(slot) && !mutant!("sweep_reclaimed") => {
                         if self.table.retire(Id { slot, generation: held.generation }) {
