@@ -415,7 +415,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Fills `bytes` from the kernel's random source: for names that nobody may guess.
-#[cfg(any(feature = "memory", feature = "file"))]
+#[cfg(any(feature = "memory", feature = "file", feature = "shm"))]
 pub(crate) fn fill_random(bytes: &mut [u8]) {
     let mut rest = bytes;
     while !rest.is_empty() {

@@ -82,8 +82,22 @@ impl LockFile {
         Self::find_in(&mut Registry::current().files(), path)
     }
 
-    /// Takes the lock on one byte; false if another process, or another part of this one, has it. Held until
-    /// [`unlock`](Self::unlock), whatever becomes of the `Arc`.
+    /// As [`try_hold`](Self::try_hold), until [`unlock`](Self::unlock), whatever becomes of the `Arc`.
+    #[cfg(test)]
+    fn try_lock(&self, byte: u64) -> Result<bool> {
+        self.try_lock_range(byte..byte.saturating_add(1))
+    }
+
+    /// Ends what [`try_hold`](Self::try_hold) began; nothing happens to a byte that is not held here.
+    ///
+    /// # Errors
+    /// `Closed` in a forked child.
+    #[cfg(test)]
+    fn unlock(&self, byte: u64) -> Result<()> {
+        self.unlock_range(&(byte..byte.saturating_add(1)))
+    }
+
+    /// Takes the lock on one byte; `None` if another process, or another part of this one, has it.
     ///
     /// # Cost
     /// Two system calls; never blocks.
@@ -91,22 +105,6 @@ impl LockFile {
     /// # Errors
     /// `NotFound` when the file lost its name since it was opened: somebody swept an abandoned namespace, and locks on
     /// what is left mean nothing. Open it again. `Closed` in a forked child.
-    pub(crate) fn try_lock(&self, byte: u64) -> Result<bool> {
-        self.try_lock_range(byte..byte.saturating_add(1))
-    }
-
-    /// Ends what [`try_lock`](Self::try_lock) began; nothing happens to a byte that is not held here.
-    ///
-    /// # Errors
-    /// `Closed` in a forked child.
-    pub(crate) fn unlock(&self, byte: u64) -> Result<()> {
-        self.unlock_range(&(byte..byte.saturating_add(1)))
-    }
-
-    /// [`try_lock`](Self::try_lock) that ends with the value it returns.
-    ///
-    /// # Errors
-    /// As [`try_lock`](Self::try_lock).
     pub(crate) fn try_hold(self: &Arc<Self>, byte: u64) -> Result<Option<Held>> {
         self.try_hold_range(byte..byte.saturating_add(1))
     }
@@ -114,7 +112,7 @@ impl LockFile {
     /// [`try_hold`](Self::try_hold) for several bytes: all or none.
     ///
     /// # Errors
-    /// As [`try_lock`](Self::try_lock).
+    /// As [`try_hold`](Self::try_hold).
     pub(crate) fn try_hold_range(self: &Arc<Self>, bytes: Range<u64>) -> Result<Option<Held>> {
         let held = self.try_lock_range(bytes.clone())?;
         Ok(held.then(|| Held { file: Arc::clone(self), bytes }))
@@ -266,12 +264,9 @@ impl fmt::Debug for LockFile {
 
 impl Held {
     /// The first byte that is held.
-    pub(crate) fn byte(&self) -> u64 {
+    #[cfg(test)]
+    fn byte(&self) -> u64 {
         self.bytes.start
-    }
-
-    pub(crate) fn file(&self) -> &Arc<LockFile> {
-        &self.file
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::keeper::ServeOptions;
 use super::link::{self, Kept, Order};
-use super::server::{Inherited, Server, Setup, Stop};
+use super::server::{Inherited, Server, Setup};
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shm::preflight;
@@ -67,7 +67,7 @@ pub fn serve_supervised(options: &ServeOptions, keeper_fd: RawFd) -> Result<()> 
         inherited,
         keeper: Some(link),
     };
-    Server::new(setup, Stop::new()?)?.grace(options.grace).run(false)
+    Server::new(setup)?.grace(options.grace).run(false)
 }
 
 /// How often a service that has no turn looks for one.

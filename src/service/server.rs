@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 
 use super::directory::Directory;
 use super::link::{Link, Order};
@@ -50,22 +50,6 @@ pub(crate) struct Inherited {
     pub(crate) segments: BTreeMap<u16, Segment>,
 }
 
-/// Tells a running service to stop; from any thread.
-#[derive(Clone)]
-pub(crate) struct Stop(Arc<OwnedFd>);
-
-impl Stop {
-    pub(crate) fn new() -> Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed("serve"))?;
-        Ok(Self(Arc::new(fd)))
-    }
-
-    /// Asks once to drain; twice to end.
-    pub(crate) fn ask(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_le_bytes());
-    }
-}
-
 /// The service of one namespace.
 pub(crate) struct Server {
     directory: Directory,
@@ -82,7 +66,6 @@ pub(crate) struct Server {
     starved: VecDeque<Starved>,
     /// Who leased cells of which class lately: what becomes free of theirs goes back to them without being asked for.
     standing: HashSet<(u64, Class)>,
-    stop: Stop,
     draining: Option<Instant>,
     /// Until when nobody new is let in.
     paused: Option<Instant>,
@@ -119,7 +102,7 @@ impl Server {
     ///
     /// # Errors
     /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
-    pub(crate) fn new(setup: Setup, stop: Stop) -> Result<Self> {
+    pub(crate) fn new(setup: Setup) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, keeper } = setup;
         let members = LockFile::open(&directory.members())?;
         let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
@@ -152,7 +135,6 @@ impl Server {
             next_tag: random_number() >> (INDEX_BITS + 1),
             starved: VecDeque::new(),
             standing: HashSet::new(),
-            stop,
             draining: None,
             paused: None,
             grace: GRACE,
@@ -164,7 +146,6 @@ impl Server {
             host,
         };
         server.watch(&server.listener, Event::Listener)?;
-        server.watch(&*server.stop.0, Event::Stop)?;
         if let Some(keeper) = &server.keeper {
             server.watch(keeper, Event::Keeper)?;
         }
@@ -212,13 +193,6 @@ impl Server {
             for event in &events {
                 match Event::of(event.data.u64()) {
                     Event::Listener => self.accept(),
-                    Event::Stop => {
-                        let _ = rustix::io::read(&*self.stop.0, &mut [0; 8]);
-                        if self.draining.is_some() {
-                            return self.end();
-                        }
-                        self.drain();
-                    }
                     Event::Keeper => match self.keeper.as_mut().map(Link::next) {
                         Some(Ok(Some(Order::Drain))) => self.drain(),
                         Some(Ok(None)) | None => {}
@@ -572,7 +546,6 @@ impl Server {
 /// What an event of the loop is about.
 enum Event {
     Listener,
-    Stop,
     Keeper,
     Connection(u32),
     /// Of the client with this tag.
@@ -583,8 +556,7 @@ impl Event {
     fn number(&self) -> u64 {
         match self {
             Self::Listener => 0,
-            Self::Stop => 1,
-            Self::Keeper => 2,
+            Self::Keeper => 1,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(tag) => DEATH | tag,
         }
@@ -596,9 +568,8 @@ impl Event {
         }
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
-            (0, 2) => Self::Keeper,
             (2, connection) => Self::Connection(connection),
-            _ => Self::Stop,
+            _ => Self::Keeper,
         }
     }
 }

@@ -40,7 +40,8 @@ impl Class {
     }
 
     /// Returns the class whose cells have exactly this capacity.
-    pub(crate) fn of_capacity(capacity: u64) -> Option<Self> {
+    #[cfg(test)]
+    fn of_capacity(capacity: u64) -> Option<Self> {
         Self::of(capacity).filter(|class| class.capacity() == capacity)
     }
 

@@ -111,12 +111,6 @@ impl Segment {
         Ok(Self { fd, len, pages })
     }
 
-    /// Device and inode: the same for every descriptor of this segment in any process.
-    pub(crate) fn identity(&self) -> Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(|errno| failed("identify segment", "fstat", errno))?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
-
     /// Another descriptor of the segment, to be sent to another process later.
     pub(crate) fn descriptor(&self) -> Result<OwnedFd> {
         self.fd.try_clone().map_err(|error| Error::io("share segment", "dup", error))

@@ -20,7 +20,7 @@ use crate::process;
 use crate::service::directory::Directory;
 use crate::service::lock::{Held, LockFile};
 use crate::service::message::{Reply, Request, kind_of};
-use crate::service::server::{Inherited, Server, Setup, Stop, index_of};
+use crate::service::server::{Inherited, Server, Setup, index_of};
 use crate::service::wire::{Received, Sent, Socket};
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
@@ -267,7 +267,7 @@ fn start(options: &Options, directory: &Directory, host: Held, inherited: Option
         inherited,
         keeper: None,
     };
-    let server = Server::new(setup, Stop::new()?)?;
+    let server = Server::new(setup)?;
     thread::Builder::new()
         .name("proxystore-service".to_owned())
         .spawn(move || {

@@ -43,16 +43,17 @@ impl Memory {
                         self.queue(slot);
                     }
                 }
-                State::Declared => match self.table.bound_to(slot) {
+                // First whether it has a link: one that comes between the two looks is not that of an object that is gone.
+                State::Declared if self.table.is_bound(slot) => match self.table.bound_to(slot) {
                     Some(object) => drop(declared.insert(object.slot, slot)),
                     // Its object was taken or displaced, and that slot is another object's by now.
-                    None if self.table.is_bound(slot) && !mutant!("sweep_reclaimed") => {
-                        if self.table.retire(Id { slot, generation: held.generation }) {
+                    None => {
+                        if !mutant!("sweep_reclaimed") && self.table.retire(Id { slot, generation: held.generation }) {
                             self.queue(slot);
                         }
                     }
-                    None => {}
                 },
+                State::Declared => {}
             }
         }
         for (object, producer_died) in bound {

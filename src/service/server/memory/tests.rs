@@ -484,7 +484,9 @@ fn play(steps: Vec<Step>) {
                     is.end(id);
                 }
             }
-            Step::Reclaim => drop(memory.reclaim()),
+            Step::Reclaim => {
+                memory.reclaim();
+            }
             Step::Sweep => {
                 memory.sweep(|_| false);
                 is.settle(&memory, |_| false);
