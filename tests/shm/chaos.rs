@@ -79,7 +79,11 @@ fn soak(seconds: u64, seed: u64) -> i32 {
     });
     director.finish();
     let ledger = director.ledger;
-    println!("{:>14}  ", "kills");
+    for (what, n) in
+        [("kills", director.kills), ("of them of the host", director.host_kills), ("stops", director.stops)]
+    {
+        println!("{n:>14}  {what}");
+    }
     for what in Count::ALL {
         println!("{:>14}  {what:?}", ledger.total(what));
     }
