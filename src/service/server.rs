@@ -368,10 +368,12 @@ impl Server {
     fn lease(&mut self, index: u32, id: u64, class: Class, count: u32, urgent: bool) {
         let Some(client) = self.clients.get(&index) else { return };
         let (tag, connection) = (client.tag, client.connection);
-        let effort = match (urgent, class.capacity() <= GROW_AHEAD) {
+        let effort = match (urgent, class.capacity()) {
+            // Asking for what clients hold and do not use takes less than making as much.
+            (true, RECALL_FIRST..) => Effort::Free,
             (true, _) => Effort::Displace,
-            (false, true) => Effort::Grow,
-            (false, false) => Effort::Free,
+            (false, ..=GROW_AHEAD) => Effort::Grow,
+            (false, _) => Effort::Free,
         };
         self.standing.insert((tag, class));
         match self.memory.lease(tag, class, count, id, effort) {
@@ -440,13 +442,15 @@ impl Server {
             let Some(request) = self.starved.pop_front() else { return };
             let Some(client) = self.clients.get(&request.client) else { continue };
             let (tag, connection) = (client.tag, client.connection);
-            match self.memory.lease(tag, request.class, request.count, request.id, Effort::Displace) {
+            let waits = Instant::now() < request.until && self.is_recalling();
+            let effort = if waits { Effort::Free } else { Effort::Displace };
+            match self.memory.lease(tag, request.class, request.count, request.id, effort) {
                 Ok((slots, added)) => {
                     self.announce(&added);
                     let class = request.class.index() as u16;
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
-                Err(_) if Instant::now() < request.until && self.is_recalling() => self.starved.push_back(request),
+                Err(_) if waits => self.starved.push_back(request),
                 Err(shortage) => {
                     self.refused += 1;
                     let error = self.memory.exhausted(&shortage);
@@ -631,6 +635,9 @@ pub(super) const UNASKED: u64 = 0;
 
 /// Leases ahead of need make new segments up to this size of a cell.
 const GROW_AHEAD: u64 = 1 << 20;
+
+/// Cells from this size on are looked for among unused leases before new memory is made.
+const RECALL_FIRST: u64 = 16 << 20;
 
 /// How long clients have to give back what they do not use.
 const RECALL: Duration = Duration::from_millis(200);

@@ -20,10 +20,6 @@ pub(crate) struct Heap(Vec<Option<AtomicU64>>);
 
 #[cfg(test)]
 impl Heap {
-    pub(crate) fn new(words: usize) -> Self {
-        Self::some(words, |_| true)
-    }
-
     /// Those words that `is_there` says.
     pub(crate) fn some(words: usize, is_there: impl Fn(usize) -> bool) -> Self {
         Self((0..words).map(|index| is_there(index).then(|| AtomicU64::new(0))).collect())

@@ -18,6 +18,7 @@ mod ledger;
 mod namespace;
 mod parts;
 mod rows;
+mod scale;
 mod site;
 mod worker;
 
@@ -39,7 +40,7 @@ fn main() {
         ["--serve", namespace, ref rest @ ..] => std::process::exit(serve(namespace, rest)),
         _ => {}
     }
-    libtest_mimic::run(&Arguments::from_args(), rows::trials()).exit();
+    libtest_mimic::run(&Arguments::from_args(), rows::trials().into_iter().chain(scale::trials()).collect()).exit();
 }
 
 /// Supervises a namespace, or is the service of one that does.

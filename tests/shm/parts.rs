@@ -11,10 +11,14 @@ use proxystore::{Connector, ErrorKind, Format};
 
 use crate::audit::Footprint;
 use crate::child::{Hand, open, parse};
+use crate::scale;
 use crate::site::NAMESPACE;
 use crate::worker::{Random, content, verify};
 
 pub(crate) fn run(hand: &mut Hand, name: &str, arguments: &[&str]) -> String {
+    if let Some(answer) = scale::part(hand, name, arguments) {
+        return answer;
+    }
     let done = match (name, arguments) {
         ("forked_child_has_its_own_client", []) => forked_child_has_its_own_client(hand),
         ("fork_sleeper", [millis]) => fork_sleeper(millis.parse().expect("milliseconds")),

@@ -61,7 +61,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A trial with a bound in seconds, which covers the start of its processes on a busy machine.
-fn row(name: &str, seconds: u64, run: fn()) -> Trial {
+pub(crate) fn row(name: &str, seconds: u64, run: fn()) -> Trial {
     Trial::test(name, move || {
         let begun = Instant::now();
         run();
@@ -74,7 +74,7 @@ fn row(name: &str, seconds: u64, run: fn()) -> Trial {
     })
 }
 
-fn needs(missing: Result<(), String>, name: &str, seconds: u64, run: fn()) -> Trial {
+pub(crate) fn needs(missing: Result<(), String>, name: &str, seconds: u64, run: fn()) -> Trial {
     match missing {
         Ok(()) => row(name, seconds, run),
         Err(reason) => ignored(name, &reason),
