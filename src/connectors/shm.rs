@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Memory, Region, RegionMut};
-use crate::service::client::{Arrival, Client, Lease, Look, Options};
+use crate::service::client::{Arrival, Client, Expected, Lease, Look, Options};
 use crate::service::default_namespace;
-use crate::service::locator::{self, SCHEME};
+use crate::service::locator::{self, NO_PLACE, SCHEME};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 /// Keeps objects in memory that all processes of one user and namespace on this node map.
@@ -80,7 +80,7 @@ impl ShmConnector {
             canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
         }
         let nothing = Id { slot: 0, generation: 0 };
-        let template = locator::key(client.instance(), nothing, 0, Format::RAW)?;
+        let template = locator::key(client.instance(), nothing, 0, 0, Format::RAW)?;
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
     }
 
@@ -92,14 +92,14 @@ impl ShmConnector {
         self.client.check(op)
     }
 
-    /// The object that a key of this memory names.
+    /// The object that a key of this memory names, and what the key says of it.
     #[inline(always)]
-    fn id(&self, op: &'static str, key: &Key) -> Result<Id> {
+    fn id(&self, op: &'static str, key: &Key) -> Result<(Id, Expected)> {
         self.check_open(op)?;
         if !key.has_scheme_of(&self.template) {
             self.check_scheme(op, key)?;
         }
-        let Some((instance, id)) = locator::parse(key.locator()) else {
+        let Some((instance, id, place)) = locator::parse(key.locator()) else {
             return Err(bad_locator(op));
         };
         if instance != self.client.instance() {
@@ -107,15 +107,16 @@ impl ShmConnector {
                            `proxystore serve` keeps memory between job steps";
             return Err(Error::new(ErrorKind::ForeignKey, op, context).with_connector(SCHEME));
         }
-        Ok(id)
+        match (key.is_len_known(), place == NO_PLACE) {
+            (true, false) => Ok((id, Expected::new(key.len(), place))),
+            (false, true) => Ok((id, Expected::ANY)),
+            _ => Err(bad_locator(op)),
+        }
     }
 
     #[inline]
-    fn key(&self, id: Id, len: u64, format: Format) -> Key {
-        let mut end = [0; 12];
-        end[..4].copy_from_slice(&id.slot.to_le_bytes());
-        end[4..].copy_from_slice(&id.generation.to_le_bytes());
-        self.template.sibling(&end, len, format)
+    fn key(&self, id: Id, place: u64, len: u64, format: Format) -> Key {
+        self.template.sibling(&locator::end(id, place), len, format)
     }
 
     /// The lease under a region of ours, or a fresh one with a copy of another's bytes.
@@ -151,8 +152,9 @@ impl ShmConnector {
     fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
         self.check_open("commit")?;
         let (lease, len) = self.lease_of(region)?;
+        let place = lease.place();
         let id = lease.publish(self.label(len, format, options));
-        Ok(self.key(id, len, format))
+        Ok(self.key(id, place, len, format))
     }
 }
 
@@ -183,19 +185,19 @@ impl Connector for ShmConnector {
     fn put(&self, bytes: &[u8], format: Format) -> Pending<Key> {
         let put = || {
             self.check_open("put")?;
-            let id = self.client.put(bytes, Client::label(format))?;
-            Ok(self.key(id, bytes.len() as u64, format))
+            let (id, place) = self.client.put(bytes, Client::label(format))?;
+            Ok(self.key(id, place, bytes.len() as u64, format))
         };
         Pending::ready(put())
     }
 
     #[inline]
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
-        let id = match self.id("get", key) {
+        let (id, expected) = match self.id("get", key) {
             Ok(id) => id,
             Err(error) => return Pending::ready(Err(error)),
         };
-        match self.client.get(id, known_len(key)) {
+        match self.client.get(id, expected) {
             Ok(Look::Object(region)) => Pending::ready(Ok(Some(region))),
             Ok(Look::Declared | Look::Missing) => Pending::ready(Ok(None)),
             Err(error) => Pending::ready(Err(error)),
@@ -204,16 +206,16 @@ impl Connector for ShmConnector {
 
     fn exists(&self, key: &Key) -> Pending<bool> {
         let exists = || {
-            let id = self.id("exists", key)?;
-            self.client.exists(id, known_len(key))
+            let (id, expected) = self.id("exists", key)?;
+            self.client.exists(id, expected)
         };
         Pending::ready(exists())
     }
 
     fn evict(&self, key: &Key) -> Pending<()> {
         let evict = || {
-            let id = self.id("evict", key)?;
-            if self.client.evict(id, known_len(key))? && !key.is_len_known() {
+            let (id, expected) = self.id("evict", key)?;
+            if self.client.evict(id, expected)? && !key.is_len_known() {
                 // Those who wait for it must learn that it does not come.
                 self.client.wake(id);
             }
@@ -224,8 +226,8 @@ impl Connector for ShmConnector {
 
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
         let take = || {
-            let id = self.id("take", key)?;
-            Ok(region_of(self.client.take(id, known_len(key))?))
+            let (id, expected) = self.id("take", key)?;
+            Ok(region_of(self.client.take(id, expected)?))
         };
         Pending::ready(take())
     }
@@ -233,12 +235,12 @@ impl Connector for ShmConnector {
     fn declare(&self, format: Format) -> Result<Key> {
         self.check_open("declare")?;
         let id = self.client.declare(format)?;
-        Ok(self.key(id, Key::UNKNOWN_LEN, format))
+        Ok(self.key(id, NO_PLACE, Key::UNKNOWN_LEN, format))
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         let commit = || {
-            let id = self.id("commit_at", key)?;
+            let (id, _) = self.id("commit_at", key)?;
             let (lease, len) = self.lease_of(region)?;
             self.client.bind(id, key.format(), lease, len)?.map_err(|unbound| {
                 let (kind, context) = match unbound {
@@ -253,13 +255,13 @@ impl Connector for ShmConnector {
     }
 
     fn get_when_committed(&self, key: &Key) -> Pending<Region> {
-        let id = match self.id("get", key) {
+        let (id, expected) = match self.id("get", key) {
             Ok(id) => id,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let (key, len) = (*key, known_len(key));
+        let key = *key;
         let finish = move |look| region_of(look).ok_or_else(not_found("get", &key));
-        match self.client.get(id, len) {
+        match self.client.get(id, expected) {
             Ok(Look::Declared) => {}
             Ok(look) => return Pending::ready(finish(look)),
             Err(error) => return Pending::ready(Err(error)),
@@ -309,11 +311,6 @@ fn region_of(look: Look) -> Option<Region> {
         Look::Object(region) => Some(region),
         Look::Declared | Look::Missing => None,
     }
-}
-
-#[inline]
-fn known_len(key: &Key) -> Option<u64> {
-    key.is_len_known().then(|| key.len())
 }
 
 fn bad_locator(op: &'static str) -> Error {

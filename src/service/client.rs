@@ -218,8 +218,8 @@ impl Client {
 
     /// Stores a copy of `bytes`.
     #[inline]
-    pub(crate) fn put(&self, bytes: &[u8], mut label: Label) -> Result<Id> {
-        let (id, ptr, _) = self.pop(bytes.len() as u64)?;
+    pub(crate) fn put(&self, bytes: &[u8], mut label: Label) -> Result<(Id, u64)> {
+        let (id, place, ptr, _) = self.pop(bytes.len() as u64)?;
         failpoint!("client.put.begin");
         label.len = bytes.len() as u64;
         if mutant!("publish_first") {
@@ -230,7 +230,7 @@ impl Client {
         unsafe { ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         failpoint!("client.put.copied");
         self.publish(id, &label);
-        Ok(id)
+        Ok((id, place))
     }
 
     #[inline]
@@ -244,7 +244,7 @@ impl Client {
     /// # Errors
     /// `Corrupt` for one of another length, or whose slot makes no sense; `NoSpace` without pin cells.
     #[inline(always)]
-    pub(crate) fn get(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
+    pub(crate) fn get(self: &Arc<Self>, id: Id, expected: Expected) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
         }
@@ -254,7 +254,7 @@ impl Client {
                 failpoint!("client.pinned");
                 // From here on the pin is given up when `pinned` is dropped.
                 let pinned = Pinned::new(self, cell);
-                self.view(&object, len, pinned)
+                self.view(&object, expected, pinned)
             }
             Found::Declared => Ok(Look::Declared),
             Found::Missing => Ok(Look::Missing),
@@ -262,7 +262,7 @@ impl Client {
     }
 
     /// As [`get`](Self::get), for the one caller who ends the object by that.
-    pub(crate) fn take(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<Look> {
+    pub(crate) fn take(self: &Arc<Self>, id: Id, expected: Expected) -> Result<Look> {
         if !self.knows(id.slot) {
             return Ok(Look::Missing);
         }
@@ -272,7 +272,7 @@ impl Client {
             Found::Declared => return Ok(Look::Declared),
             Found::Missing => return Ok(Look::Missing),
         };
-        let look = self.view(&object, len, Pinned::new(self, cell))?;
+        let look = self.view(&object, expected, Pinned::new(self, cell))?;
         if !matches!(look, Look::Object(_)) || !self.table.retire_object(object.id) {
             return Ok(Look::Missing);
         }
@@ -285,11 +285,9 @@ impl Client {
     }
 
     #[inline(always)]
-    fn view(&self, object: &Object, len: Option<u64>, mut pinned: Pinned) -> Result<Look> {
+    fn view(&self, object: &Object, expected: Expected, mut pinned: Pinned) -> Result<Look> {
         let label = &object.label;
-        if len.is_some_and(|len| len != label.len) {
-            return Err(wrong_len(label.len));
-        }
+        expected.check(object)?;
         if label.expires != 0 && label.expires <= clock::boot_millis() {
             return Ok(Look::Missing);
         }
@@ -328,7 +326,7 @@ impl Client {
 
     /// Whether the object can be read now.
     #[inline]
-    pub(crate) fn exists(self: &Arc<Self>, id: Id, len: Option<u64>) -> Result<bool> {
+    pub(crate) fn exists(self: &Arc<Self>, id: Id, expected: Expected) -> Result<bool> {
         if !self.knows(id.slot) {
             return Ok(false);
         }
@@ -342,9 +340,7 @@ impl Client {
             }
             None => return Ok(false),
         };
-        if len.is_some_and(|len| len != object.label.len) {
-            return Err(wrong_len(object.label.len));
-        }
+        expected.check(&object)?;
         let expires = object.label.expires;
         Ok(expires == 0 || expires > clock::boot_millis())
     }
@@ -353,11 +349,9 @@ impl Client {
     ///
     /// # Errors
     /// `Corrupt` for one of another length than the key says.
-    pub(crate) fn evict(&self, id: Id, len: Option<u64>) -> Result<bool> {
-        if let (Some(len), true) = (len, self.knows(id.slot)) {
-            if let Some(other) = self.table.peek(id).map(|object| object.label.len).filter(|other| *other != len) {
-                return Err(wrong_len(other));
-            }
+    pub(crate) fn evict(&self, id: Id, expected: Expected) -> Result<bool> {
+        if self.knows(id.slot) {
+            self.table.peek(id).map_or(Ok(()), |object| expected.check(&object))?;
         }
         let evicted = self.knows(id.slot) && self.table.retire(id);
         if evicted {
@@ -624,6 +618,32 @@ pub(crate) enum Look {
 /// A zero-sized value with the alignment of a region, for the address of an empty one.
 #[repr(align(64))]
 struct Aligned;
+
+/// What a key says of its object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    /// `None` for a declared key, which was made before its object.
+    pub(crate) object: Option<(u64, u64)>,
+}
+
+impl Expected {
+    /// Nothing.
+    pub(crate) const ANY: Self = Self { object: None };
+
+    /// An object of this length at this place.
+    pub(crate) fn new(len: u64, place: u64) -> Self {
+        Self { object: Some((len, place)) }
+    }
+
+    #[inline(always)]
+    fn check(self, object: &Object) -> Result<()> {
+        match self.object {
+            Some((len, _)) if len != object.label.len => Err(wrong_len(object.label.len)),
+            Some((_, place)) if place != object.place => Err(corrupt("it lies elsewhere than the key says")),
+            _ => Ok(()),
+        }
+    }
+}
 
 #[cold]
 fn wrong_len(len: u64) -> Error {

@@ -214,7 +214,8 @@ impl Namespace {
         // A declared key keeps its form: the length was not known when it was made.
         let is_declared = seen.is_awaited || seen.id != object.id;
         let len = if is_declared { Key::UNKNOWN_LEN } else { label.len };
-        let key = locator::key(self.client.instance(), seen.id, len, label.format).ok()?;
+        let place = if is_declared { locator::NO_PLACE } else { object.place };
+        let key = locator::key(self.client.instance(), seen.id, place, len, label.format).ok()?;
         let class = u16::try_from(object.class).ok().and_then(Class::from_index);
         let remaining = |expires: u64| Duration::from_millis(expires.saturating_sub(clock::boot_millis()));
         let seconds = self.client.epoch().saturating_sub(object.stamp);

@@ -31,6 +31,7 @@ pub(crate) fn run(hand: &mut Hand, name: &str, arguments: &[&str]) -> String {
         ("scribble", [key, word, value]) => {
             scribble(key, word.parse().expect("a word"), value.parse().expect("a value"))
         }
+        ("copy_word", [from, to, word]) => copy_word(from, to, word.parse().expect("a word")),
         ("scribble_everywhere", [seed, count]) => {
             scribble_everywhere(seed.parse().expect("a seed"), count.parse().expect("a count"))
         }
@@ -271,6 +272,14 @@ fn slot_of(key: &str) -> Result<u32, String> {
 fn scribble(key: &str, word: usize, value: u64) -> Result<(), String> {
     let at = inspect::slot_offset(slot_of(key)?) / 8 + word;
     words()?[at].store(value, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Copies a word of one object's slot to another's.
+fn copy_word(from: &str, to: &str, word: usize) -> Result<(), String> {
+    let at = |key: &str| Ok::<usize, String>(inspect::slot_offset(slot_of(key)?) / 8 + word);
+    let words = words()?;
+    words[at(to)?].store(words[at(from)?].load(Ordering::SeqCst), Ordering::SeqCst);
     Ok(())
 }
 

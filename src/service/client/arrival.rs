@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use super::{Client, Look};
+use super::{Client, Expected, Look};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Source;
 use crate::shm::futex;
@@ -59,7 +59,7 @@ where
         if let Err(error) = self.client.check("get") {
             return Some(Err(error));
         }
-        match self.client.get(self.id, None) {
+        match self.client.get(self.id, Expected::ANY) {
             Ok(Look::Declared) => None,
             Ok(look) => Some((self.finish)(look)),
             Err(error) => Some(Err(error)),

@@ -32,6 +32,7 @@ pub(super) struct Pool {
 pub(crate) struct Lease {
     client: Arc<Client>,
     id: Id,
+    place: u64,
     ptr: NonNull<u8>,
     class: Class,
     used: bool,
@@ -59,13 +60,13 @@ impl Client {
     /// # Errors
     /// `TooLarge`, `NoSpace` with the numbers, `Unavailable` when the service does not answer.
     pub(crate) fn lease(self: &Arc<Self>, len: u64) -> Result<Lease> {
-        let (id, ptr, class) = self.pop(len)?;
-        Ok(Lease { client: Arc::clone(self), id, ptr, class, used: false })
+        let (id, place, ptr, class) = self.pop(len)?;
+        Ok(Lease { client: Arc::clone(self), id, place, ptr, class, used: false })
     }
 
     /// As [`lease`](Self::lease), without anything that would give it back.
     #[inline]
-    pub(super) fn pop(&self, len: u64) -> Result<(Id, NonNull<u8>, Class)> {
+    pub(super) fn pop(&self, len: u64) -> Result<(Id, u64, NonNull<u8>, Class)> {
         let Some(class) = Class::of(len) else {
             let context = format!("{len} bytes, more than any machine has");
             return Err(Error::new(ErrorKind::TooLarge, "reserve", context).with_connector("shm"));
@@ -86,13 +87,14 @@ impl Client {
             // What somebody scribbled on is the service's to mend.
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
-                let ptr = match self.cell_of(&self.table.read(id), class) {
+                let leased = self.table.read(id);
+                let ptr = match self.cell_of(&leased, class) {
                     // Scribbled on, or taken back with a segment that nobody holds any more: another one will do.
                     Err(error) if error.kind() == ErrorKind::Corrupt => continue,
                     found => found?,
                 };
                 failpoint!("client.leased");
-                return Ok((id, ptr, class));
+                return Ok((id, leased.place, ptr, class));
             }
         }
     }
@@ -186,6 +188,11 @@ impl Client {
 impl Lease {
     pub(crate) fn client(&self) -> &Arc<Client> {
         &self.client
+    }
+
+    /// Where the cell lies, as its slot says.
+    pub(crate) fn place(&self) -> u64 {
+        self.place
     }
 
     /// First byte of the cell, aligned to 64.

@@ -60,7 +60,7 @@ impl Client {
 
     /// The slot of a key of this memory.
     pub(crate) fn slot_of(&self, locator: &[u8]) -> Option<Id> {
-        let (instance, id) = locator::parse(locator)?;
+        let (instance, id, _) = locator::parse(locator)?;
         (instance == self.instance && id.slot < self.table.slots()).then_some(id)
     }
 
