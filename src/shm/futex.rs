@@ -1,4 +1,6 @@
 //! Waiting for a shared counter to move, without asking again and again.
+//!
+//! A counter is the low half of a word, since futexes have 32 bits: it is read and written here alone, and always as that half.
 
 use std::time::Instant;
 
@@ -10,12 +12,18 @@ use crate::sync::modelled::AtomicU64;
 /// # Cost
 /// One system call.
 pub(crate) fn bump(counter: &AtomicU64) {
-    counter.fetch_add(1, mutant!(Release, "bump_release"));
+    kernel::half(counter).fetch_add(1, mutant!(Release, "bump_release"));
     kernel::wake(counter);
 }
 
+/// Where the counter is. What happens after this load moves it on, and a [`wait`] for what was seen returns at once.
+pub(crate) fn load(counter: &AtomicU64) -> u32 {
+    // SYNC POINT: `bump`.
+    kernel::half(counter).load(mutant!(Acquire, "counter_acquire"))
+}
+
 /// Sleeps until the counter is no longer `seen`, the deadline passes, or for no reason.
-pub(crate) fn wait(counter: &AtomicU64, seen: u64, deadline: Option<Instant>) {
+pub(crate) fn wait(counter: &AtomicU64, seen: u32, deadline: Option<Instant>) {
     kernel::wait(counter, seen, deadline);
 }
 
@@ -33,20 +41,20 @@ mod kernel {
         let _ = futex::wake(half(counter), futex::Flags::empty(), i32::MAX as u32);
     }
 
-    pub(super) fn wait(counter: &AtomicU64, seen: u64, deadline: Option<Instant>) {
+    pub(super) fn wait(counter: &AtomicU64, seen: u32, deadline: Option<Instant>) {
         let left = deadline.map_or(LONGEST, |deadline| deadline.saturating_duration_since(Instant::now()).min(LONGEST));
         if left.is_zero() {
             return;
         }
         let Ok(timeout) = left.try_into() else { return };
         // Interrupted, timed out, or moved before it slept: the caller looks again in any case.
-        let _ = futex::wait(half(counter), futex::Flags::empty(), seen as u32, Some(&timeout));
+        let _ = futex::wait(half(counter), futex::Flags::empty(), seen, Some(&timeout));
     }
 
-    /// The low half, which is what the kernel compares: futexes have 32 bits.
-    fn half(counter: &AtomicU64) -> &AtomicU32 {
+    /// The low half, which is what the kernel compares.
+    pub(super) fn half(counter: &AtomicU64) -> &AtomicU32 {
         const { assert!(cfg!(target_endian = "little"), "the low half of a counter comes first") };
-        // SAFETY: a word of 8 bytes contains one of 4, aligned; the reference is used for its address alone.
+        // SAFETY: a word of 8 bytes contains one of 4, aligned; this half of it is all that anybody ever uses.
         unsafe { &*std::ptr::from_ref(counter).cast::<AtomicU32>() }
     }
 
@@ -58,7 +66,7 @@ mod kernel {
 /// himself, so that a wake-up that is lost is a deadlock.
 #[cfg(loom)]
 mod kernel {
-    use std::sync::atomic::Ordering::Relaxed;
+    use std::sync::atomic::Ordering;
     use std::time::Instant;
 
     use loom::sync::{Condvar, Mutex};
@@ -75,9 +83,26 @@ mod kernel {
         SLEEPERS.notify_all();
     }
 
-    pub(super) fn wait(counter: &AtomicU64, seen: u64, _: Option<Instant>) {
+    /// loom has no halves of words.
+    pub(super) fn half(counter: &AtomicU64) -> Half<'_> {
+        Half(counter)
+    }
+
+    pub(super) struct Half<'a>(&'a AtomicU64);
+
+    impl Half<'_> {
+        pub(super) fn fetch_add(&self, n: u32, order: Ordering) -> u32 {
+            self.0.fetch_add(n.into(), order) as u32
+        }
+
+        pub(super) fn load(&self, order: Ordering) -> u32 {
+            self.0.load(order) as u32
+        }
+    }
+
+    pub(super) fn wait(counter: &AtomicU64, seen: u32, _: Option<Instant>) {
         let queue = lock(&QUEUE);
-        if counter.load(Relaxed) == seen {
+        if half(counter).load(Ordering::Relaxed) == seen {
             drop(SLEEPERS.wait(queue));
         }
     }

@@ -74,8 +74,7 @@ where
     fn wait(&mut self, deadline: Option<Instant>) -> Result<T> {
         loop {
             let bucket = self.client.table.bucket(self.id.slot);
-            // SYNC POINT: `futex::bump`. What happens after this load moves the counter on, and `wait` returns at once.
-            let seen = bucket.load(Acquire);
+            let seen = futex::load(bucket);
             if let Some(result) = self.look() {
                 return result;
             }
@@ -163,7 +162,7 @@ impl Client {
     fn look_after_tasks(&self) {
         loop {
             let counter = self.table.any_bucket();
-            let seen = counter.load(Acquire);
+            let seen = futex::load(counter);
             let arrived = self.waiting.arrived(|id| !self.is_lost() && self.is_declared(id));
             arrived.into_iter().for_each(Waker::wake);
             {

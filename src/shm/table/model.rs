@@ -9,7 +9,7 @@ use loom::{
 };
 use std::collections::BTreeSet;
 use std::sync::Mutex as Plain;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 #[cfg(not(loom))]
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize},
@@ -514,11 +514,38 @@ fn loom_waiter_is_woken() {
         // As `Arrival::wait`.
         loop {
             let bucket = world.table.bucket(0);
-            let counter = bucket.load(Acquire);
+            let counter = futex::load(bucket);
             match world.look(1, declared, 7) {
                 "object" => break,
                 found => seen.note(found),
             }
+            futex::wait(bucket, counter, None);
+        }
+        binder.join().unwrap();
+    })
+    .all(&["declared"]);
+}
+
+/// As the thread that looks after the tasks of a process: it looks at words alone, without a pin and its fence.
+#[test]
+fn loom_watcher_sees_what_woke_it() {
+    model(|seen| {
+        let world = Arc::new(World::new());
+        let declared = world.declared(0, 7);
+        let object = Id { slot: 1, generation: FIRST };
+        world.lease(object);
+        let binder = spawn(&world, move |world| {
+            world.put(object, 7, BOUND);
+            world.table.bind(0, declared, label(7).format, object).unwrap();
+            futex::bump(world.table.bucket(0));
+        });
+        loop {
+            let bucket = world.table.bucket(0);
+            let counter = futex::load(bucket);
+            if world.table.is_bound(declared.slot) {
+                break;
+            }
+            seen.note("declared");
             futex::wait(bucket, counter, None);
         }
         binder.join().unwrap();
@@ -537,7 +564,7 @@ fn loom_waiter_is_told_of_the_end() {
         });
         loop {
             let bucket = world.table.bucket(0);
-            let counter = bucket.load(Acquire);
+            let counter = futex::load(bucket);
             match world.look(1, declared, 7) {
                 "missing" => break,
                 found => seen.note(found),

@@ -111,7 +111,7 @@ fn bury_ends_what_a_client_left_and_nothing_else() {
     assert!(memory.table.retire(evicted));
     let (key, bound) = (declared(&mut memory, B), object(&mut memory, A, BOUND));
     memory.table.bind(cell, key, FORMAT, bound).unwrap();
-    let woken = [memory.table.bucket(key.slot), memory.table.any_bucket()].map(|word| word.load(Relaxed));
+    let woken = [memory.table.bucket(key.slot), memory.table.any_bucket()].map(futex::load);
     for _ in 0..2 {
         memory.bury(A);
         for id in [unused, own, unbound, evicted] {
@@ -123,8 +123,8 @@ fn bury_ends_what_a_client_left_and_nothing_else() {
         assert!(matches!(memory.table.pin(cell, key), Found::Object(found) if found.id == bound));
         memory.table.unpin(cell);
     }
-    assert!(memory.table.bucket(key.slot).load(Relaxed) > woken[0]);
-    assert!(memory.table.any_bucket().load(Relaxed) > woken[1]);
+    assert!(futex::load(memory.table.bucket(key.slot)) > woken[0]);
+    assert!(futex::load(memory.table.any_bucket()) > woken[1]);
     assert!(memory.pages.iter().all(|owner| *owner != A));
 }
 
