@@ -195,6 +195,12 @@ pub trait Connector: Send + Sync + 'static {
         Pending::ready(Err(self.unsupported("get_when_committed")))
     }
 
+    /// Whether every operation fails from now on, though nobody closed it: opening the URL again may help.
+    #[doc(hidden)]
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// The error of a method that this connector does not have.
     #[doc(hidden)]
     fn unsupported(&self, op: &'static str) -> Error {

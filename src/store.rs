@@ -573,6 +573,11 @@ impl Store {
         self.inner.connector.scheme().to_owned()
     }
 
+    /// Whether opening its URL again would give nothing better.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.is_closed() && !self.inner.connector.is_lost()
+    }
+
     /// The deadline of operations that set none.
     pub(crate) fn deadline(&self) -> Duration {
         self.inner.deadline

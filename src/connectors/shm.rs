@@ -269,6 +269,10 @@ impl Connector for ShmConnector {
         Pending::from_source(Arrival::new(Arc::clone(&self.client), id, Arc::clone(&self.closed), finish))
     }
 
+    fn is_lost(&self) -> bool {
+        self.client.is_lost()
+    }
+
     fn close(&self) -> Result<()> {
         if !self.closed.swap(true, Ordering::AcqRel) && self.client.check("close").is_ok() {
             self.client.wake_own();

@@ -88,6 +88,8 @@ pub(crate) struct Client {
     host: AtomicU32,
     /// The service knows us no more: what is mapped stays readable, all else fails.
     lost: AtomicBool,
+    /// Whether this process may come to host the service: somebody here does more than look.
+    may_host: AtomicBool,
     /// The agent is told to end.
     ended: AtomicBool,
     waiting: arrival::Waiting,
@@ -128,6 +130,7 @@ impl Client {
         };
         drop(attached);
         Self::leave_at_exit();
+        client.may_host.fetch_or(options.may_host, Relaxed);
         client.check_options(options)?;
         Ok(client)
     }
@@ -138,19 +141,22 @@ impl Client {
         locked(CLIENTS.get(Mutex::default))
     }
 
-    /// Ends all attachments of this process in order.
-    pub(crate) fn leave_all() {
-        let clients = std::mem::take(&mut *Self::all());
-        // One that is being attached by another thread is nobody's to wait for.
-        let attached = |place: Arc<Mutex<Option<Arc<Client>>>>| place.try_lock().ok()?.take();
-        clients.into_values().filter_map(attached).for_each(|client| client.leave());
+    /// Ends the use of all attachments of this process.
+    pub(crate) fn give_over_all() {
+        Self::attached().iter().for_each(|client| client.give_over());
+    }
+
+    /// All attachments of this process, but for those that are being made.
+    fn attached() -> Vec<Arc<Self>> {
+        let attached = |place: &Attached| place.try_lock().ok()?.clone();
+        Self::all().values().filter_map(attached).collect()
     }
 
     /// Leaves in order when the process ends by itself, so that a service that it hosts removes its files.
     fn leave_at_exit() {
         extern "C" fn at_exit() {
             // Nobody is left to tell; a panic must not reach the C library.
-            let _ = std::panic::catch_unwind(Client::leave_all);
+            let _ = std::panic::catch_unwind(|| Client::attached().iter().for_each(|client| client.leave()));
         }
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(|| {
@@ -504,6 +510,11 @@ impl Client {
         Ok(unsafe { base.add(place.offset() as usize) })
     }
 
+    /// The file in which this process and all others of the memory hold their locks, whatever its name leads to by now.
+    fn members(&self) -> Option<Arc<lock::LockFile>> {
+        locked(&self.member).as_ref().map(|held| Arc::clone(held.file()))
+    }
+
     /// All memory that this process holds, for a service that it comes to host.
     fn inherit(&self) -> Result<Inherited> {
         let mut segments = BTreeMap::new();
@@ -551,9 +562,13 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // Views hold cells, not the client: as long as there is one, all memory stays mapped, for good. It happens when a
-        // namespace was given up under them.
-        if process::generation() != self.generation || self.is_viewed() {
+        // Views hold cells, not the client: as long as there may be one, all memory stays mapped, for good. It happens when a
+        // namespace was given up under them, and then others may have cleared the cells.
+        if process::generation() != self.generation
+            || self.lost.load(Acquire)
+            || self.ended.load(Acquire)
+            || self.is_viewed()
+        {
             self.table.mem().leak();
             self.segments.iter_mut().filter_map(OnceLock::take).for_each(Held::leak);
         }

@@ -263,6 +263,11 @@ impl fmt::Debug for LockFile {
 }
 
 impl Held {
+    /// The file that the bytes are of.
+    pub(crate) fn file(&self) -> &Arc<LockFile> {
+        &self.file
+    }
+
     /// The first byte that is held.
     #[cfg(test)]
     fn byte(&self) -> u64 {

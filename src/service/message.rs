@@ -101,6 +101,18 @@ pub(crate) enum Keep {
 }
 
 impl Request {
+    /// The operation that a user knows it as.
+    pub(crate) fn op(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } | Self::Bye => "open",
+            Self::Lease { .. } | Self::Return { .. } => "reserve",
+            Self::Dying { .. } => "evict",
+            Self::Pins { .. } => "get",
+            Self::Stats { .. } => "stat",
+            Self::Collect { .. } => "gc",
+        }
+    }
+
     /// Writes the packet into `out`, whose old content goes.
     ///
     /// # Errors

@@ -80,13 +80,14 @@ pub fn default_namespace() -> String {
     }
 }
 
-/// Ends all attachments of this process in order, so that a service that it hosts for nobody else leaves no file behind.
+/// Ends this process's use of shared memory: what it leased ahead of need goes back, and its stores fail with `Stale` from then
+/// on. Views stay readable, and a service that it hosts goes on.
 ///
-/// Views stay readable; stores of these namespaces fail with `Stale` from then on. It happens by itself when a process
-/// returns from `main` or calls `exit`. One that is killed is noticed all the same, but the empty files of a namespace
-/// that it was the last of stay until somebody opens or [removes](Namespace::remove_abandoned) it.
+/// A process that returns from `main` or calls `exit` and is the last of a namespace removes the namespace's files. One that is
+/// killed is noticed all the same, but the empty files of a namespace that it was the last of stay until somebody opens or
+/// [removes](Namespace::remove_abandoned) it.
 pub fn leave() {
-    Client::leave_all();
+    Client::give_over_all();
 }
 
 impl Namespace {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::keeper::ServeOptions;
@@ -33,6 +33,7 @@ pub fn serve_supervised(options: &ServeOptions, keeper_fd: RawFd) -> Result<()> 
             Some(Inherited { ctl: Segment::adopt(ctl.descriptor, ctl.len as usize)?, segments: data })
         }
     };
+    let begun = Instant::now();
     let host = loop {
         let members = super::lock::LockFile::open(&directory.members())?;
         if let Some(host) = directory.try_host()? {
@@ -41,7 +42,8 @@ pub fn serve_supervised(options: &ServeOptions, keeper_fd: RawFd) -> Result<()> 
                 break host;
             }
         }
-        if inherited.is_none() {
+        // Those who only ask hold the lock for a moment.
+        if inherited.is_none() && begun.elapsed() > INSISTENCE {
             let file = super::lock::LockFile::open(&directory.host_lock())?;
             let holder = file.holder(0..1)?.or(members.holder(0..Directory::MAX_MEMBERS)?);
             let process = holder.and_then(|holder| holder.pid).map_or(String::new(), |pid| format!(" (process {pid})"));
@@ -65,10 +67,14 @@ pub fn serve_supervised(options: &ServeOptions, keeper_fd: RawFd) -> Result<()> 
         prefault: if options.prefault { budget } else { 0 },
         displace: options.displace,
         inherited,
+        members: None,
         keeper: Some(link),
     };
     Server::new(setup)?.grace(options.grace).run(false)
 }
+
+/// How long another host is not believed in.
+const INSISTENCE: Duration = Duration::from_secs(1);
 
 /// How often a service that has no turn looks for one.
 const STANDBY: Duration = Duration::from_millis(20);

@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) displace: bool,
     /// Memory that exists already.
     pub(crate) inherited: Option<Inherited>,
+    /// The file in which the clients of that memory hold their locks, should its name lead to another one by now.
+    pub(crate) members: Option<Arc<LockFile>>,
     /// The supervisor that holds the memory too.
     pub(crate) keeper: Option<Link>,
 }
@@ -67,6 +69,8 @@ pub(crate) struct Server {
     /// Who leased cells of which class lately: what becomes free of theirs goes back to them without being asked for.
     standing: HashSet<(u64, Class)>,
     draining: Option<Instant>,
+    /// The last client said that it ends.
+    is_over: bool,
     /// Until when nobody new is let in.
     paused: Option<Instant>,
     grace: Duration,
@@ -103,18 +107,20 @@ impl Server {
     /// # Errors
     /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
     pub(crate) fn new(setup: Setup) -> Result<Self> {
-        let Setup { directory, host, budget, prefault, displace, inherited, keeper } = setup;
+        let Setup { directory, host, budget, prefault, displace, inherited, members: former, keeper } = setup;
         let members = LockFile::open(&directory.members())?;
         let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
+        let is_fresh = inherited.is_none();
         let mut memory = match inherited {
             Some(Inherited { ctl, segments }) => {
-                survivors = survivors_of(&ctl, &members, &mut claims)?;
+                survivors = survivors_of(&ctl, former.as_ref().unwrap_or(&members), &mut claims)?;
                 Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
             }
             None => Memory::create(budget, displace)?,
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
-        if let Some(keeper) = &keeper {
+        // Never of memory that the supervisor has: it forgets the segments of what it had before.
+        if let (Some(keeper), true) = (&keeper, is_fresh) {
             let ctl = memory.ctl();
             keeper.keep_ctl(ctl.as_fd(), memory.instance(), ctl.len() as u64)?;
         }
@@ -136,6 +142,7 @@ impl Server {
             starved: VecDeque::new(),
             standing: HashSet::new(),
             draining: None,
+            is_over: false,
             paused: None,
             grace: GRACE,
             begun: Instant::now(),
@@ -226,7 +233,7 @@ impl Server {
                 self.watch(&self.listener, Event::Listener)?;
             }
             let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
-            if drained || (hosted && had_clients && self.clients.is_empty()) {
+            if self.is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
             }
         }
@@ -299,7 +306,7 @@ impl Server {
                     }
                 }
                 Ok(Received::WouldBlock) => return,
-                Ok(Received::Closed) | Err(_) => return self.disconnect(number),
+                Ok(Received::Closed) | Err(_) => return self.hung_up(number),
             }
         }
     }
@@ -356,10 +363,9 @@ impl Server {
                 let bytes = self.memory.collect();
                 self.send(number, &Reply::Collected { id, bytes }, &[]);
             }
-            Request::Bye => {
-                self.bury(index);
-                self.disconnect(number);
-            }
+            // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
+            // else's while other threads of it may still write to it. All others are noticed by their end.
+            Request::Bye => self.is_over = self.clients.len() == 1 && self.keeper.is_none(),
             Request::Hello { .. } => {}
         }
         Ok(())
@@ -503,6 +509,18 @@ impl Server {
         self.deaths += 1;
         if let Some(connection) = client.connection {
             self.disconnect(connection);
+        }
+    }
+
+    /// A connection ended. One whose client never came to its lock, or lost it by exec(2), has nobody who would come back.
+    fn hung_up(&mut self, number: u32) {
+        let client = self.connections.get(&number).and_then(|connection| connection.client);
+        self.disconnect(number);
+        if let Some(index) = client {
+            if let Ok(Some(claim)) = self.members.try_hold_range(lock_byte(index)) {
+                self.bury(index);
+                drop(claim);
+            }
         }
     }
 

@@ -105,6 +105,8 @@ pub(crate) mod word {
     pub(crate) const EPOCH: usize = 8;
     /// Random; generations begin at what it makes of the slot's number.
     pub(crate) const SEED: usize = 16;
+    /// Not zero once pages of free memory were given back to the system.
+    pub(crate) const COOLED: usize = 19;
     /// Most bytes of data segments.
     pub(crate) const BUDGET: usize = 18;
     /// How often the service was rebuilt from the table.
@@ -133,7 +135,7 @@ pub(crate) mod slot {
     pub(crate) const PLACE: usize = 1;
     /// Length of the object in bytes.
     pub(crate) const LEN: usize = 2;
-    /// Index of the cell's size class, by the service.
+    /// Index of the cell's size class (16 bits) and number of the request that it was leased for, by the service.
     pub(crate) const CLASS: usize = 3;
     /// Tag of the client that leased the slot, by the service.
     pub(crate) const OWNER: usize = 4;

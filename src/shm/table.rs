@@ -98,6 +98,8 @@ pub(crate) struct Object {
     pub(crate) id: Id,
     pub(crate) place: u64,
     pub(crate) class: u64,
+    /// Number of the request that the slot was leased for.
+    pub(crate) request: u64,
     pub(crate) owner: u64,
     pub(crate) label: Label,
     /// Epoch of the last use.
@@ -214,7 +216,8 @@ impl<M: Mem> Table<M> {
         Object {
             id,
             place: load(slot::PLACE),
-            class: load(slot::CLASS),
+            class: load(slot::CLASS) & ((1 << CLASS_BITS) - 1),
+            request: load(slot::CLASS) >> CLASS_BITS,
             owner: load(slot::OWNER),
             label: Label { len: load(slot::LEN), format, flags: (meta >> 16) as u16, expires: load(slot::EXPIRES) },
             stamp: (meta >> 32) as u32,
@@ -430,13 +433,12 @@ impl<M: Mem> Table<M> {
 
     /// Lends a free slot and its cell to a client.
     ///
-    /// `request` stands in the slot until it is used, so that a service that was killed before it answered can say it again.
+    /// `request` stands in the slot, where no client writes, so that a service that was killed before it answered can say it again.
     pub(crate) fn lease(&self, id: Id, place: u64, class: u64, owner: u64, request: u64) {
         // SYNC POINT: `peek`. The end of the slot's last use comes before what follows.
         fence(Release);
-        self.slot(id.slot, slot::FINGERPRINT).store(request, Relaxed);
         self.slot(id.slot, slot::PLACE).store(place, Relaxed);
-        self.slot(id.slot, slot::CLASS).store(class, Relaxed);
+        self.slot(id.slot, slot::CLASS).store(class | request << CLASS_BITS, Relaxed);
         self.slot(id.slot, slot::OWNER).store(owner, Relaxed);
         self.slot(id.slot, slot::META).store(0, Relaxed);
         self.slot(id.slot, slot::STATE).store(State::Reserved.word(id.generation), mutant!(Release, "lease_release"));
@@ -502,6 +504,9 @@ pub(crate) fn unpin(cell: &AtomicU64) {
 fn meta(label: &Label, stamp: u32) -> u64 {
     u64::from(label.format.codec) | u64::from(label.flags) << 16 | u64::from(stamp) << 32
 }
+
+/// Low bits of the class word that are the class; above is the number of a request.
+const CLASS_BITS: u32 = 16;
 
 /// Low bits of the state word that are the state.
 const STATE_BITS: u32 = 3;

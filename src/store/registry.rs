@@ -29,7 +29,7 @@ pub(super) fn by_config(config: &StoreConfig) -> Result<Store> {
     let url = config.to_string();
     let place = place(&url);
     let mut opened = lock(&place);
-    if let Some(store) = opened.as_ref().filter(|store| !store.is_closed()) {
+    if let Some(store) = opened.as_ref().filter(|store| store.is_usable()) {
         return Ok(store.clone());
     }
     let store = builder::open(config, connectors::open(&config.connector)?, Codecs::default());
@@ -41,7 +41,7 @@ pub(super) fn by_config(config: &StoreConfig) -> Result<Store> {
     drop(opened);
     let canonical = self::place(&store.inner.url);
     let mut opened = lock(&canonical);
-    if let Some(first) = opened.as_ref().filter(|first| !first.is_closed()) {
+    if let Some(first) = opened.as_ref().filter(|first| first.is_usable()) {
         // `close` of a connector never deletes, so the second handle may go.
         store.inner.connector.close()?;
         return Ok(first.clone());
@@ -54,7 +54,7 @@ pub(super) fn by_config(config: &StoreConfig) -> Result<Store> {
 pub(super) fn insert(store: Store) -> Result<Store> {
     let place = place(&store.inner.url);
     let mut opened = lock(&place);
-    if opened.as_ref().is_some_and(|first| !first.is_closed()) {
+    if opened.as_ref().is_some_and(|first| first.is_usable()) {
         let context = format!("this process has a store {} already; close that one first", store.inner.url);
         return Err(Error::new(ErrorKind::AlreadyExists, "open", context));
     }
@@ -76,7 +76,7 @@ pub(super) fn forget(store: &Store) {
 fn known(url: &str) -> Option<Store> {
     let place = Arc::clone(lock(places()).get(url)?);
     let opened = lock(&place);
-    opened.clone().filter(|store| !store.is_closed())
+    opened.clone().filter(|store| store.is_usable())
 }
 
 fn place(url: &str) -> Place {

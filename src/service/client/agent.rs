@@ -113,8 +113,9 @@ impl Client {
     }
 
     fn send(&self, packet: Vec<u8>, lasting: bool) {
-        let link = lock(&self.link).clone();
+        // In this order everywhere: the outbox, then the link.
         let mut outbox = lock(&self.requests.outbox);
+        let link = lock(&self.link).clone();
         // In order: nothing overtakes what waits.
         if outbox.is_empty() {
             match link.map(|link| link.send(&packet, &[])) {
@@ -268,7 +269,10 @@ impl Client {
                 self.answer(id, stats.map(|stats| Answer::Stats(Box::new(stats))));
             }
             Reply::Refused { id, kind, text } => {
-                self.answer(id, Err(Error::new(kind_of(kind), "reserve", text).with_connector("shm")));
+                if let Some(open) = lock(&self.requests.open).remove(&id) {
+                    let op = open.request.op();
+                    self.finish(open, Err(Error::new(kind_of(kind), op, text).with_connector("shm")));
+                }
             }
             Reply::Recall => self.return_leases(),
             // It ends soon; the connection's end is the sign to take over.
@@ -302,31 +306,41 @@ impl Client {
             }
             match attach::reattach(self) {
                 Ok(link) => {
-                    *lock(&self.link) = Some(Arc::new(link));
-                    break;
+                    self.ask_again(link);
+                    return Ok(());
                 }
+                Err(error) if is_final(error.kind()) || Instant::now() >= until => return Err(error),
                 // Who only looks must not hold the memory back from others.
-                Err(error)
-                    if self.options.may_host && error.kind() == ErrorKind::Unavailable && Instant::now() < until => {}
-                Err(error) => return Err(error),
+                Err(error) if !self.may_host.load(Relaxed) => return Err(error),
+                // Out of descriptors, of processes, of memory: it may pass.
+                Err(_) => std::thread::sleep(PAUSE),
             }
         }
-        lock(&self.requests.outbox).retain(|waiting| waiting.lasting);
-        let mut open = Vec::new();
-        for request in lock(&self.requests.open).values_mut().map(|open| &mut open.request) {
+    }
+
+    /// Makes all open requests again, before anybody else can send anything over `link`: one that a thread sends itself is
+    /// behind the same one made again, which the service would otherwise answer with the same leases twice.
+    fn ask_again(&self, link: Socket) {
+        let mut open = lock(&self.requests.open);
+        let mut outbox = lock(&self.requests.outbox);
+        outbox.retain(|waiting| waiting.lasting);
+        for request in open.values_mut().map(|open| &mut open.request) {
             if let Request::Lease { again, .. } = request {
                 *again = true;
             }
-            open.push(packet_of(request));
+            outbox.push(Waiting { packet: packet_of(request), lasting: false });
         }
-        open.into_iter().for_each(|packet| self.send(packet, false));
-        Ok(())
+        // Last, while the outbox is locked: what others send comes behind.
+        *lock(&self.link) = Some(Arc::new(link));
     }
 
     /// There is no service for this memory any more.
     fn give_up(&self, error: &Error) {
         self.lost.store(true, Release);
-        *lock(&self.member) = None;
+        if !self.may_host.load(Relaxed) {
+            // Who only looked has neither views nor reservations; of others the lock says that theirs are in use.
+            *lock(&self.member) = None;
+        }
         let open: Vec<Open> = lock(&self.requests.open).drain().map(|(_, open)| open).collect();
         for open in open {
             self.finish(open, Err(error.clone()));
@@ -351,6 +365,14 @@ fn packet_of(request: &Request) -> Vec<u8> {
     debug_assert!(encoded.is_ok());
     packet
 }
+
+/// Whether trying again does not help.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Stale | ErrorKind::Permission | ErrorKind::Incompatible | ErrorKind::Config)
+}
+
+/// Between two attempts to find a service again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the agent stays awake after objects were evicted.
 const LINGER: Duration = Duration::from_millis(1);

@@ -100,6 +100,7 @@ fn enter(options: &Options, directory: Directory, link: Arc<Socket>, welcome: We
         link: Mutex::new(Some(link)),
         host: AtomicU32::new(welcome.host),
         lost: AtomicBool::new(false),
+        may_host: AtomicBool::new(options.may_host),
         ended: AtomicBool::new(false),
         waiting: Default::default(),
         member: Mutex::new(Some(member)),
@@ -122,8 +123,9 @@ pub(super) fn reattach(client: &Client) -> Result<Socket> {
     let hello = Request::Hello { layout: Layout::VERSION, reattach: Some(client.tag), segments };
     let mut fds = vec![inherited.ctl.as_fd()];
     fds.extend(inherited.segments.values().map(Segment::as_fd));
-    let deadline = Instant::now() + client.options.timeout;
-    let (link, welcome) = connect(&client.options, &client.directory, &packet(&hello)?, &fds, deadline, Some(client))?;
+    let deadline = Instant::now() + client.options.timeout.max(LEAST);
+    let options = Options { may_host: client.may_host.load(Relaxed), ..client.options.clone() };
+    let (link, welcome) = connect(&options, &client.directory, &packet(&hello)?, &fds, deadline, Some(client))?;
     if welcome.instance != client.instance || welcome.tag != client.tag {
         return Err(
             Error::new(ErrorKind::Stale, "open", "another service has taken the namespace").with_connector("shm")
@@ -253,11 +255,18 @@ fn host(options: &Options, directory: &Directory, client: Option<&Client>) -> Re
     if inherited.is_some() {
         failpoint!("client.takeover");
     }
-    start(options, directory, host, inherited)?;
+    let members = client.and_then(Client::members);
+    start(options, directory, host, inherited, members)?;
     Ok(true)
 }
 
-fn start(options: &Options, directory: &Directory, host: Held, inherited: Option<Inherited>) -> Result<()> {
+fn start(
+    options: &Options,
+    directory: &Directory,
+    host: Held,
+    inherited: Option<Inherited>,
+    members: Option<Arc<LockFile>>,
+) -> Result<()> {
     let setup = Setup {
         directory: directory.clone(),
         host,
@@ -265,6 +274,7 @@ fn start(options: &Options, directory: &Directory, host: Held, inherited: Option
         prefault: 0,
         displace: options.displace.unwrap_or(false),
         inherited,
+        members,
         keeper: None,
     };
     let server = Server::new(setup)?;
@@ -294,6 +304,9 @@ const MEMBERS: std::ops::Range<u64> = 0..4097;
 
 /// How long a host may be silent before its lock is looked at.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// How long coming back may take at least, however short the deadlines of operations are.
+const LEAST: Duration = Duration::from_secs(5);
 
 /// How long a supervisor has to start a new service before clients do.
 const SUPERVISOR: Duration = Duration::from_millis(1500);

@@ -88,6 +88,9 @@ impl Client {
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
                 let leased = self.table.read(id);
+                if leased.owner != self.tag || leased.class != class.index() as u64 {
+                    continue;
+                }
                 let ptr = match self.cell_of(&leased, class) {
                     // Scribbled on, or taken back with a segment that nobody holds any more: another one will do.
                     Err(error) if error.kind() == ErrorKind::Corrupt => continue,

@@ -87,12 +87,22 @@ impl Client {
         self.stamps()
     }
 
-    /// Ends the attachment in order. Views stay readable, all else fails.
+    /// Ends the use of the attachment; the attachment itself ends with the process. Views and reservations stay good.
+    pub(super) fn give_over(&self) {
+        if process::generation() == self.generation && !self.is_lost() {
+            self.return_leases();
+            self.lost.store(true, Release);
+            self.wake_own();
+        }
+    }
+
+    /// Ends the attachment of a process that ends.
     ///
-    /// Where this process hosts the service for nobody else, the service ends too and removes its files; that is waited
-    /// for, but not for long.
+    /// Only where this process hosts the service for nobody else is there anything to do: the service ends and removes its
+    /// files, which is waited for, but not for long. Elsewhere the end of the process says all. Other threads may still run:
+    /// what they have in hand must not become anybody else's, so nothing is given back.
     pub(super) fn leave(&self) {
-        if process::generation() != self.generation || self.is_lost() {
+        if process::generation() != self.generation || self.ended.load(Acquire) {
             return;
         }
         let hosts = || match LockFile::find(&self.directory.host_lock()) {
@@ -104,17 +114,21 @@ impl Client {
                 (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
             tags.into_iter().any(|tag| tag != 0 && tag != self.tag)
         };
-        self.return_leases();
-        self.lost.store(true, Release);
+        let begun = Instant::now();
+        // Those that ended a moment ago may not have been noticed yet.
+        while hosts() && others() {
+            if begun.elapsed() > NOTICE {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if !hosts() {
+            return;
+        }
         self.ended.store(true, Release);
         *lock(&self.member) = None;
         self.doorbell.ring();
-        let begun = Instant::now();
         while begun.elapsed() < FAREWELL && hosts() {
-            // They take over; those that ended a moment ago may not have been noticed yet.
-            if begun.elapsed() > NOTICE && others() {
-                return;
-            }
             std::thread::sleep(Duration::from_micros(200));
         }
     }

@@ -105,7 +105,11 @@ impl Server {
         let client = &self.clients[&index];
         let tag = client.tag;
         if let Some(pidfd) = &client.pidfd {
-            self.watch(pidfd, Event::Death(tag))?;
+            let watched = self.watch(pidfd, Event::Death(tag));
+            // One that came back without a new descriptor is watched already.
+            if !is_back {
+                watched?;
+            }
         }
         self.memory.table.client(index, client::PID).store(pid as u64, Relaxed);
         self.memory.table.client(index, client::TAG).store(tag, Release);

@@ -352,7 +352,7 @@ impl Memory {
                 (held.owner == owner || mutant!("granted_owner"))
                     && (held.class == NO_MEMORY || self.segments.contains_key(&held.place.segment()))
                     && (self.table.state(*slot) == Some((held.generation, State::Reserved)) || mutant!("granted_state"))
-                    && (self.table.read(id).label.format.fingerprint == request || mutant!("granted_request"))
+                    && (self.table.read(id).request == request || mutant!("granted_request"))
             })
             .collect()
     }
@@ -363,6 +363,9 @@ impl Memory {
     /// A client gives back a lease that it did not use.
     pub(super) fn give_back(&mut self, owner: u64, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
+        if held.queued {
+            return false;
+        }
         if held.owner != owner && !mutant!("return_owner")
             || self.table.state(slot) != Some((held.generation, State::Reserved)) && !mutant!("return_state")
         {
@@ -387,7 +390,8 @@ impl Memory {
     }
 
     fn queue(&mut self, slot: u32) {
-        let held = &mut self.slots[slot as usize];
+        // A link that somebody scribbled on may lead anywhere.
+        let Some(held) = self.slots.get_mut(slot as usize) else { return };
         if !held.queued {
             held.queued = true;
             self.dying.push(slot);
@@ -419,6 +423,12 @@ impl Memory {
             self.dying = busy;
             let found = unused.len();
             for (n, slot) in unused.into_iter().enumerate() {
+                let held = self.slots[slot as usize];
+                if self.table.state(slot) != Some((held.generation, State::Dying)) {
+                    // A put that raced with somebody's nonsense, which was taken for the end of the object.
+                    self.slots[slot as usize].queued = false;
+                    continue;
+                }
                 if self.slots[slot as usize].class == NO_MEMORY && !mutant!("reclaim_bound") {
                     if let Some(object) = self.table.bound_to(slot) {
                         if self.table.retire_object(object) {
@@ -502,6 +512,8 @@ impl Memory {
         self.sweep(|_| false);
         self.reclaim();
         let mut bytes = 0;
+        // Whoever rebuilds must know that free memory may have no pages.
+        self.table.header(word::COOLED).store(1, Relaxed);
         for (place, len) in self.arena.cool(UNIT, UNIT) {
             if let Some(segment) = self.segments.get(&place.segment()) {
                 if segment.release(place.offset() as usize, len as usize).is_ok() {

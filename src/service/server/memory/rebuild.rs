@@ -110,6 +110,9 @@ impl Memory {
         }
         let (arena, refused) = Arena::rebuild(&lens, occupied);
         self.arena = arena;
+        if self.table.header(word::COOLED).load(Relaxed) != 0 {
+            let _ = self.arena.cool(PAGE, PAGE);
+        }
         lost.extend(refused);
         lost
     }
@@ -159,6 +162,9 @@ impl Memory {
         (len != 0 && len % 4096 == 0).then_some(len)
     }
 }
+
+/// Pages are reserved again in multiples of this.
+const PAGE: u64 = 4096;
 
 /// A generation for a slot that lost its own: one that no key has, but once in 2^61.
 fn unused_generation() -> u64 {
