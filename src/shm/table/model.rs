@@ -319,7 +319,7 @@ fn loom_lease_goes_from_client_to_client() {
             if world.table.state(0) == Some((next.generation, State::Reserved)) {
                 let lease = world.table.read(next);
                 assert_eq!((lease.place, lease.class, lease.owner), (FIRST + 101, FIRST + 201, FIRST + 301));
-                assert_eq!(lease.label.format.fingerprint, FIRST + 401);
+                assert_eq!(lease.request, FIRST + 401);
                 world.put(next, 2, 0);
                 return "put";
             }
