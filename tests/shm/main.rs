@@ -14,6 +14,7 @@ use proxystore::service::{self, ServeOptions};
 mod audit;
 mod chaos;
 mod child;
+mod ends;
 mod ledger;
 mod namespace;
 mod parts;
@@ -27,6 +28,8 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--soak", ..] => std::process::exit(chaos::main(&arguments[1..])),
         ["--inside", ..] => std::process::exit(chaos::inside(&arguments[1..])),
+        ["--looker", url] => std::process::exit(ends::looker(url)),
+        ["--few", url] => std::process::exit(ends::few(url)),
         ["--child", url] => std::process::exit(child::run(url)),
         ["--limited", what, most, url] => {
             parts::limit(what, most.parse().unwrap()).unwrap();
@@ -40,7 +43,11 @@ fn main() {
         ["--serve", namespace, ref rest @ ..] => std::process::exit(serve(namespace, rest)),
         _ => {}
     }
-    libtest_mimic::run(&Arguments::from_args(), rows::trials().into_iter().chain(scale::trials()).collect()).exit();
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        rows::trials().into_iter().chain(ends::trials()).chain(scale::trials()).collect(),
+    )
+    .exit();
 }
 
 /// Supervises a namespace, or is the service of one that does.

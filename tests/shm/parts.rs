@@ -11,12 +11,13 @@ use proxystore::{Connector, ErrorKind, Format};
 
 use crate::audit::Footprint;
 use crate::child::{Hand, open, parse};
+use crate::ends;
 use crate::scale;
 use crate::site::NAMESPACE;
 use crate::worker::{Random, content, verify};
 
 pub(crate) fn run(hand: &mut Hand, name: &str, arguments: &[&str]) -> String {
-    if let Some(answer) = scale::part(hand, name, arguments) {
+    if let Some(answer) = scale::part(hand, name, arguments).or_else(|| ends::part(hand, name)) {
         return answer;
     }
     let done = match (name, arguments) {

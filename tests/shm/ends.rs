@@ -1,0 +1,96 @@
+//! Ends that are not deaths: of use, of patience, of descriptors.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use proxystore::service::{self, Namespace};
+
+use crate::child::{Hand, open};
+use crate::rows::row;
+use crate::site::{NAMESPACE, Site};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        row("leaving_keeps_what_is_in_use", 20, leaving_keeps_what_is_in_use),
+        row("who_looked_first_takes_over", 20, who_looked_first_takes_over),
+        row("failed_attaches_leave_no_client", 60, failed_attaches_leave_no_client),
+    ]
+}
+
+/// A process that ends its use still has views and reservations, and nobody else gets their memory.
+fn leaving_keeps_what_is_in_use() {
+    let site = Site::new();
+    let (mut host, mut leaver) = (site.client(), site.client());
+    let key = host.put(1, 100_000);
+    leaver.expect(&format!("hold {key} 1"), "held");
+    leaver.expect("reserve 2 100000", "done");
+    leaver.expect("part leave", "done");
+    host.expect(&format!("evict {key}"), "done");
+    let keys: Vec<String> = (0..300).map(|seed| host.put(1000 + seed, 100_000)).collect();
+    leaver.expect("check", "same");
+    // Fills the second half of what it reserved, and is refused.
+    let answer = leaver.ask("commit 100000");
+    assert!(answer.starts_with("error Stale"), "{answer}");
+    for (seed, key) in keys.iter().enumerate() {
+        host.expect(&format!("get {key} {}", 1000 + seed), "same");
+    }
+    leaver.end();
+    site.check(vec![host], 300..=300);
+}
+
+/// A process that began by looking, and then uses the memory, is one that keeps it.
+fn who_looked_first_takes_over() {
+    let site = Site::new();
+    let (mut host, mut user) = (site.client(), site.command(&["--looker", &site.url()]));
+    host.put(1, 100);
+    user.env("PROXYSTORE_TIMEOUT", "5s");
+    let mut user = crate::site::Client::start(user);
+    let key = user.put(2, 5000);
+    host.kill();
+    user.expect(&format!("get {key} 2"), "same");
+    user.put(3, 3_000_000);
+    site.check(vec![user], 3..=3);
+}
+
+/// Opens the namespace to look at it, and then as [`child::run`](crate::child::run) does.
+pub(crate) fn looker(url: &str) -> i32 {
+    let seen = Namespace::find(NAMESPACE);
+    assert!(matches!(&seen, Ok(Some(_))), "{seen:?}");
+    crate::child::run(url)
+}
+
+/// Attaching fails for want of descriptors, again and again until its deadline: one place at most is taken meanwhile.
+fn failed_attaches_leave_no_client() {
+    let site = Site::new();
+    let mut host = site.client();
+    host.expect("put_many 1 1000000 40", "done");
+    let mut command = site.command(&["--few", &site.url()]);
+    command.env("PROXYSTORE_TIMEOUT", "1s");
+    let mut few = crate::site::Client::spawn(command);
+    let answer = few.reply_within(Duration::from_secs(20)).expect("an answer");
+    assert!(answer.starts_with("error"), "{answer}");
+    let clients: u64 = host.ask("clients").parse().unwrap();
+    assert!(clients <= 2, "{clients} clients, of which one is real");
+    few.kill();
+    site.check(vec![host], 40..=40);
+}
+
+/// Attaches with too few descriptors left for the memory, and says what became of that.
+pub(crate) fn few(url: &str) -> i32 {
+    let mut files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    files.truncate(files.len() - 6);
+    let opened = open(url);
+    drop(files);
+    crate::child::say(&opened.map_or_else(|error| format!("error {error}"), |_| "opened".to_owned()));
+    // The place must be given back by whoever notices, not by this process's end.
+    std::thread::sleep(Duration::from_secs(30));
+    0
+}
+
+/// What children do for these tests; `None` for what is not theirs.
+pub(crate) fn part(_: &Hand, name: &str) -> Option<String> {
+    (name == "leave").then(|| {
+        service::leave();
+        "done".to_owned()
+    })
+}
