@@ -428,6 +428,14 @@ pub(crate) fn fill_random(bytes: &mut [u8]) {
     }
 }
 
+/// A number that nobody may guess.
+#[cfg(any(feature = "memory", feature = "shm"))]
+pub(crate) fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
 /// Whether `scheme` has the letters of one, whatever its length.
 pub(crate) fn is_scheme(scheme: &str) -> bool {
     matches!(scheme.as_bytes(), [b'a'..=b'z', rest @ ..]

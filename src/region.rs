@@ -427,6 +427,11 @@ const HUGE_PAGE: usize = 2 << 20;
 #[repr(align(64))]
 struct Aligned;
 
+/// The address of an empty region.
+pub(crate) const fn nowhere() -> NonNull<u8> {
+    NonNull::<Aligned>::dangling().cast()
+}
+
 /// Process memory from the global allocator.
 struct HeapMemory {
     ptr: NonNull<u8>,
@@ -441,7 +446,7 @@ impl HeapMemory {
             .map_err(|_| Error::new(ErrorKind::TooLarge, "reserve", format!("{capacity} bytes")))?;
         if capacity == 0 {
             // A dangling but aligned pointer, as an empty slice wants; never passed to the allocator.
-            return Ok(Self { ptr: NonNull::<Aligned>::dangling().cast(), layout });
+            return Ok(Self { ptr: nowhere(), layout });
         }
         // SAFETY: the layout has a size other than zero.
         match NonNull::new(unsafe { alloc::alloc(layout) }) {

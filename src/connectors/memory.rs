@@ -45,11 +45,9 @@ pub const REGISTRATION: Registration = Registration::new(
 impl MemoryConnector {
     /// Makes an empty store of objects; `name` only tells stores apart in URLs.
     pub fn new(name: &str) -> Self {
-        let mut instance = [0; 8];
-        crate::key::fill_random(&mut instance);
         Self {
             config: ConnectorConfig::new(SCHEME, name),
-            instance: u64::from_le_bytes(instance),
+            instance: crate::key::random_number(),
             generation: generation(),
             next: AtomicU64::new(0),
             closed: AtomicBool::new(false),

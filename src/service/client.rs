@@ -25,7 +25,7 @@ use crate::failpoint::failpoint;
 use crate::key::Format;
 use crate::mutant::mutant;
 use crate::process::{self, PerProcess};
-use crate::region::Region;
+use crate::region::{self, Region};
 use crate::shm::class::{Class, Place};
 use crate::shm::clock;
 use crate::shm::layout::{policy, word};
@@ -316,7 +316,7 @@ impl Client {
             return Err(corrupt("its length or size class is impossible"));
         };
         if class == Class::EMPTY {
-            return Ok((NonNull::<Aligned>::dangling().cast(), 0));
+            return Ok((region::nowhere(), 0));
         }
         let place = Place::from_bits(object.place);
         let held = self.segment(place.segment())?;
@@ -497,7 +497,7 @@ impl Client {
     /// Where the cell of a slot of ours lies for writing.
     fn cell_of(&self, object: &Object, class: Class) -> Result<NonNull<u8>> {
         if class == Class::EMPTY {
-            return Ok(NonNull::<Aligned>::dangling().cast());
+            return Ok(region::nowhere());
         }
         let place = Place::from_bits(object.place);
         let held = self.segment(place.segment())?;
@@ -629,10 +629,6 @@ pub(crate) enum Look {
     Declared,
     Missing,
 }
-
-/// A zero-sized value with the alignment of a region, for the address of an empty one.
-#[repr(align(64))]
-struct Aligned;
 
 /// What a key says of its object.
 #[derive(Clone, Copy, Debug)]

@@ -138,7 +138,7 @@ impl Server {
             clients: HashMap::new(),
             next_connection: 0,
             // Numbers of another memory must not be numbers of this one: somebody may come back with such a one.
-            next_tag: random_number() >> (INDEX_BITS + 1),
+            next_tag: crate::key::random_number() >> (INDEX_BITS + 1),
             starved: VecDeque::new(),
             standing: HashSet::new(),
             draining: None,
@@ -276,11 +276,10 @@ impl Server {
                     return;
                 }
             };
-            let Ok(peer) = socket.peer() else { continue };
-            if peer.uid != rustix::process::geteuid().as_raw() {
+            let Ok(peer) = socket.check_user() else {
                 self.refused += 1;
                 continue;
-            }
+            };
             failpoint!("service.accepted");
             let connection = self.next_connection;
             self.next_connection = self.next_connection.wrapping_add(1) & (u32::MAX >> 2);
@@ -619,12 +618,6 @@ fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) 
         }
     }
     Ok(survivors)
-}
-
-fn random_number() -> u64 {
-    let mut random = [0; 8];
-    crate::key::fill_random(&mut random);
-    u64::from_le_bytes(random)
 }
 
 /// The entry of a client in the table, by its tag.

@@ -82,13 +82,9 @@ impl Memory {
         let (offset, len) = layout.tables();
         ctl.reserve(offset, len)?;
         let table = Table::new(Mapped::new(ctl.map(Access::Write)?), layout);
-        let mut random = [0; 16];
-        crate::key::fill_random(&mut random);
-        let (instance, seed) = random.split_at(8);
-        let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
         table.header(word::POLICY).store(if stamp { policy::STAMP } else { 0 }, Relaxed);
         table.header(word::BUDGET).store(budget, Relaxed);
-        table.initialize(number(instance), number(seed));
+        table.initialize(crate::key::random_number(), crate::key::random_number());
         let mut memory = Self::empty(ctl, table, BTreeMap::new(), Arena::new(), budget);
         memory.grow_slots()?;
         memory.grow_pages()?;

@@ -168,7 +168,5 @@ const PAGE: u64 = 4096;
 
 /// A generation for a slot that lost its own: one that no key has, but once in 2^61.
 fn unused_generation() -> u64 {
-    let mut random = [0; 8];
-    crate::key::fill_random(&mut random);
-    random.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)) >> (u64::BITS - Id::GENERATION_BITS)
+    crate::key::random_number() >> (u64::BITS - Id::GENERATION_BITS)
 }

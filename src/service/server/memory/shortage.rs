@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 use crate::service::server::index_of;
 use crate::shm::class::Class;
 use crate::shm::layout::client;
-use crate::shm::preflight;
+use crate::shm::preflight::{self, Amount};
 use crate::shm::table::State;
 
 /// Memory that could not be had.
@@ -43,20 +43,20 @@ impl Memory {
         let largest: Vec<String> = holders
             .iter()
             .take(3)
-            .map(|(tag, (bytes, count))| format!("{} holds {} in {count}", self.describe(*tag), mib(*bytes)))
+            .map(|(tag, (bytes, count))| format!("{} holds {} in {count}", self.describe(*tag), Amount(*bytes)))
             .collect();
         let context = format!(
             "{} needed; of a budget of {} objects have {} ({} evicted but still viewed), leases {}, free are {} in pieces of at most {}; {}{why}; \
              evict objects, or raise PROXYSTORE_SHM_BYTES (available: {})",
-            mib(class.capacity()),
-            mib(self.budget),
-            mib(live),
-            mib(dying),
-            mib(leased),
-            mib(self.arena.free_bytes()),
-            mib(self.arena.largest_free()),
+            Amount(class.capacity()),
+            Amount(self.budget),
+            Amount(live),
+            Amount(dying),
+            Amount(leased),
+            Amount(self.arena.free_bytes()),
+            Amount(self.arena.largest_free()),
             if largest.is_empty() { "nobody holds any".to_owned() } else { largest.join(", ") },
-            mib(preflight::room().bytes),
+            Amount(preflight::room().bytes),
         );
         Error::new(ErrorKind::NoSpace, "reserve", context)
     }
@@ -67,15 +67,5 @@ impl Memory {
             true => format!("process {}", self.table.client(index, client::PID).load(Relaxed)),
             false => "a process that ended".to_owned(),
         }
-    }
-}
-
-/// Bytes for people.
-fn mib(bytes: u64) -> String {
-    match bytes {
-        0..=9999 => format!("{bytes} B"),
-        _ if bytes < 10 << 20 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ if bytes < 10 << 30 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
     }
 }
