@@ -15,6 +15,8 @@ pub mod codec;
 pub mod connectors;
 #[cfg(all(feature = "shm", not(loom)))]
 pub mod service;
+#[cfg(all(feature = "tcp", not(loom)))]
+pub(crate) mod fabric;
 #[cfg(feature = "shm")]
 pub(crate) mod shm;
 pub mod connector;

@@ -14,6 +14,7 @@ const UNSAFE: &[&str] = &[
     "codec::plain",
     "connectors::file::mapping",
     "connectors::shm",
+    "fabric::landing",
     "process",
     "region",
     "service::client",

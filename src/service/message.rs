@@ -361,8 +361,9 @@ const KINDS: &[ErrorKind] = &[
     ErrorKind::Stale,
     ErrorKind::Forked,
     ErrorKind::Unavailable,
-    ErrorKind::PeerDied,
+    ErrorKind::PeerDown,
     ErrorKind::Incompatible,
+    ErrorKind::Unauthorized,
 ];
 
 /// Appends fields behind a header.
