@@ -2,15 +2,18 @@
 
 use crate::connector::Registration;
 
+#[cfg(all(feature = "tcp", not(loom)))]
+pub mod dim;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(feature = "memory")]
 pub mod memory;
 mod registry;
 #[cfg(all(feature = "shm", not(loom)))]
-#[expect(unsafe_code, reason = "leased cells are memory that others own")]
 pub mod shm;
 
+#[cfg(all(feature = "tcp", not(loom)))]
+pub use dim::DimConnector;
 #[cfg(feature = "file")]
 pub use file::FileConnector;
 #[cfg(feature = "memory")]

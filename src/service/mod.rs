@@ -6,6 +6,8 @@ pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[cfg(feature = "tcp")]
+pub(crate) mod export;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod inspect;
