@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::shm::attachment;
 use crate::config::ConnectorConfig;
-use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, not_found};
+use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, Registration, not_found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::Fabric;
 use crate::key::{Format, Key, random_number};
@@ -18,6 +19,7 @@ use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Arrival, Client, Expected, Look, Sight};
+use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
@@ -54,7 +56,38 @@ struct Inner {
     remote: Arc<Remote>,
 }
 
+/// The row of the connector table.
+pub const REGISTRATION: Registration = Registration::new(
+    TCP,
+    "cluster",
+    "objects in shared memory of all nodes of the job; other nodes' come over TCP, once a node",
+    &["bytes", "evict"],
+    CAPABILITIES,
+    |config| Ok(Arc::new(DimConnector::open(config)?)),
+);
+
+const TCP: &str = "tcp";
+
 impl DimConnector {
+    /// Attaches to a namespace of this node, hosts its service if nobody does, and has it answer other nodes.
+    ///
+    /// # Cost
+    /// Some milliseconds the first time on a node; below a millisecond then.
+    ///
+    /// # Errors
+    /// As [`ShmConnector::open`](super::ShmConnector::open); `Unavailable` when no port is free, `Config` and `Permission`
+    /// for devices and secrets that cannot be used.
+    pub fn open(config: &ConnectorConfig) -> Result<Self> {
+        let (options, canonical) = attachment(TCP, config)?;
+        let begin = || {
+            let client = Client::attach(&options)?;
+            let contact = client.export()?;
+            let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
+            Ok(Self::new(canonical, TCP, client, contact, &signing, fabric))
+        };
+        begin().map_err(|error: Error| error.with_connector(TCP))
+    }
+
     /// A connector on an attachment whose service can be reached at `contact`.
     pub(crate) fn new(
         config: ConnectorConfig,

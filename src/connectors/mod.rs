@@ -30,7 +30,9 @@ pub const TABLE: &[Registration] = &[
     file::REGISTRATION,
     #[cfg(all(feature = "shm", not(loom)))]
     shm::REGISTRATION,
+    #[cfg(all(feature = "tcp", not(loom)))]
+    dim::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
-pub const FEATURES: &[&str] = &["memory", "file", "shm"];
+pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp"];

@@ -56,28 +56,8 @@ impl ShmConnector {
     /// # Errors
     /// `Config` for options, `Unavailable` when the service does not answer, `Permission`, `Incompatible`, `NoSpace`.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
-        let namespace = match config.location() {
-            "" => default_namespace(),
-            name => name.to_owned(),
-        };
-        let budget = config.parse_option("bytes", "a number of bytes such as 4GiB", |text| {
-            parse_bytes(text).filter(|bytes| *bytes > 0)
-        })?;
-        let displace = config.parse_option("evict", "refuse or lru", |text| match text {
-            "refuse" => Some(false),
-            "lru" => Some(true),
-            _ => None,
-        })?;
-        let options =
-            Options { namespace: namespace.clone(), budget, displace, timeout: environment::timeout(), may_host: true };
+        let (options, canonical) = attachment(SCHEME, config)?;
         let client = Client::attach(&options).map_err(|error| error.with_connector(SCHEME))?;
-        let mut canonical = ConnectorConfig::new(SCHEME, namespace);
-        if let Some(budget) = budget {
-            canonical = canonical.with_option("bytes", budget.to_string());
-        }
-        if let Some(displace) = displace {
-            canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
-        }
         let nothing = Id { slot: 0, generation: 0 };
         let template = locator::key(client.instance(), nothing, 0, 0, Format::RAW)?;
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
@@ -259,6 +239,34 @@ impl fmt::Debug for ShmConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShmConnector").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// How a URL with these options attaches, and the URL with all defaults filled in.
+///
+/// # Errors
+/// `Config` for values that are none.
+pub(super) fn attachment(scheme: &'static str, config: &ConnectorConfig) -> Result<(Options, ConnectorConfig)> {
+    let namespace = match config.location() {
+        "" => default_namespace(),
+        name => name.to_owned(),
+    };
+    let budget = config
+        .parse_option("bytes", "a number of bytes such as 4GiB", |text| parse_bytes(text).filter(|bytes| *bytes > 0))?;
+    let displace = config.parse_option("evict", "refuse or lru", |text| match text {
+        "refuse" => Some(false),
+        "lru" => Some(true),
+        _ => None,
+    })?;
+    let options =
+        Options { namespace: namespace.clone(), budget, displace, timeout: environment::timeout(), may_host: true };
+    let mut canonical = ConnectorConfig::new(scheme, namespace);
+    if let Some(budget) = budget {
+        canonical = canonical.with_option("bytes", budget.to_string());
+    }
+    if let Some(displace) = displace {
+        canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
+    }
+    Ok((options, canonical))
 }
 
 #[inline]

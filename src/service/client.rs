@@ -566,6 +566,19 @@ impl Client {
         }
     }
 
+    /// Where other nodes reach the objects of this one; from now on they do.
+    ///
+    /// # Errors
+    /// What keeps the service from listening; `Unsupported` when it was built without.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn export(&self) -> Result<std::net::SocketAddr> {
+        self.check("open")?;
+        match self.ask(|id| Request::Export { id }, "open")? {
+            agent::Answer::Exported(contact) => Ok(contact),
+            _ => Err(corrupt("the service answered something else")),
+        }
+    }
+
     fn unanswered(&self, op: &'static str) -> Error {
         let context = format!(
             "the node service of {:?} (process {}) did not answer within {:?}",

@@ -9,7 +9,7 @@ use std::future::Future as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Wake};
 
 use bytes::Bytes;
@@ -30,8 +30,8 @@ use crate::sync::lock;
 /// Answers for the objects of one node's memory.
 pub(crate) struct Export {
     client: Arc<Client>,
-    /// Whom others ask for the objects here.
-    contact: SocketAddr,
+    /// Whom others ask for the objects here; known a moment after listening began.
+    contact: OnceLock<SocketAddr>,
     winners: Mutex<Winners>,
     /// Answers that wait for an object; those that nobody wants any more are dropped by the next.
     held: Mutex<Vec<Weak<Held>>>,
@@ -39,13 +39,21 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    pub(crate) fn new(client: Arc<Client>, contact: SocketAddr) -> Arc<Self> {
+    pub(crate) fn new(client: Arc<Client>) -> Arc<Self> {
         Arc::new(Self { client, contact, winners: Mutex::default(), held: Mutex::default(), closed: Arc::default() })
     }
 
-    fn pointer(&self, id: Id, place: u64, len: u64, format: Format) -> Pointer {
-        let address = Address { contact: self.contact, instance: self.client.instance(), id, place };
-        Pointer { address, len, format }
+    /// Says where it is reached.
+    pub(crate) fn set_contact(&self, contact: SocketAddr) {
+        let _ = self.contact.set(contact);
+    }
+
+    fn pointer(&self, id: Id, place: u64, len: u64, format: Format) -> Result<Pointer> {
+        let Some(contact) = self.contact.get() else {
+            return Err(Error::new(ErrorKind::Unavailable, "get", "this node has just begun to answer"));
+        };
+        let address = Address { contact: *contact, instance: self.client.instance(), id, place };
+        Ok(Pointer { address, len, format })
     }
 
     /// An object as others are told of it, and its bytes.
@@ -58,7 +66,7 @@ impl Export {
             }
             // The one that was committed to a declaration has a place, and so a key, of its own.
             Sight::Object(_, object) if object.id != want.id => {
-                let pointer = self.pointer(object.id, object.place, object.label.len, object.label.format);
+                let pointer = self.pointer(object.id, object.place, object.label.len, object.label.format)?;
                 (Verdict::Bound(pointer), None)
             }
             Sight::Object(region, object) => (Verdict::Yes { expires_in: Client::expires_in(&object) }, Some(region)),
@@ -216,7 +224,7 @@ impl Drop for Export {
 
 impl fmt::Debug for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Export({} at {})", self.client.instance(), self.contact)
+        write!(f, "Export({:?} at {:?})", self.client, self.contact.get())
     }
 }
 

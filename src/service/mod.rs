@@ -8,6 +8,8 @@ pub(crate) mod client;
 pub(crate) mod directory;
 #[cfg(feature = "tcp")]
 pub(crate) mod export;
+#[cfg(feature = "tcp")]
+pub(crate) mod exported;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod inspect;
