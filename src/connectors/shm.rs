@@ -58,7 +58,7 @@ impl ShmConnector {
     /// `Config` for options, `Unavailable` when the service does not answer, `Permission`, `Incompatible`, `NoSpace`.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
         let namespace = match config.location() {
-            "" => default_namespace(),
+            "" => default_namespace()?,
             name => name.to_owned(),
         };
         let budget = config.parse_option("bytes", "a number of bytes such as 4GiB", |text| {
