@@ -247,7 +247,7 @@ impl fmt::Debug for ShmConnector {
 /// `Config` for values that are none.
 pub(super) fn attachment(scheme: &'static str, config: &ConnectorConfig) -> Result<(Options, ConnectorConfig)> {
     let namespace = match config.location() {
-        "" => default_namespace(),
+        "" => default_namespace()?,
         name => name.to_owned(),
     };
     let budget = config
