@@ -40,7 +40,13 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn new(client: Arc<Client>) -> Arc<Self> {
-        Arc::new(Self { client, contact: OnceLock::new(), winners: Mutex::default(), held: Mutex::default(), closed: Arc::default() })
+        Arc::new(Self {
+            client,
+            contact: OnceLock::new(),
+            winners: Mutex::default(),
+            held: Mutex::default(),
+            closed: Arc::default(),
+        })
     }
 
     /// Says where it is reached.
