@@ -39,10 +39,14 @@ mod arrival;
 mod attach;
 mod lease;
 mod pins;
+#[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
+mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
 pub(crate) use lease::Lease;
+#[allow(unused_imports, reason = "until the distributed connector is here")]
+pub(crate) use replica::{Claim, Replica};
 pub(crate) use walk::Seen;
 
 use agent::{Doorbell, Requests};
