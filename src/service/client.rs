@@ -42,12 +42,16 @@ mod cell;
 mod find;
 mod lease;
 mod pins;
+#[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
+mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;
+#[allow(unused_imports, reason = "until the distributed connector is here")]
+pub(crate) use replica::{Claim, Replica};
 pub(crate) use walk::Seen;
 
 use agent::{Doorbell, Requests};

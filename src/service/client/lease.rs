@@ -198,9 +198,27 @@ impl Lease {
         self.place
     }
 
+    pub(super) fn slot(&self) -> u32 {
+        self.id.slot
+    }
+
+    /// Length of the cell.
+    pub(super) fn capacity(&self) -> u64 {
+        self.class.capacity()
+    }
+
     /// First byte of the cell, aligned to 64.
     pub(crate) fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
+    }
+
+    /// Writes to the beginning of the cell what fits into it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.class.capacity() as usize);
+        // SAFETY: the cell has at least `len` bytes, nobody else has it, and it is no part of `bytes`: views lie in other
+        // mappings, and in cells that are not leased.
+        unsafe { self.ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), len) };
     }
 
     /// Makes what was written an object.
