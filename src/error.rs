@@ -69,8 +69,10 @@ pub enum ErrorKind {
     Forked,
     /// The node service or a peer does not answer now.
     Unavailable,
-    /// The process at the other end died in the middle of the operation.
-    PeerDied,
+    /// The peer that has the object died, went silent or cannot be reached.
+    PeerDown,
+    /// A peer does not have the job's secret, or says that this process does not.
+    Unauthorized,
     /// The other side has another version of the protocol or of a memory layout.
     Incompatible,
     /// An operating-system call failed otherwise.
@@ -100,7 +102,7 @@ impl Error {
             Os::FileTooLarge => ErrorKind::TooLarge,
             Os::TimedOut => ErrorKind::Timeout,
             Os::ConnectionRefused => ErrorKind::Unavailable,
-            Os::ConnectionReset | Os::ConnectionAborted | Os::BrokenPipe => ErrorKind::PeerDied,
+            Os::ConnectionReset | Os::ConnectionAborted | Os::BrokenPipe => ErrorKind::PeerDown,
             _ => ErrorKind::Io,
         };
         Self::new(kind, op, context).with_source(source)
@@ -209,7 +211,8 @@ impl fmt::Display for ErrorKind {
             Self::Stale => "stale object",
             Self::Forked => "inherited through fork",
             Self::Unavailable => "unavailable",
-            Self::PeerDied => "peer died",
+            Self::PeerDown => "peer down",
+            Self::Unauthorized => "unauthorized",
             Self::Incompatible => "incompatible version",
             Self::Io => "I/O error",
         })
@@ -229,7 +232,7 @@ impl From<Error> for std::io::Error {
             ErrorKind::Unsupported | ErrorKind::UnknownScheme | ErrorKind::Incompatible => Os::Unsupported,
             ErrorKind::Stale => Os::StaleNetworkFileHandle,
             ErrorKind::Unavailable => Os::ConnectionRefused,
-            ErrorKind::PeerDied => Os::ConnectionReset,
+            ErrorKind::PeerDown => Os::ConnectionReset,
             _ => Os::Other,
         };
         Self::new(kind, error)
@@ -259,7 +262,7 @@ mod tests {
         assert!(refused.is_retryable());
         for gone in [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe] {
             let died = Error::io("get", "", gone.into());
-            assert_eq!(died.kind(), ErrorKind::PeerDied);
+            assert_eq!(died.kind(), ErrorKind::PeerDown);
             assert!(!died.is_retryable());
             assert_eq!(std::io::Error::from(died).kind(), std::io::ErrorKind::ConnectionReset);
         }

@@ -48,6 +48,14 @@ pub const NAMES: &[&str] = &[
     "service.death.end",
     "service.rebuild.begin",
     "service.rebuild.end",
+    "export.asked",
+    "export.get.pinned",
+    "export.evicted",
+    "export.retired",
+    "export.bind.written",
+    "export.wait.arrived",
+    "export.answering",
+    "export.answered",
 ];
 
 #[cfg(feature = "failpoints")]

@@ -15,6 +15,8 @@ pub mod codec;
 pub mod connectors;
 #[cfg(all(feature = "shm", not(loom)))]
 pub mod service;
+#[cfg(all(feature = "tcp", not(loom)))]
+pub(crate) mod fabric;
 #[cfg(feature = "shm")]
 pub(crate) mod shm;
 pub mod connector;
@@ -23,6 +25,8 @@ pub mod pending;
 pub mod region;
 pub mod token;
 pub mod config;
+#[cfg(all(feature = "shm", not(loom)))]
+pub mod launch;
 pub mod key;
 #[cfg(all(feature = "shm", not(loom)))]
 mod failpoint;

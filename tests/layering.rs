@@ -13,7 +13,7 @@ const UNSAFE: &[&str] = &[
     "codec::archive",
     "codec::plain",
     "connectors::file::mapping",
-    "connectors::shm",
+    "fabric::landing",
     "process",
     "region",
     "service::client",

@@ -37,11 +37,16 @@ use crate::sync::lock as locked;
 mod agent;
 mod arrival;
 mod attach;
+mod cell;
+#[cfg(feature = "tcp")]
+mod find;
 mod lease;
 mod pins;
 mod walk;
 
 pub(crate) use arrival::Arrival;
+#[cfg(feature = "tcp")]
+pub(crate) use find::Sight;
 pub(crate) use lease::Lease;
 pub(crate) use walk::Seen;
 
@@ -382,11 +387,23 @@ impl Client {
         lease: Lease,
         len: u64,
     ) -> Result<Result<(), Unbound>> {
+        self.bind_flagged(declared, format, lease, len, 0)
+    }
+
+    /// As [`bind`](Self::bind), for an object with flags.
+    pub(crate) fn bind_flagged(
+        self: &Arc<Self>,
+        declared: Id,
+        format: Format,
+        lease: Lease,
+        len: u64,
+        flags: u16,
+    ) -> Result<Result<(), Unbound>> {
         if !self.knows(declared.slot) {
             return Ok(Err(Unbound::Missing));
         }
         let cell = pins::cell(self)?;
-        let object = lease.publish(Label { len, format, flags: BOUND, expires: 0 });
+        let object = lease.publish(Label { len, format, flags: BOUND | flags, expires: 0 });
         failpoint!("client.bind.published");
         let bound = self.table.bind(cell, declared, format, object);
         failpoint!("client.bind.bound");
@@ -545,6 +562,19 @@ impl Client {
         self.check("gc")?;
         match self.ask(|id| Request::Collect { id }, "gc")? {
             agent::Answer::Collected(bytes) => Ok(bytes),
+            _ => Err(corrupt("the service answered something else")),
+        }
+    }
+
+    /// Where other nodes reach the objects of this one; from now on they do.
+    ///
+    /// # Errors
+    /// What keeps the service from listening; `Unsupported` when it was built without.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn export(&self) -> Result<std::net::SocketAddr> {
+        self.check("open")?;
+        match self.ask(|id| Request::Export { id }, "open")? {
+            agent::Answer::Exported(contact) => Ok(contact),
             _ => Err(corrupt("the service answered something else")),
         }
     }

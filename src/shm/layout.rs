@@ -109,6 +109,9 @@ pub(crate) mod word {
     pub(crate) const COOLED: usize = 19;
     /// Most bytes of data segments.
     pub(crate) const BUDGET: usize = 18;
+    /// Where other nodes are answered: port (low 16 bits) and the family of the address, 0 while they are not; then the 16 bytes
+    /// of the address, an older one mapped into the newer.
+    pub(crate) const CONTACT: usize = 24;
     /// How often the service was rebuilt from the table.
     pub(crate) const REBUILDS: usize = 17;
 }

@@ -90,6 +90,9 @@ pub(crate) struct Label {
 pub(crate) const EPHEMERAL: u16 = 1 << 0;
 /// The object belongs to a declared key, and goes if it never came to that.
 pub(crate) const BOUND: u16 = 1 << 1;
+/// The bytes are the address of an object on another node, which is meant.
+#[cfg(feature = "tcp")]
+pub(crate) const REDIRECT: u16 = 1 << 3;
 
 /// The words of a slot, read one by one and not checked.
 #[derive(Clone, Copy, Debug)]

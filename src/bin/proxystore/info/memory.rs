@@ -25,7 +25,7 @@ struct Found {
 impl Memory {
     /// Looks without making anything, and without hosting a service.
     pub(super) fn collect() -> Self {
-        let default_namespace = crate::namespace::default_name().unwrap_or_else(|_| service::default_namespace());
+        let default_namespace = crate::namespace::default_name().unwrap_or_default();
         let names = service::namespaces().unwrap_or_default();
         let namespaces = names.into_iter().map(|name| {
             let found = Namespace::find(&name);

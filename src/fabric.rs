@@ -1,0 +1,246 @@
+//! `Fabric`: the contract between the distributed connector and whatever moves bytes between nodes.
+//!
+//! ```text
+//!   requester                                                     owner
+//!   Peer::request(Call { head, land }) ── head ─────────────────> Service::answer(Incoming { head, responder })
+//!                                                                 ... looks up, pins ...
+//!   Land::land(head, lengths) <── head, lengths of parts ──────── Responder::reply(head, parts)
+//!     chooses registered memory of its own
+//!   Landing, Landing, ... <══ parts, from pinned memory ═════════ dropped when the last byte is on its way
+//!   Pending<Answer> ends
+//! ```
+
+use std::any::Any;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pending::Pending;
+
+#[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
+mod landing;
+
+pub(crate) use landing::{Landing, Parts};
+
+/// A way to move bytes between nodes.
+///
+/// # Contract
+/// * **The requester pulls.** Bytes of a reply are written only to memory that the requester's own [`Land`] chose for that
+///   reply, and by the requester's own process or adapter: no peer ever holds the right to write.
+/// * **Operations own their memory.** A landing and a part of a reply belong to the operation until the mechanism is done with
+///   them, also when the caller stopped waiting: nothing is freed or reused early.
+/// * **All or nothing.** A request ends in a whole answer or in an error. Bytes that did land without the rest are not shown.
+/// * **Everything ends.** A request whose peer shows no sign of life for the silence limit ends in `PeerDown`, and so do all
+///   others on the same connection; the caller's own deadline ends it earlier, in `Timeout`. An answer may be held back
+///   for as long as the owner's process shows that it lives.
+/// * **At most once.** A request is answered by one call of [`Service::answer`] at most. A request that ended in an error may
+///   have been answered or not: what is not idempotent has a number of its own in its head.
+/// * **Strangers stay out.** Before the mutual proof of the job's secret nothing is allocated in proportion to what a peer
+///   says, and no head or address reaches the mechanism's library or a [`Service`].
+/// * **Threads.** All methods may be called from any number of threads.
+pub(crate) trait Fabric: Send + Sync + fmt::Debug + 'static {
+    /// Its scheme in URLs.
+    fn scheme(&self) -> &'static str;
+
+    /// Makes memory known from which parts will be sent and in which replies will land; idempotent.
+    ///
+    /// # Cost
+    /// Once per segment; pinning takes 0.1 s a GiB on adapters that pin.
+    fn register(&self, segment: Segment) -> Result<()> {
+        let _ = segment;
+        Ok(())
+    }
+
+    /// Begins to answer peers at the first of `addresses` that is free, each of which names one interface.
+    ///
+    /// Dropping the listener ends it: connections are closed, held answers become errors at their requesters.
+    ///
+    /// # Errors
+    /// `Unavailable` when none is free, naming them; `Io`.
+    fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>>;
+
+    /// Reaches the peer at `contact` and proves the job's secret, both ways.
+    ///
+    /// Blocks until `deadline`; what is retried within it is the mechanism's affair.
+    ///
+    /// # Errors
+    /// `PeerDown` when nobody is there, `Timeout`, `Unauthorized` when either side does not have the secret,
+    /// `Incompatible` for another version.
+    fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>>;
+}
+
+/// An end of a connection, at the requester.
+pub(crate) trait Peer: Send + Sync + fmt::Debug + 'static {
+    /// Number of the owner's memory, as it proved: keys with another one are stale.
+    fn instance(&self) -> u64;
+
+    /// Whether requests may still succeed; false for ever after it was false once.
+    fn is_up(&self) -> bool;
+
+    /// How many requests move their bytes side by side faster than one after another: parts of large objects are spread so.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// Asks, and lands the answer.
+    ///
+    /// # Cost
+    /// One round trip. The waiting thread drives it: no hop to another thread.
+    ///
+    /// # Errors
+    /// `PeerDown`, `Timeout` at the deadline of the `Pending`, `Corrupt` for frames that make no sense, `Cancelled` when the
+    /// owner dropped the question, and whatever `land` returned.
+    ///
+    /// # Cancel safety
+    /// Dropping the `Pending` abandons the answer; its landing is released when no byte can come any more.
+    fn request(self: Arc<Self>, call: Call) -> Pending<Answer>;
+
+    /// Ends the connection; open requests end in `PeerDown`.
+    fn close(&self);
+}
+
+/// Where a fabric answers.
+pub(crate) trait Listener: Send + Sync + fmt::Debug {
+    /// The address that peers connect to.
+    fn contact(&self) -> SocketAddr;
+}
+
+/// Who answers.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// Answers a call now, or later from any thread, by its responder. Must not block.
+    fn answer(&self, call: Incoming<'_>);
+}
+
+/// A question.
+pub(crate) struct Call {
+    /// What is asked, at most [`MAX_HEAD`] bytes; the fabric does not look into it.
+    pub(crate) head: Vec<u8>,
+    /// Chooses where the bytes of the answer go.
+    pub(crate) land: Box<dyn Land>,
+    /// Calls of different lanes may go over different streams; any number is allowed.
+    pub(crate) lane: usize,
+}
+
+impl Call {
+    /// A question whose answer has no parts.
+    pub(crate) fn small(head: Vec<u8>) -> Self {
+        Self { head, land: Box::new(NoParts), lane: 0 }
+    }
+}
+
+/// Chooses where the bytes of an answer go.
+pub(crate) trait Land: Send + 'static {
+    /// Memory for each part of the reply, of exactly its length; called at most once, before any byte of a part is moved, on
+    /// whichever thread read the head. Must not wait for another request.
+    ///
+    /// # Errors
+    /// End the request, and the bytes are thrown away.
+    fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Vec<Landing>>;
+}
+
+/// Refuses parts.
+struct NoParts;
+
+impl Land for NoParts {
+    fn land(&mut self, _: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
+        match parts {
+            [] => Ok(Vec::new()),
+            _ => Err(Error::new(ErrorKind::Corrupt, "get", "an answer has bytes that nobody asked for")),
+        }
+    }
+}
+
+/// An answer that came whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: Vec<u8>,
+    /// What [`Land::land`] chose, written to the last byte.
+    pub(crate) parts: Vec<Landing>,
+}
+
+/// A question, at the owner.
+pub(crate) struct Incoming<'a> {
+    pub(crate) head: &'a [u8],
+    /// Number of the requester's memory, as it proved.
+    pub(crate) from: u64,
+    pub(crate) responder: Responder,
+}
+
+/// The duty to answer one question; dropping it refuses.
+pub(crate) struct Responder(Option<Box<dyn Respond>>);
+
+/// What a fabric does to answer.
+pub(crate) trait Respond: Send + Sync {
+    /// Sends the answer, or, for `None`, that there is none.
+    fn respond(self: Box<Self>, reply: Option<Outgoing>);
+
+    /// Whether anybody still waits for it, as far as is known here.
+    fn is_wanted(&self) -> bool;
+}
+
+/// An answer on its way.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// At most [`MAX_HEAD`] bytes.
+    pub(crate) head: Vec<u8>,
+    /// At most [`MAX_PARTS`] pieces of pinned, registered memory; dropped when the mechanism is done with them.
+    pub(crate) parts: Vec<Bytes>,
+}
+
+impl Responder {
+    pub(crate) fn new(respond: Box<dyn Respond>) -> Self {
+        Self(Some(respond))
+    }
+
+    /// Answers.
+    pub(crate) fn reply(mut self, head: Vec<u8>, parts: Vec<Bytes>) {
+        if let Some(respond) = self.0.take() {
+            respond.respond(Some(Outgoing { head, parts }));
+        }
+    }
+
+    /// Whether anybody still waits for the answer, as far as is known here.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|respond| respond.is_wanted())
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if let Some(respond) = self.0.take() {
+            respond.respond(None);
+        }
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Responder")
+    }
+}
+
+/// Mapped memory that stays where it is until the last clone of its owner is gone.
+#[derive(Clone)]
+pub(crate) struct Segment {
+    /// Addresses, for a mechanism that hands them to its library.
+    pub(crate) addresses: Range<usize>,
+    /// Keeps the memory mapped.
+    pub(crate) owner: Arc<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Segment({:#x?})", self.addresses)
+    }
+}
+
+/// Longest head of a question or an answer, in bytes.
+pub(crate) const MAX_HEAD: usize = 64 << 10;
+
+/// Most parts of an answer.
+pub(crate) const MAX_PARTS: usize = 4096;
