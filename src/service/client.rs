@@ -300,7 +300,7 @@ impl Client {
     }
 
     #[inline(always)]
-    fn view(&self, object: &Object, expected: Expected, mut pinned: Pinned) -> Result<Look> {
+    fn view(&self, object: &Object, expected: Expected, pinned: Pinned) -> Result<Look> {
         let label = &object.label;
         expected.check(object)?;
         if label.expires != 0 && label.expires <= clock::boot_millis() {
@@ -310,11 +310,10 @@ impl Client {
             self.table.stamp(object, self.table.header(word::EPOCH).load(Relaxed) as u32);
         }
         let (ptr, len) = self.bytes_of(object)?;
+        failpoint!("client.viewing");
         // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
         // nobody writes to its bytes until the pin is given up.
-        unsafe { pinned.aim(ptr, len) };
-        failpoint!("client.viewing");
-        Ok(Look::Object(pinned.into_region()))
+        Ok(Look::Object(unsafe { pinned.into_region(ptr, len) }))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.
