@@ -48,6 +48,15 @@ pub const NAMES: &[&str] = &[
     "service.death.end",
     "service.rebuild.begin",
     "service.rebuild.end",
+    "fabric.connected",
+    "fabric.asked",
+    "fabric.landing",
+    "fabric.answered",
+    "fabric.accepted",
+    "fabric.proved",
+    "fabric.question",
+    "fabric.answer.half",
+    "fabric.answer.sent",
 ];
 
 #[cfg(feature = "failpoints")]

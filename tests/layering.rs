@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "connectors::file::mapping",
     "connectors::shm",
     "fabric::landing",
+    "fabric::tcp::scatter",
     "process",
     "region",
     "service::client",
