@@ -210,7 +210,15 @@ impl Inner {
     /// Finds an object of another node: here, if a process of this node has fetched it, or there.
     fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
         let Pointer { address, len, format } = object;
-        if !self.remote.shares || address.place == NO_PLACE {
+        if address.place == NO_PLACE {
+            let asked = self.remote.ask(address, Question::Exists(vec![want(&address, len)]));
+            return asked.and_then(|verdict| match verdict {
+                Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
+                Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
+                _ => Err(landings::mismatch()),
+            });
+        }
+        if !self.remote.shares {
             let remote = Arc::clone(&self.remote);
             return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
         }
@@ -567,17 +575,19 @@ impl Connector for DimConnector {
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
-        let begun = || {
-            let address = self.locate("commit_at", key)?;
-            if address.place == NO_PLACE {
-                let (lease, len) = self.inner.client.lease_of(region)?;
-                return Ok((address, lease, len));
-            }
-            let context = "the key was not declared: its object is there already";
-            Err(Error::new(ErrorKind::AlreadyExists, "commit_at", context).with_connector(self.inner.scheme))
+        let address = match self.locate("commit_at", key) {
+            Ok(address) => address,
+            Err(error) => return Pending::ready(Err(error)),
         };
-        let (address, lease, len) = match begun() {
-            Ok(begun) => begun,
+        if address.place != NO_PLACE {
+            let scheme = self.inner.scheme;
+            return self.inner.exists(pointer(address, key), 0).and_then(move |exists| match exists {
+                true => Err(unbound(Unbound::Taken, scheme)),
+                false => Err(unbound(Unbound::Missing, scheme)),
+            });
+        }
+        let (lease, len) = match self.inner.client.lease_of(region) {
+            Ok(lease) => lease,
             Err(error) => return Pending::ready(Err(error)),
         };
         let scheme = self.inner.scheme;
