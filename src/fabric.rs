@@ -25,6 +25,13 @@ use crate::pending::Pending;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;
 
+#[cfg(test)]
+pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod fault;
+
 pub(crate) use landing::{Landing, Parts};
 
 /// A way to move bytes between nodes.
