@@ -1,24 +1,34 @@
 //! Every connector of the table against the whole contract.
 
-use std::process::ExitCode;
+use std::env;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::OnceLock;
 
 use proxystore::conformance::{self, Subject};
 use proxystore::connector::Registration;
-use proxystore::{ConnectorConfig, connectors};
+use proxystore::{ConnectorConfig, Store, connectors};
 
 fn main() -> ExitCode {
+    if env::args().nth(1).as_deref() == Some(KEEP) {
+        return keep_node();
+    }
     let mut subjects = Vec::new();
     for row in connectors::TABLE {
-        match subject(*row) {
-            Some(subject) => subjects.push(subject),
-            None => {
-                eprintln!(
-                    "tests/conformance.rs: the connector {} has no subject, so nothing would test it",
-                    row.scheme
-                );
+        let subject = match row.scheme {
+            "memory" => Subject::new(*row, || Ok(ConnectorConfig::new("memory", ""))),
+            "shm" => Subject::new(*row, || Ok(ConnectorConfig::new("shm", fresh_namespace()))),
+            "tcp" => {
+                subjects.push(Subject::new(*row, || Ok(ConnectorConfig::new("tcp", fresh_namespace()))));
+                across_nodes(*row)
+            }
+            "file" => Subject::in_directories(*row),
+            other => {
+                eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
                 return ExitCode::FAILURE;
             }
-        }
+        };
+        subjects.push(subject);
     }
     conformance::main(subjects)
 }
@@ -29,12 +39,61 @@ fn fresh_namespace() -> String {
     format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
 }
 
-/// How fresh connectors of a row come about.
-fn subject(row: Registration) -> Option<Subject> {
-    match row.scheme {
-        "memory" => Some(Subject::new(row, || Ok(ConnectorConfig::new("memory", "")))),
-        "shm" => Some(Subject::new(row, || Ok(ConnectorConfig::new("shm", fresh_namespace())))),
-        "file" => Some(Subject::in_directories(row)),
-        _ => None,
+/// A subject whose `process` cases run their child on another node: one with a runtime directory, and so with memory and a
+/// node service, of its own.
+///
+/// All cases share one namespace, because the process that keeps the other node has to know it. It starts with the first case.
+fn across_nodes(row: Registration) -> Subject {
+    let namespace = fresh_namespace();
+    let directory = env::temp_dir().join(format!("proxystore-node-{namespace}")).to_string_lossy().into_owned();
+    let node = OnceLock::new();
+    let at = directory.clone();
+    let place = move || {
+        node.get_or_init(|| Node::start(&format!("{}://{namespace}", row.scheme), &at));
+        Ok(ConnectorConfig::new(row.scheme, namespace.as_str()).with_option("replicas", "off"))
+    };
+    Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory)
+}
+
+/// Another node, for as long as this process wants it: objects stay while a process is there.
+struct Node {
+    process: Child,
+    directory: String,
+}
+
+impl Node {
+    fn start(url: &str, directory: &str) -> Self {
+        let mut process = Command::new(env::current_exe().expect("this program"))
+            .args([KEEP, url])
+            .env(RUNTIME_DIR, directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a process on another node");
+        let mut ready = [0];
+        process.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the other node is there");
+        Self { process, directory: directory.to_owned() }
     }
 }
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Keeps a node's memory until the input ends.
+fn keep_node() -> ExitCode {
+    let url = env::args().nth(2).expect("a URL");
+    let _store = Store::open(&url).expect("a store on another node");
+    std::io::stdout().write_all(b".").expect("somebody waits");
+    std::io::stdout().flush().expect("somebody waits");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    ExitCode::SUCCESS
+}
+
+const KEEP: &str = "--keep-node";
+
+const RUNTIME_DIR: &str = "PROXYSTORE_RUNTIME_DIR";

@@ -1,9 +1,15 @@
 //! The node service of the `shm` connector: who owns memory, death and eviction on a node, and how processes reach it.
 
+#[cfg(feature = "tcp")]
+pub(crate) mod address;
 pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[cfg(feature = "tcp")]
+pub(crate) mod export;
+#[cfg(feature = "tcp")]
+pub(crate) mod exported;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod inspect;
@@ -17,6 +23,8 @@ pub(crate) mod locator;
 pub(crate) mod machine;
 pub(crate) mod message;
 pub(crate) mod namespace;
+#[cfg(feature = "tcp")]
+pub(crate) mod question;
 pub(crate) mod server;
 mod served;
 #[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]
@@ -31,6 +39,9 @@ pub use crate::failpoint::NAMES;
 pub use keeper::{ServeOptions, serve};
 pub use link::FLAG as KEEPER_FLAG;
 pub use machine::Machine;
+#[cfg(feature = "tcp")]
+#[doc(hidden)]
+pub use crate::fabric::{check_frames, check_handshake};
 #[doc(hidden)]
 pub use message::check_packet;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};

@@ -11,9 +11,10 @@ use super::{ServiceStats, locator};
 use crate::environment;
 use crate::error::Result;
 use crate::key::Key;
+use crate::launch::Job;
 use crate::shm::class::Class;
 use crate::shm::clock;
-use crate::shm::table::EPHEMERAL;
+use crate::shm::table::{EPHEMERAL, REPLICA};
 use crate::token::{Access, Token};
 
 /// A namespace that exists, seen from outside: whoever only looks never hosts its service.
@@ -22,7 +23,7 @@ use crate::token::{Access, Token};
 /// # fn main() -> proxystore::Result<()> {
 /// use proxystore::service::{self, Namespace};
 ///
-/// if let Some(namespace) = Namespace::find(&service::default_namespace())? {
+/// if let Some(namespace) = Namespace::find(&service::default_namespace()?)? {
 ///     let stats = namespace.stats()?;
 ///     println!("{} objects, {} B, hosted by process {}", stats.live.count, stats.live.bytes, stats.host);
 ///     for object in namespace.objects()? {
@@ -51,6 +52,8 @@ pub struct ObjectStats {
     pub owner: Option<u32>,
     /// Declared, and not committed yet.
     pub is_promised: bool,
+    /// It is a copy of an object of another node, there for the processes of this one; it makes room for others.
+    pub is_replica: bool,
     /// It ends with its producer.
     pub ends_with_producer: bool,
     /// When it ends by itself.
@@ -70,14 +73,13 @@ pub fn namespaces() -> Result<Vec<String>> {
     Directory::namespaces()
 }
 
-/// The namespace of `shm://`: that of the Slurm job, so that jobs of one user on one node do not see each other's objects.
-pub fn default_namespace() -> String {
-    match std::env::var("SLURM_JOB_ID") {
-        Ok(job) if !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
-            format!("slurm-{job}")
-        }
-        _ => "default".to_owned(),
-    }
+/// The namespace of `shm://`: the name of the [job](crate::launch::Job::id), so that jobs of one user on one node do not see each
+/// other's objects.
+///
+/// # Errors
+/// `Config` when `PROXYSTORE_JOB` is no name.
+pub fn default_namespace() -> Result<String> {
+    Job::discover_id()
 }
 
 /// Ends this process's use of shared memory: what it leased ahead of need goes back, and its stores fail with `Stale` from then
@@ -166,7 +168,7 @@ impl Namespace {
         self.client.stats()
     }
 
-    /// Its objects and promises, in no order. Those that come or go meanwhile may be missing.
+    /// Its objects, promises and replicas, in no order. Those that come or go meanwhile may be missing.
     ///
     /// # Cost
     /// A walk through the slots of shared memory, which disturbs nobody; each object is pinned for some nanoseconds.
@@ -226,6 +228,7 @@ impl Namespace {
             capacity: class.filter(|_| !seen.is_awaited).map_or(0, Class::capacity),
             owner: self.client.pid_of(object.owner),
             is_promised: seen.is_awaited,
+            is_replica: label.flags & REPLICA != 0,
             ends_with_producer: label.flags & EPHEMERAL != 0,
             expires_in: (label.expires != 0).then(|| remaining(label.expires)),
             idle: (object.stamp != 0).then(|| Duration::from_secs(u64::from(seconds))),

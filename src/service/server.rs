@@ -22,6 +22,8 @@ use crate::shm::segment::{Access, Segment};
 use crate::shm::table::Table;
 
 mod connection;
+#[cfg(feature = "tcp")]
+mod exporting;
 pub(crate) mod memory;
 mod stats;
 
@@ -79,6 +81,8 @@ pub(crate) struct Server {
     deaths: u64,
     recalls: u64,
     refused: u64,
+    #[cfg(feature = "tcp")]
+    exporting: exporting::Exporting,
     /// Last, so that it is released after all else is gone.
     host: Held,
 }
@@ -150,6 +154,8 @@ impl Server {
             deaths: 0,
             recalls: 0,
             refused: 0,
+            #[cfg(feature = "tcp")]
+            exporting: exporting::Exporting::new()?,
             host,
         };
         server.watch(&server.listener, Event::Listener)?;
@@ -159,6 +165,8 @@ impl Server {
         server.keep_all()?;
         server.adopt_clients(&survivors);
         drop(claims);
+        #[cfg(feature = "tcp")]
+        server.export_again()?;
         Ok(server)
     }
 
@@ -206,6 +214,8 @@ impl Server {
                         // Also when the supervisor is gone: clients go on with the memory that they hold.
                         Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
                     },
+                    #[cfg(feature = "tcp")]
+                    Event::Exported => self.exported(),
                     Event::Connection(connection) => self.serve(connection),
                     // Its place may be another's by now.
                     Event::Death(tag) if self.clients.get(&index_of(tag)).is_some_and(|client| client.tag == tag) => {
@@ -215,6 +225,9 @@ impl Server {
                 }
             }
             had_clients |= !self.clients.is_empty();
+            if self.memory.may_have_too_many_replicas() {
+                self.memory.trim_replicas();
+            }
             self.memory.reclaim();
             self.feed();
             self.recycle();
@@ -222,6 +235,7 @@ impl Server {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
                 self.memory.expire();
+                self.memory.trim_replicas();
                 self.ages.look(&self.memory);
             }
             self.poll_locks();
@@ -232,7 +246,7 @@ impl Server {
                 self.paused = None;
                 self.watch(&self.listener, Event::Listener)?;
             }
-            let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
+            let drained = self.draining.is_some_and(|until| !self.has_others() || Instant::now() >= until);
             if self.is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
             }
@@ -365,6 +379,14 @@ impl Server {
             // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
             // else's while other threads of it may still write to it. All others are noticed by their end.
             Request::Bye => self.is_over = self.clients.len() == 1 && self.keeper.is_none(),
+            #[cfg(feature = "tcp")]
+            Request::Export { id } => self.export(number, id),
+            #[cfg(not(feature = "tcp"))]
+            Request::Export { id } => {
+                let context = "the program that hosts the node service was built without the feature tcp";
+                let error = Error::new(ErrorKind::Unsupported, "open", context);
+                self.send(number, &Reply::refuse(id, &error), &[]);
+            }
             Request::Hello { .. } => {}
         }
         Ok(())
@@ -544,8 +566,16 @@ impl Server {
         }
     }
 
+    /// Whether another process than this one is a client.
+    fn has_others(&self) -> bool {
+        let pid = |index| self.memory.table.client(index, client::PID).load(Relaxed);
+        self.clients.keys().any(|index| pid(*index) != u64::from(std::process::id()))
+    }
+
     fn drain(&mut self) {
         self.draining = Some(Instant::now() + self.grace);
+        #[cfg(feature = "tcp")]
+        self.exporting.end();
         // Not to those who wait for a welcome.
         let connections: Vec<u32> = self.clients.values().filter_map(|client| client.connection).collect();
         for connection in connections {
@@ -568,6 +598,9 @@ impl Server {
 enum Event {
     Listener,
     Keeper,
+    /// Other nodes are answered from now on, or cannot be.
+    #[cfg(feature = "tcp")]
+    Exported,
     Connection(u32),
     /// Of the client with this tag.
     Death(u64),
@@ -578,6 +611,8 @@ impl Event {
         match self {
             Self::Listener => 0,
             Self::Keeper => 1,
+            #[cfg(feature = "tcp")]
+            Self::Exported => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(tag) => DEATH | tag,
         }
@@ -589,6 +624,8 @@ impl Event {
         }
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
+            #[cfg(feature = "tcp")]
+            (0, 2) => Self::Exported,
             (2, connection) => Self::Connection(connection),
             _ => Self::Keeper,
         }
