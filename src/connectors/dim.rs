@@ -8,28 +8,31 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::shm::attachment;
 use crate::config::ConnectorConfig;
 use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, Registration, not_found};
+use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::Fabric;
 use crate::key::{Format, Key, random_number};
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
-use crate::service::client::{Arrival, Client, Expected, Look, Sight};
+use crate::service::client::{Arrival, Client, Expected, Look, Replica, Sight};
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
+mod batch;
 mod landings;
 mod peers;
 mod remote;
 
 use peers::Peers;
-use remote::{Found, Remote, refused, want};
+use remote::{Found, Limit, Remote, origin, refused, want};
 
 /// Keeps objects in the memory of the node that puts them; all nodes of the job reach them.
 ///
@@ -41,6 +44,8 @@ use remote::{Found, Remote, refused, want};
 /// | `tcp://NAME` | namespace: processes that use the same one share objects | of the job, else `default` |
 /// | `bytes=4GiB` | most memory of all objects on a node; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
 /// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
+/// | `lease=10s` | how long a node uses its copy of another node's object before it asks whether that still exists: an evicted object may be read so long | `10s` |
+/// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
     /// Where the objects of this node are reached.
@@ -61,7 +66,7 @@ pub const REGISTRATION: Registration = Registration::new(
     TCP,
     "cluster",
     "objects in shared memory of all nodes of the job; other nodes' come over TCP, once a node",
-    &["bytes", "evict"],
+    &["bytes", "evict", "lease", "replicas"],
     CAPABILITIES,
     |config| Ok(Arc::new(DimConnector::open(config)?)),
 );
@@ -78,12 +83,17 @@ impl DimConnector {
     /// As [`ShmConnector::open`](super::ShmConnector::open); `Unavailable` when no port is free, `Config` and `Permission`
     /// for devices and secrets that cannot be used.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
-        let (options, canonical) = attachment(TCP, config)?;
+        let (options, mut canonical) = attachment(TCP, config)?;
+        for name in ["lease", "replicas"] {
+            if let Some(value) = config.option(name) {
+                canonical = canonical.with_option(name, value);
+            }
+        }
         let begin = || {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
             let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
-            Ok(Self::new(canonical, TCP, client, contact, &signing, fabric))
+            Self::new(canonical, TCP, client, contact, &signing, fabric)
         };
         begin().map_err(|error: Error| error.with_connector(TCP))
     }
@@ -96,11 +106,19 @@ impl DimConnector {
         contact: SocketAddr,
         signing: &[u8; 16],
         fabric: Arc<dyn Fabric>,
-    ) -> Self {
-        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric) };
+    ) -> Result<Self> {
+        let lease =
+            config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
+        let shares = config.parse_option("replicas", "on or off", |text| match text {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => None,
+        })?;
+        let shares = shares.unwrap_or(true);
+        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
         let signer = Signer::new(scheme, signing);
         let inner = Inner { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
-        Self { config, contact, inner: Arc::new(inner) }
+        Ok(Self { config, contact, inner: Arc::new(inner) })
     }
 
     fn check_open(&self, op: &'static str) -> Result<()> {
@@ -176,11 +194,7 @@ impl Inner {
     fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
         let found = match self.is_here(&object.address) {
             true => Pending::ready(self.find(&object)),
-            false => {
-                let (remote, format) = (Arc::clone(&self.remote), object.format);
-                let fetched = self.remote.fetch(object.address, object.len);
-                fetched.and_then(move |fetched| remote.found(fetched, format))
-            }
+            false => self.fetch(object),
         };
         let inner = Arc::clone(self);
         found.chain(move |found| match found {
@@ -191,6 +205,47 @@ impl Inner {
             }
             Found::Elsewhere(_) => Pending::ready(Err(inner.corrupt("a declared object leads in circles"))),
         })
+    }
+
+    /// Finds an object of another node: here, if a process of this node has fetched it, or there.
+    fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
+        let Pointer { address, len, format } = object;
+        if !self.remote.shares || address.place == NO_PLACE {
+            let remote = Arc::clone(&self.remote);
+            return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
+        }
+        match self.client.find_replica(origin(&address)) {
+            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(Ok(Found::Object(region))),
+            Err(error) => Pending::ready(Err(error)),
+            // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
+            Ok(_) => {
+                let inner = Arc::clone(self);
+                Pending::blocking_until(move |deadline| inner.fetch_shared(object, Limit::new(deadline)))
+            }
+        }
+    }
+
+    /// Fetches an object for all processes of this node, or waits for the one that does.
+    fn fetch_shared(self: &Arc<Self>, object: Pointer, limit: Limit) -> Result<Found> {
+        let Pointer { address, len, format } = object;
+        loop {
+            let claim = match self.client.replica(origin(&address))? {
+                Replica::Landed { region, fresh: true } => return Ok(Found::Object(region)),
+                Replica::Landed { region, fresh: false } => {
+                    return match limit.wait(self.exists(object, 0))? {
+                        true => Ok(Found::Object(region)),
+                        false => Ok(Found::Missing),
+                    };
+                }
+                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
+                    Some(region) => return Ok(Found::Object(region)),
+                    None => continue,
+                },
+                Replica::Claimed(claim) => Some(claim),
+                Replica::Unshared => None,
+            };
+            return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+        }
     }
 
     /// Finds an object of this node.
@@ -228,6 +283,9 @@ impl Inner {
 
     /// Whether an object exists of which a node says so much.
     fn exists_as(self: &Arc<Self>, object: &Pointer, verdict: Verdict, hops: u32) -> Pending<bool> {
+        if !self.is_here(&object.address) {
+            self.note(&object.address, &verdict);
+        }
         Pending::ready(match verdict {
             Verdict::Yes { .. } => Ok(true),
             // Of its own memory the node would not say so if it were not there.
@@ -246,7 +304,30 @@ impl Inner {
             false => self.remote.ask(object.address, Question::Evict(vec![want(&object.address, object.len)])),
         };
         let inner = Arc::clone(self);
-        verdict.chain(move |verdict| inner.evict_target(verdict))
+        verdict.chain(move |verdict| {
+            inner.forget(&object.address);
+            inner.evict_target(verdict)
+        })
+    }
+
+    /// Takes what a node says of its object for news of this node's copy.
+    fn note(&self, at: &Address, verdict: &Verdict) {
+        match verdict {
+            Verdict::Yes { .. } => {
+                // Without it, the next one asks again.
+                let _ = self.client.refresh_replica(origin(at), self.remote.lease);
+            }
+            Verdict::Missing => self.forget(at),
+            _ => {}
+        }
+    }
+
+    /// Ends this node's copy of an object that another node has no more.
+    fn forget(&self, at: &Address) {
+        if !self.is_here(at) && at.place != NO_PLACE {
+            // What stays is stale no longer than its lease.
+            let _ = self.client.forget_replica(origin(at));
+        }
     }
 
     /// Evicts what an evicted declaration led to.
@@ -317,12 +398,15 @@ impl Inner {
         target.chain(move |target| {
             let question = Question::Retire { want: wanted, number: random_number() };
             let retired = inner.remote.ask(address, question);
-            retired.chain(move |verdict| match (verdict, target) {
-                (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
-                    inner.evict(pointer).then(|_| Ok(true))
+            retired.chain(move |verdict| {
+                inner.forget(&address);
+                match (verdict, target) {
+                    (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
+                        inner.evict(pointer).then(|_| Ok(true))
+                    }
+                    (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
+                    _ => Pending::ready(Ok(false)),
                 }
-                (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
-                _ => Pending::ready(Ok(false)),
             })
         })
     }
@@ -397,40 +481,33 @@ impl Connector for DimConnector {
             Ok(nodes) => nodes,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let mut started = Vec::with_capacity(nodes.len());
+        let mut local: Vec<Option<Region>> = vec![None; keys.len()];
+        let mut elsewhere = Vec::new();
         for (node, objects) in nodes {
-            let single = |(at, address): &(usize, Address)| {
-                let at = *at;
-                self.inner.get(pointer(*address, &keys[at])).and_then(move |region| Ok(vec![(at, region)]))
-            };
-            if self.inner.is_here(&node) {
-                started.extend(objects.iter().map(single));
+            let objects = objects.into_iter().map(|(at, address)| (at, pointer(address, &keys[at])));
+            if !self.inner.is_here(&node) {
+                elsewhere.push((node, objects.collect()));
                 continue;
             }
-            // Large ones travel side by side, each by itself; the small ones of a node in one answer.
-            let is_small = |(at, address): &&(usize, Address)| address.place != NO_PLACE && keys[*at].len() <= SMALL;
-            let (small, large): (Vec<_>, Vec<_>) = objects.iter().partition(is_small);
-            started.extend(large.into_iter().map(single));
-            if small.is_empty() {
-                continue;
+            for (at, object) in objects {
+                match self.inner.find(&object) {
+                    Ok(Found::Object(region)) => local[at] = Some(region),
+                    Ok(Found::Missing) => {}
+                    Ok(Found::Elsewhere(_)) => elsewhere.push((node, vec![(at, object)])),
+                    Err(error) => return Pending::ready(Err(error)),
+                }
             }
-            let wanted = small.iter().map(|(at, address)| (*address, keys[*at].len())).collect();
-            let places: Vec<(usize, Format)> = small.iter().map(|(at, _)| (*at, keys[*at].format())).collect();
-            let remote = Arc::clone(&self.inner.remote);
-            started.push(self.inner.remote.fetch_all(node, wanted).and_then(move |fetched| {
-                places
-                    .into_iter()
-                    .zip(fetched)
-                    .map(|((at, format), fetched)| match remote.found(fetched, format)? {
-                        Found::Object(region) => Ok((at, Some(region))),
-                        Found::Missing => Ok((at, None)),
-                        Found::Elsewhere(_) => Err(landings::mismatch()),
-                    })
-                    .collect()
-            }));
         }
-        let count = keys.len();
-        Pending::all(started).and_then(move |parts| Ok(in_order(count, parts)))
+        if elsewhere.is_empty() {
+            return Pending::ready(Ok(local));
+        }
+        let inner = Arc::clone(&self.inner);
+        Pending::blocking_until(move |deadline| {
+            for (at, region) in batch::fetch(&inner, elsewhere, Limit::new(deadline))? {
+                local[at] = region;
+            }
+            Ok(local)
+        })
     }
 
     fn exists_batch(&self, keys: &[Key]) -> Pending<Vec<bool>> {
@@ -604,11 +681,11 @@ fn in_order<T: Default>(count: usize, parts: Vec<Vec<(usize, T)>>) -> Vec<T> {
     all
 }
 
+/// Default of `lease`.
+const LEASE: Duration = Duration::from_secs(10);
+
 /// How many pointers are followed from a declared object to its bytes.
 const HOPS: u32 = 1;
-
-/// Objects up to this size travel together.
-const SMALL: u64 = 1 << 20;
 
 pub(crate) const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::ZERO_COPY_PUT)

@@ -401,6 +401,23 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_mpiexecs_node_is_not_ours() {
+        let slurm = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "x[1-3]"), ("SLURMD_NODENAME", "x1")];
+        assert_eq!(job(&slurm).unwrap().node(), Some("x1"));
+        let hydra = [("PMI_RANK", "2"), ("PMI_SIZE", "6"), ("SLURM_STEP_ID", "1"), ("SLURM_PROCID", "1")];
+        assert_eq!(job(&[&slurm[..], &hydra].concat()).unwrap().node(), None);
+        // srun --mpi=pmi2: the task of Slurm's is the process.
+        let pmi2 = [
+            ("PMI_RANK", "1"),
+            ("PMI_SIZE", "6"),
+            ("SLURM_STEP_ID", "1"),
+            ("SLURM_PROCID", "1"),
+            ("SLURM_NTASKS", "6"),
+        ];
+        assert_eq!(job(&[&slurm[..], &pmi2].concat()).unwrap().node(), Some("x1"));
+    }
+
+    #[test]
     fn places_among_the_nodes() {
         let nodes: Vec<String> = ["n1", "n2.a", "N3.a", "n4.a", "n4.b", "10.0.0.1"].map(String::from).to_vec();
         for (name, place) in [

@@ -42,12 +42,16 @@ mod cell;
 mod find;
 mod lease;
 mod pins;
+#[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
+mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;
+#[allow(unused_imports, reason = "until the distributed connector is here")]
+pub(crate) use replica::{Claim, Replica};
 pub(crate) use walk::Seen;
 
 use agent::{Doorbell, Requests};
@@ -296,7 +300,7 @@ impl Client {
     }
 
     #[inline(always)]
-    fn view(&self, object: &Object, expected: Expected, mut pinned: Pinned) -> Result<Look> {
+    fn view(&self, object: &Object, expected: Expected, pinned: Pinned) -> Result<Look> {
         let label = &object.label;
         expected.check(object)?;
         if label.expires != 0 && label.expires <= clock::boot_millis() {
@@ -306,11 +310,10 @@ impl Client {
             self.table.stamp(object, self.table.header(word::EPOCH).load(Relaxed) as u32);
         }
         let (ptr, len) = self.bytes_of(object)?;
+        failpoint!("client.viewing");
         // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
         // nobody writes to its bytes until the pin is given up.
-        unsafe { pinned.aim(ptr, len) };
-        failpoint!("client.viewing");
-        Ok(Look::Object(pinned.into_region()))
+        Ok(Look::Object(unsafe { pinned.into_region(ptr, len) }))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.

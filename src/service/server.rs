@@ -225,6 +225,9 @@ impl Server {
                 }
             }
             had_clients |= !self.clients.is_empty();
+            if self.memory.may_have_too_many_replicas() {
+                self.memory.trim_replicas();
+            }
             self.memory.reclaim();
             self.feed();
             self.recycle();
@@ -232,6 +235,7 @@ impl Server {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
                 self.memory.expire();
+                self.memory.trim_replicas();
                 self.ages.look(&self.memory);
             }
             self.poll_locks();

@@ -18,6 +18,7 @@ mod ends;
 mod ledger;
 mod namespace;
 mod parts;
+mod replica;
 mod rows;
 mod scale;
 mod site;
@@ -45,7 +46,7 @@ fn main() {
     }
     libtest_mimic::run(
         &Arguments::from_args(),
-        rows::trials().into_iter().chain(ends::trials()).chain(scale::trials()).collect(),
+        rows::trials().into_iter().chain(ends::trials()).chain(replica::trials()).chain(scale::trials()).collect(),
     )
     .exit();
 }

@@ -43,6 +43,9 @@ Operations:
   rtt      put and send the token, the peer resolves it, puts a reply, sends that token, resolve;
            reference: the payload itself through a bare pipe, there and back
 
+Operations shorter than 25 us are timed in batches, each after 64 that are not: the reference empties the caches, and what
+comes first after it takes some microseconds at any size. --cold times that.
+
 Output:
   MB/s is 10^6 bytes a second at the median; rtt counts both directions, and operations that move no byte count as if
   they did. The ratio is ours / reference: of the
@@ -69,6 +72,9 @@ pub(crate) struct Bench {
     /// Measure each line for about this long, with at least 5 samples
     #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = parse_budget)]
     time_budget: Duration,
+    /// Time what comes first after the reference, which empties the caches, and not operations that follow others
+    #[arg(long)]
+    cold: bool,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -87,7 +93,7 @@ enum Op {
 
 impl Bench {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let plan = Plan { budget: self.time_budget, samples: self.iterations };
+        let plan = Plan { budget: self.time_budget, samples: self.iterations, cold: self.cold };
         let connectors = match self.connector.is_empty() {
             true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
             false => self.connector.clone(),

@@ -1,7 +1,7 @@
 //! `Remote`: operations on objects of other nodes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::landings::{Fetch, Fetched, Range, mismatch};
 use super::peers::Peers;
@@ -12,16 +12,20 @@ use crate::key::Format;
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
-use crate::service::client::{Client, Expected, Look};
+use crate::service::client::{Claim, Client, Expected, Look};
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
-use crate::shm::table::Label;
+use crate::shm::table::{Label, Origin};
 
 /// What operations on other nodes' objects need.
 pub(super) struct Remote {
     pub(super) scheme: &'static str,
     pub(super) client: Arc<Client>,
     pub(super) peers: Peers,
+    /// How long a copy of another node's object is used before that node is asked again.
+    pub(super) lease: Duration,
+    /// Whether the processes of this node share what they fetch.
+    pub(super) shares: bool,
 }
 
 /// An object of another node, or the news that there is none.
@@ -30,6 +34,21 @@ pub(super) enum Found {
     /// A declaration's object is that one.
     Elsewhere(Pointer),
     Missing,
+}
+
+/// When an operation of several steps has to be over.
+#[derive(Clone, Copy)]
+pub(super) struct Limit(Instant);
+
+impl Limit {
+    pub(super) fn new(deadline: Option<Instant>) -> Self {
+        Self(deadline.unwrap_or_else(|| Instant::now() + environment::timeout()))
+    }
+
+    /// Waits for one step, as long as there is time.
+    pub(super) fn wait<T: Send + 'static>(self, step: Pending<T>) -> Result<T> {
+        step.deadline(self.0.saturating_duration_since(Instant::now())).wait()
+    }
 }
 
 impl Remote {
@@ -142,30 +161,42 @@ impl Remote {
         })
     }
 
-    /// The bytes of several objects of one node, in one round trip for each [`MAX_WANTS`] of them.
-    pub(super) fn fetch_all(self: &Arc<Self>, at: Address, objects: Vec<(Address, u64)>) -> Pending<Vec<Fetched>> {
-        let fetches = objects.chunks(MAX_WANTS).enumerate().map(|(lane, objects)| {
-            let objects = objects.to_vec();
-            self.with_peer("get", at, move |remote, peer| {
-                let reserve = |(at, len): &(Address, u64)| Ok((want(at, *len), remote.client.reserve(*len as usize)?));
-                match objects.iter().map(reserve).collect::<Result<_>>() {
-                    Ok(wants) => {
-                        let (fetch, mut call) = Fetch::new(wants);
-                        call.lane = lane;
-                        Arc::clone(peer).request(call).and_then(move |answer| fetch.finish(answer))
-                    }
-                    Err(error) => Pending::ready(Err(error)),
+    /// The bytes of several objects of one node, at most [`MAX_WANTS`], in one round trip.
+    pub(super) fn fetch_all(
+        self: &Arc<Self>,
+        at: Address,
+        lane: usize,
+        objects: Vec<Pointer>,
+    ) -> Pending<Vec<Fetched>> {
+        self.with_peer("get", at, move |remote, peer| {
+            let reserve =
+                |object: &Pointer| Ok((want(&object.address, object.len), remote.client.reserve(object.len as usize)?));
+            match objects.iter().map(reserve).collect::<Result<_>>() {
+                Ok(wants) => {
+                    let (fetch, mut call) = Fetch::new(wants);
+                    call.lane = lane;
+                    Arc::clone(peer).request(call).and_then(move |answer| fetch.finish(answer))
                 }
-            })
-        });
-        let fetches = fetches.collect();
-        Pending::all(fetches).and_then(|fetched| Ok(fetched.into_iter().flatten().collect()))
+                Err(error) => Pending::ready(Err(error)),
+            }
+        })
     }
 
-    /// What was fetched, as an object that only its view keeps.
-    pub(super) fn found(&self, fetched: Fetched, format: Format) -> Result<Found> {
+    /// What was fetched: the object that all processes of this node find, where the caller has the duty to fetch it, else one
+    /// that only its view keeps.
+    pub(super) fn found(&self, fetched: Fetched, format: Format, claim: Option<Claim>) -> Result<Found> {
         match (fetched.verdict, fetched.region) {
-            (Verdict::Yes { .. }, Some(region)) => Ok(Found::Object(self.keep(region, format)?)),
+            (Verdict::Yes { expires_in }, Some(region)) => Ok(Found::Object(match claim {
+                Some(claim) => {
+                    let (lease, len) = self.client.lease_of(region)?;
+                    let expires = match expires_in {
+                        0 => 0,
+                        millis => self.client.expiry(Duration::from_millis(millis)),
+                    };
+                    claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease)?
+                }
+                None => self.keep(region, format)?,
+            })),
             (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
             (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
             (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),
@@ -224,6 +255,11 @@ fn joined(parts: Parts, answers: Vec<Answer>) -> Result<Fetched> {
     }
     let verdict = verdict.ok_or_else(mismatch)?;
     Ok(Fetched { verdict, region: Some(parts.join(landings)?) })
+}
+
+/// What identifies an object in the memory of other nodes.
+pub(super) fn origin(at: &Address) -> Origin {
+    Origin { instance: at.instance, id: at.id }
 }
 
 /// All of an object.

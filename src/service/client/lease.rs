@@ -14,6 +14,7 @@ use crate::failpoint::failpoint;
 use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
+use crate::shm::layout::word;
 use crate::shm::table::{Id, Label, State};
 use crate::sync::lock;
 
@@ -160,12 +161,18 @@ impl Client {
     /// Leases that came without being asked for: memory of objects of ours that were evicted. What is too much goes back.
     pub(super) fn recycled(&self, class: Class, mut slots: Vec<u32>) {
         let pool = self.pool(class);
-        let room = (2 * pool.batch.load(Relaxed).max(2) as usize).saturating_sub(lock(&pool.slots).len());
+        let room = self.room(class).saturating_sub(lock(&pool.slots).len());
         let excess = slots.split_off(room.min(slots.len()));
         self.leased(class, slots);
         if !excess.is_empty() {
             self.tell(Request::Return { slots: excess });
         }
+    }
+
+    /// Most leases of a class that this process keeps unused.
+    fn room(&self, class: Class) -> usize {
+        let bytes = (self.table.header(word::BUDGET).load(Relaxed) / 64).min(RECYCLED);
+        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize)
     }
 
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
@@ -198,9 +205,27 @@ impl Lease {
         self.place
     }
 
+    pub(super) fn slot(&self) -> u32 {
+        self.id.slot
+    }
+
+    /// Length of the cell.
+    pub(super) fn capacity(&self) -> u64 {
+        self.class.capacity()
+    }
+
     /// First byte of the cell, aligned to 64.
     pub(crate) fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
+    }
+
+    /// Writes to the beginning of the cell what fits into it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.class.capacity() as usize);
+        // SAFETY: the cell has at least `len` bytes, nobody else has it, and it is no part of `bytes`: views lie in other
+        // mappings, and in cells that are not leased.
+        unsafe { self.ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), len) };
     }
 
     /// Makes what was written an object.
@@ -225,7 +250,7 @@ impl Drop for Lease {
         // Unused: the next one may have it, unless there are many already.
         let pool = self.client.pool(self.class);
         let mut slots = lock(&pool.slots);
-        if slots.len() < 2 * most(self.class) as usize {
+        if slots.len() < self.client.room(self.class) {
             slots.push(self.id.slot);
         } else {
             drop(slots);
@@ -248,6 +273,13 @@ fn most(class: Class) -> u32 {
 
 /// Most bytes of one class that are fetched at once, beyond [`Class::batch`].
 const AHEAD: u64 = 4 << 20;
+
+/// Most bytes of one class that come back to who evicted them, where the budget is much more: a process that puts and evicts
+/// no more at a time never asks for any. Others get them by a recall.
+const RECYCLED: u64 = 64 << 20;
+
+/// Cells down to this size count as bytes.
+const CELL: u64 = 16 << 10;
 
 /// Cells from this size on have pages that they share with few others.
 const POPULATE: u64 = 4096;

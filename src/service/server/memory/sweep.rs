@@ -53,7 +53,17 @@ impl Memory {
                         }
                     }
                 },
-                State::Declared => {}
+                State::Declared => {
+                    // Only who declared it knows that it is to be fetched.
+                    let id = Id { slot, generation: held.generation };
+                    if dead(held.owner)
+                        && (self.table.is_replica(id) || mutant!("sweep_promises"))
+                        && !mutant!("sweep_claims")
+                        && self.table.retire(id)
+                    {
+                        self.queue(slot);
+                    }
+                }
             }
         }
         for (object, producer_died) in bound {

@@ -9,6 +9,8 @@ use super::*;
 use crate::key::Format;
 use crate::shm::table::{BOUND, EPHEMERAL, Found, Label};
 
+mod replica;
+
 const A: u64 = 1 << 12;
 const B: u64 = 2 << 12 | 1;
 
