@@ -50,7 +50,7 @@ fn across_nodes(row: Registration) -> Subject {
     let at = directory.clone();
     let place = move || {
         node.get_or_init(|| Node::start(&format!("{}://{namespace}", row.scheme), &at));
-        Ok(ConnectorConfig::new(row.scheme, namespace.as_str()))
+        Ok(ConnectorConfig::new(row.scheme, namespace.as_str()).with_option("replicas", "off"))
     };
     Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory)
 }
