@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use proxystore::service::inspect;
 
 use crate::audit;
+use crate::content::Random;
 use crate::ledger::{Count, Kind, Ledger, kind};
 use crate::namespace;
-use crate::worker::{Random, Worker};
+use crate::worker::Worker;
 
 /// What the soak does and for how long.
 #[derive(Clone, Copy)]
