@@ -55,6 +55,11 @@ pub fn index_range() -> (usize, usize) {
     (layout.entry(0, 0) * 8, (layout.sets * layout.ways) as usize * 8)
 }
 
+/// The line of the index in which an object of another node is found.
+pub fn index_line(remote: Remote) -> u32 {
+    Layout::SHARED.set(origin(remote).digest())
+}
+
 /// Where an object of another node lies: number of the memory, slot, generation.
 pub type Remote = (u64, u32, u64);
 

@@ -315,6 +315,8 @@ impl Director {
                 unsafe {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     std::env::set_var("PROXYSTORE_RUNTIME_DIR", self.root.path());
+                    // Few enough that they make room for each other.
+                    std::env::set_var("PROXYSTORE_REPLICA_BYTES", "200KiB");
                 }
                 let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part(self))).unwrap_or(101);
                 std::process::exit(code)

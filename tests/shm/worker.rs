@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
+use proxystore::service::inspect::{self, Remote, Shared};
 use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Region};
 
+use crate::chaos::NAMESPACE;
 use crate::ledger::{Count, ENTRIES, Entry, Kind, Ledger, kind};
 
 /// A worker, until the ledger says that the soak is over or somebody kills the process.
@@ -19,6 +21,8 @@ pub(crate) struct Worker {
     views: Vec<(Region, u64)>,
     /// Keys of objects that this process ended, and was told so.
     gone: Vec<Key>,
+    /// Objects of another node that all workers want.
+    remotes: Vec<Remote>,
     next_seed: u64,
 }
 
@@ -38,6 +42,7 @@ impl Worker {
                     store: Arc::new(store),
                     views: Vec::new(),
                     gone: Vec::new(),
+                    remotes: remotes(),
                     next_seed,
                 })
             }
@@ -63,6 +68,9 @@ impl Worker {
         let entry = &self.ledger.entries[index];
         let state = entry.state.load(Acquire);
         let dice = self.random.below(100);
+        if self.random.below(8) == 0 {
+            self.replicate();
+        }
         match kind(state) {
             Kind::Empty if dice < 70 => self.put(entry, state),
             Kind::Empty if dice < 85 => self.declare(entry, state),
@@ -220,6 +228,38 @@ impl Worker {
         self.ledger.count(Count::Waits);
     }
 
+    /// Gets an object of another node: looks, waits for whoever fetches it, fetches it, gives up, or ends it for all.
+    fn replicate(&mut self) {
+        let which = self.random.below(self.remotes.len() as u64) as usize;
+        let (remote, seed, len) = (self.remotes[which], which as u64 + 1, which * 1500);
+        if self.random.below(16) == 0 {
+            if let Err(error) = inspect::forget(NAMESPACE, remote) {
+                self.failed("forget", &error);
+            }
+            return;
+        }
+        let found = match inspect::replica(NAMESPACE, remote) {
+            Ok(Shared::Landed(region, _)) => Ok(Some(region)),
+            Ok(Shared::InFlight(awaited)) => awaited.wait(Duration::from_millis(self.random.below(20))),
+            Ok(Shared::Claimed(_)) if self.random.below(8) == 0 => Ok(None),
+            Ok(Shared::Claimed(fetching)) => fetching.land(&content(seed, len), Duration::ZERO, None).map(Some),
+            Ok(Shared::Unshared) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some(region)) => {
+                self.check(&region, seed, len, "replica");
+                if self.views.len() < 32 {
+                    self.views.push((region, seed));
+                }
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Timeout => {}
+            Err(error) => return self.failed("replica", &error),
+        }
+        self.ledger.count(Count::Replicas);
+    }
+
     /// What was evicted stays evicted.
     fn look_at_gone(&mut self) {
         if self.gone.is_empty() {
@@ -346,6 +386,12 @@ fn block(seed: u64, len: usize) -> Vec<u8> {
     }
     block.truncate(len);
     block
+}
+
+/// Objects of another node: more than one line of the index has room for, and some elsewhere.
+fn remotes() -> Vec<Remote> {
+    let all = (0..).map(|slot| (0x1234_5678, slot, 9));
+    all.clone().filter(|remote| inspect::index_line(*remote) == 0).take(11).chain(all.take(11)).collect()
 }
 
 const BLOCK: usize = 4096;
