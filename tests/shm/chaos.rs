@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use proxystore::service::inspect;
 use crate::audit;
 use crate::ledger::{Count, Kind, Ledger, kind};
 use crate::namespace;
-use crate::worker::{Random, Worker};
+use crate::worker::{REMOTES, Random, Worker};
 
 /// What the soak does and for how long.
 #[derive(Clone, Copy)]
@@ -170,6 +171,7 @@ impl Director {
         let now = Instant::now();
         let mut builder = tempfile::Builder::new();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        LazyLock::force(&REMOTES);
         let root = builder.prefix("shm-soak-").permissions(private).tempdir().expect("a directory");
         Self {
             plan,

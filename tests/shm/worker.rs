@@ -1,7 +1,7 @@
 //! A client process of the soak: random operations, each checked against the truth table.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -21,8 +21,6 @@ pub(crate) struct Worker {
     views: Vec<(Region, u64)>,
     /// Keys of objects that this process ended, and was told so.
     gone: Vec<Key>,
-    /// Objects of another node that all workers want.
-    remotes: Vec<Remote>,
     next_seed: u64,
 }
 
@@ -42,7 +40,6 @@ impl Worker {
                     store: Arc::new(store),
                     views: Vec::new(),
                     gone: Vec::new(),
-                    remotes: remotes(),
                     next_seed,
                 })
             }
@@ -230,8 +227,8 @@ impl Worker {
 
     /// Gets an object of another node: looks, waits for whoever fetches it, fetches it, gives up, or ends it for all.
     fn replicate(&mut self) {
-        let which = self.random.below(self.remotes.len() as u64) as usize;
-        let (remote, seed, len) = (self.remotes[which], which as u64 + 1, which * 1500);
+        let which = self.random.below(REMOTES.len() as u64) as usize;
+        let (remote, seed, len) = (REMOTES[which], which as u64 + 1, which * 1500);
         if self.random.below(16) == 0 {
             if let Err(error) = inspect::forget(NAMESPACE, remote) {
                 self.failed("forget", &error);
@@ -388,11 +385,13 @@ fn block(seed: u64, len: usize) -> Vec<u8> {
     block
 }
 
-/// Objects of another node: more than one line of the index has room for, and some elsewhere.
-fn remotes() -> Vec<Remote> {
+/// Objects of another node that all workers want: more than one line of the index has room for, and some elsewhere.
+///
+/// The director makes them before it forks.
+pub(crate) static REMOTES: LazyLock<Vec<Remote>> = LazyLock::new(|| {
     let all = (0..).map(|slot| (0x1234_5678, slot, 9));
     all.clone().filter(|remote| inspect::index_line(*remote) == 0).take(11).chain(all.take(11)).collect()
-}
+});
 
 const BLOCK: usize = 4096;
 
