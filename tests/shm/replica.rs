@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use proxystore::service::inspect::{self, Fetching, Remote, Shared};
+use proxystore::service::inspect::{self, Fetching, Remote, Replicas, Shared};
 use proxystore::{Error, Region};
 
 use crate::child::Hand;
@@ -300,14 +300,16 @@ pub(crate) fn part(hand: &mut Hand, name: &str, arguments: &[&str]) -> Option<St
             hand.claims.clear();
             Ok("done".to_owned())
         }
-        ("replica_forget", [n]) => inspect::forget(NAMESPACE, remote(*n)).map(|()| "done".to_owned()),
+        ("replica_forget", [n]) => {
+            Replicas::of(NAMESPACE).and_then(|replicas| replicas.forget(remote(*n))).map(|()| "done".to_owned())
+        }
         ("replica_fresh", [n]) => claim(*n).map(|found| match found {
             Shared::Landed(_, fresh) => fresh.to_string(),
             other => format!("{other:?}"),
         }),
-        ("replica_refresh", [n, millis]) => {
-            inspect::refresh(NAMESPACE, remote(*n), Duration::from_millis(*millis)).map(|there| there.to_string())
-        }
+        ("replica_refresh", [n, millis]) => Replicas::of(NAMESPACE)
+            .and_then(|replicas| replicas.refresh(remote(*n), Duration::from_millis(*millis)))
+            .map(|there| there.to_string()),
         ("replica_count", []) => inspect::stats(NAMESPACE).map(|stats| stats.replicas.count.to_string()),
         ("replica_list", []) => list(),
         ("replica_scribble", [seed]) => Ok(scribble(*seed).map_or_else(|how| how, |()| "done".to_owned())),
@@ -351,7 +353,7 @@ fn get_many(count: u64, len: u64) -> Result<String, Error> {
 }
 
 fn claim(n: u64) -> Result<Shared, Error> {
-    inspect::replica(NAMESPACE, remote(n))
+    Replicas::of(NAMESPACE)?.get(remote(n))
 }
 
 fn land(claim: Fetching, n: u64, len: u64, lifetime: Option<Duration>) -> Result<String, Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
-use proxystore::service::inspect::{self, Remote, Shared};
+use proxystore::service::inspect::{self, Remote, Replicas, Shared};
 use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Region};
 
 use crate::chaos::NAMESPACE;
@@ -230,12 +230,12 @@ impl Worker {
         let which = self.random.below(REMOTES.len() as u64) as usize;
         let (remote, seed, len) = (REMOTES[which], which as u64 + 1, which * 1500);
         if self.random.below(16) == 0 {
-            if let Err(error) = inspect::forget(NAMESPACE, remote) {
+            if let Err(error) = Replicas::of(NAMESPACE).and_then(|replicas| replicas.forget(remote)) {
                 self.failed("forget", &error);
             }
             return;
         }
-        let found = match inspect::replica(NAMESPACE, remote) {
+        let found = match Replicas::of(NAMESPACE).and_then(|replicas| replicas.get(remote)) {
             Ok(Shared::Landed(region, _)) => Ok(Some(region)),
             Ok(Shared::InFlight(awaited)) => awaited.wait(Duration::from_millis(self.random.below(20))),
             Ok(Shared::Claimed(_)) if self.random.below(8) == 0 => Ok(None),

@@ -292,6 +292,14 @@ impl<M: Mem> Table<M> {
         self.read(id).label.flags & REPLICA != 0
     }
 
+    /// Whether a replica's declaration can be found. Once it could, it can until it is ended, or somebody scribbled on it.
+    pub(crate) fn is_indexed(&self, declared: Id) -> bool {
+        let Some(origin) = Origin::of(&self.read(declared).label) else { return false };
+        let (set, _) = self.set_of(origin);
+        let entry = self.entry_of(origin, declared);
+        (0..self.layout.ways).any(|way| self.entry(set, way).load(Acquire) == entry)
+    }
+
     /// The replicas that landed and can be found: declaration, and object if that is still the one.
     pub(crate) fn landed_replicas(&self) -> impl Iterator<Item = (Id, Option<Id>)> + '_ {
         let entries =
