@@ -12,7 +12,7 @@ use crate::key::Format;
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
-use crate::service::client::{Claim, Client, Expected, Look};
+use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
 use crate::shm::table::{Label, Origin};
@@ -195,25 +195,13 @@ impl Remote {
                     };
                     claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease)?
                 }
-                None => self.keep(region, format)?,
+                // Its cell goes back to this process, still warm, with the last view.
+                None => region.freeze(),
             })),
             (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
             (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
             (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),
             _ => Err(mismatch()),
-        }
-    }
-
-    /// A view of memory of this node that goes with its last view.
-    fn keep(&self, region: RegionMut, format: Format) -> Result<Region> {
-        let (lease, len) = self.client.lease_of(region)?;
-        let place = lease.place();
-        let label = Label { len, ..Client::label(format) };
-        let id = lease.publish(label);
-        let look = self.client.take(id, Expected::new(len, place))?;
-        match look {
-            Look::Object(region) => Ok(region),
-            Look::Declared | Look::Missing => Err(mismatch()),
         }
     }
 }

@@ -6,9 +6,10 @@ use proxystore::codec::{Object, Slice};
 use proxystore::{Key, Proxy};
 
 use super::buffers::{Buffers, Ring};
-use super::link::{Answer, Link, Request};
+use super::link::{Answer, How, Link, Request};
 use super::partner::{Partner, gone};
 use super::place::Place;
+use super::socket::Socket;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
 
@@ -116,21 +117,18 @@ pub(super) fn exists(place: &Place, partner: &mut Partner, size: usize, plan: &P
     Ok(pair)
 }
 
-/// The peer gets, or resolves, what this process has put.
-pub(super) fn get(
-    place: &Place,
-    partner: &mut Partner,
-    size: usize,
-    plan: &Plan,
-    resolve: bool,
-) -> Result<Pair, Failure> {
+/// The peer gets what this process has put.
+pub(super) fn get(place: &Place, partner: &mut Partner, size: usize, plan: &Plan, how: How) -> Result<Pair, Failure> {
     let buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
-    let objects = objects_at_once(size, IN_FLIGHT / 4, 16);
+    let most = if how == How::Batch { TOGETHER } else { 16 };
+    let objects = objects_at_once(size, IN_FLIGHT / 4, most);
     let proxies = (0..objects).map(|_| Ok(place.store.proxy(&buffers.payload[..]).wait()?));
     let proxies = proxies.collect::<Result<Vec<Proxy<[u8]>>, Failure>>()?;
     let tokens = proxies.iter().map(Proxy::to_token_bytes).collect::<Result<_, _>>()?;
-    let answer = partner.ask(&Request::Get { tokens, resolve, plan: *plan }, limit(plan, size))?;
+    let socket = place.crosses_nodes().then(|| Socket::listen(&buffers.payload)).transpose()?;
+    let socket = socket.as_ref().map(Socket::address);
+    let answer = partner.ask(&Request::Get { tokens, how, plan: *plan, socket }, limit(plan, size))?;
     for key in proxies.iter().filter_map(Proxy::key) {
         place.store.evict(key).wait()?;
     }
@@ -245,5 +243,8 @@ const SMALL: usize = 64;
 
 /// Longer than a service takes to hear of what was evicted, to reclaim it and to lease it again.
 const RECYCLING: Duration = Duration::from_millis(2);
+
+/// Objects of one batch.
+const TOGETHER: usize = 1000;
 
 const PATIENCE: Duration = Duration::from_secs(20);
