@@ -64,6 +64,15 @@ pub const NAMES: &[&str] = &[
     "export.wait.arrived",
     "export.answering",
     "export.answered",
+    "fabric.connected",
+    "fabric.asked",
+    "fabric.landing",
+    "fabric.answered",
+    "fabric.accepted",
+    "fabric.proved",
+    "fabric.question",
+    "fabric.answer.half",
+    "fabric.answer.sent",
 ];
 
 #[cfg(feature = "failpoints")]

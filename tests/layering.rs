@@ -14,6 +14,7 @@ const UNSAFE: &[&str] = &[
     "codec::plain",
     "connectors::file::mapping",
     "fabric::landing",
+    "fabric::tcp::scatter",
     "process",
     "region",
     "service::client",

@@ -34,6 +34,8 @@ pub enum SecretSource {
     File(PathBuf),
     /// Derived from the user's file, which all nodes see that share a home, and the name of the job.
     User(PathBuf),
+    /// The kernel's random source: nobody else has it.
+    Random,
 }
 
 type Bytes = Box<Zeroizing<[u8; Secret::LEN]>>;
@@ -62,9 +64,16 @@ impl Secret {
                 Self { bytes: file::find_or_make(path)?, source: source.clone() }.of_name(&job.id)
             }
             SecretSource::File(path) => file::read(path)?,
-            SecretSource::Variable => return Err(wrong("PROXYSTORE_SECRET is no text")),
+            SecretSource::Variable | SecretSource::Random => return Err(wrong("PROXYSTORE_SECRET is no text")),
         };
         Ok(Self { bytes, source })
+    }
+
+    /// One that nobody else has.
+    pub(crate) fn random() -> Self {
+        let mut bytes = empty();
+        crate::key::fill_random(&mut bytes[..]);
+        Self { bytes, source: SecretSource::Random }
     }
 
     /// Where it comes from.
@@ -150,7 +159,7 @@ impl SecretSource {
     /// The file, if it is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Variable => None,
+            Self::Variable | Self::Random => None,
             Self::File(path) | Self::User(path) => Some(path),
         }
     }
@@ -180,6 +189,7 @@ impl fmt::Display for SecretSource {
             Self::Variable => f.write_str("PROXYSTORE_SECRET"),
             Self::File(path) => write!(f, "{} (PROXYSTORE_SECRET_FILE)", path.display()),
             Self::User(path) => write!(f, "derived from {}", path.display()),
+            Self::Random => f.write_str("random"),
         }
     }
 }

@@ -8,6 +8,8 @@ use super::client::{Client, Options};
 use super::export::Export;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::handshake::Identity;
+use crate::fabric::tcp::{self, Tcp};
 use crate::fabric::{Fabric, Listener, Service};
 use crate::launch::{self, Job, Secret};
 
@@ -58,8 +60,10 @@ impl fmt::Debug for Exported {
 /// # Errors
 /// Those of [`Secret::of_job`] and [`Job::discover`].
 pub(crate) fn fabric(client: &Client, namespace: &str) -> Result<(Arc<dyn Fabric>, [u8; 16])> {
-    let _ = (client, namespace, Secret::of_job(&Job::discover()?)?.key_mac_key());
-    Err(Error::new(ErrorKind::Unsupported, "open", "the fabric of this scheme is being merged"))
+    let secret = Arc::new(Secret::of_job(&Job::discover()?)?);
+    let signing = secret.key_mac_key();
+    let identity = Identity { secret, job: namespace.to_owned(), instance: client.instance() };
+    Ok((Arc::new(Tcp::new(identity, tcp::Options::default())), signing))
 }
 
 /// Where this node may listen, in the order of trying.

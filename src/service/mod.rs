@@ -39,6 +39,9 @@ pub use crate::failpoint::NAMES;
 pub use keeper::{ServeOptions, serve};
 pub use link::FLAG as KEEPER_FLAG;
 pub use machine::Machine;
+#[cfg(feature = "tcp")]
+#[doc(hidden)]
+pub use crate::fabric::{check_frames, check_handshake};
 #[doc(hidden)]
 pub use message::check_packet;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
