@@ -26,7 +26,7 @@ use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 ///
 /// | in the URL | meaning | default |
 /// |---|---|---|
-/// | `shm://NAME` | namespace: processes that use the same one share objects | of the Slurm job, else `default` |
+/// | `shm://NAME` | namespace: processes that use the same one share objects | of the [job](crate::launch::Job::id), else `default` |
 /// | `bytes=4GiB` | most memory of all objects; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
 /// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
 pub struct ShmConnector {

@@ -379,6 +379,14 @@ mod tests {
             ("SLURM_JOB_NODELIST_HET_GROUP_0", "x1"),
         ];
         assert_eq!(job(&stale).unwrap().nodes, ["n1", "n2"]);
+        let shared = [
+            ("SLURM_JOB_ID", "7"),
+            ("SLURM_HET_SIZE", "3"),
+            ("SLURM_JOB_ID_HET_GROUP_0", "7"),
+            ("SLURM_JOB_NODELIST_HET_GROUP_0", "n[2-3]"),
+            ("SLURM_JOB_NODELIST_HET_GROUP_2", "n[1-2]"),
+        ];
+        assert_eq!(job(&shared).unwrap().nodes, ["n2", "n3", "n1"]);
     }
 
     #[test]
