@@ -165,6 +165,8 @@ impl Handshake {
             if now.len() == wanted {
                 if let Err(error) = self.step() {
                     self.next = Next::Nothing;
+                    // Who said something that both proofs cover has proved nothing by that.
+                    self.peer = None;
                     return Err(error);
                 }
             }
@@ -229,7 +231,6 @@ impl Handshake {
         let version = u16::from_le_bytes(message.array()?);
         let (purpose, kind) = (message.byte()?, message.byte()?);
         if kind == REFUSED_SECRET {
-            self.peer = None;
             return Err(unauthorized("the peer says that the secret of this process is not that of its job"));
         }
         if version != VERSION || purpose != self.stream.purpose as u8 || kind == REFUSED_VERSION {
@@ -260,7 +261,6 @@ impl Handshake {
         if is_right {
             return Ok(());
         }
-        self.peer = None;
         self.write_prefix(REFUSED_SECRET);
         Err(unauthorized("the peer does not have the secret of this job, or is of another one"))
     }
@@ -344,7 +344,7 @@ pub fn check_handshake(bytes: &[u8]) -> bool {
             match side.input(piece) {
                 Ok(proven) => assert_eq!(proven, None, "a stranger was believed"),
                 Err(error) => {
-                    assert!(side.output.len() <= LONGEST && side.proven().is_none());
+                    assert!(side.output.len() <= LONGEST + PREFIX && side.proven().is_none());
                     return Some(error.kind());
                 }
             }
@@ -528,6 +528,14 @@ mod tests {
         assert!(owner.input(b"GET / H").unwrap().is_none());
         assert_eq!(owner.input(b"T").unwrap_err().kind(), ErrorKind::Corrupt);
         assert!(owner.output().is_empty());
+    }
+
+    #[test]
+    fn who_fails_after_the_greeting_is_not_proved() {
+        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        owner.input(&Handshake::request(&identity("job", 1), stream()).output()).unwrap();
+        assert!(owner.input(b"garbage!").is_err());
+        assert_eq!((owner.proven(), owner.wanted()), (None, 0));
     }
 
     proptest! {
