@@ -42,7 +42,7 @@ pub(super) struct Memory {
     freed: Vec<(u64, Class)>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
-    /// Most bytes of objects of other nodes that nobody looks at.
+    /// Most bytes of objects of other nodes, but for what is looked at.
     pub(super) replica_budget: u64,
     /// Bytes that were leased since somebody last looked at that budget.
     leased: u64,

@@ -319,9 +319,19 @@ mod alone {
     #[test]
     fn what_landed_is_not_claimed_again() {
         let world = World::with(ROOM);
-        world.replica(0, 1, origin(0), 7);
+        world.replica(0, 1, origin(0), 5);
         assert_eq!(world.claim(0, first(2), origin(0)), Claimed::Lost);
-        assert_eq!(world.find(0, origin(0), 7), "landed");
+        assert_eq!(world.find(0, origin(0), 5), "landed");
+        // Nor is it what makes room for itself.
+        assert!(world.table.retire(first(2)));
+        let next = world.reclaim(first(2)).unwrap();
+        assert_eq!(world.claim(0, next, origin(1)), Claimed::Won);
+        world.lease(first(3));
+        world.land(0, next, first(3), 7).unwrap();
+        world.declared_replica(first(4), origin(0));
+        let ended = |slot| panic!("slot {slot} was ended");
+        assert_eq!(world.table.claim_replica(0, origin(0), first(4), ended), Claimed::Lost);
+        assert_eq!(world.find(0, origin(0), 5), "landed");
     }
 
     #[test]
