@@ -388,7 +388,7 @@ impl fmt::Debug for RegionMut {
     }
 }
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 impl RegionMut {
     /// Memory as another connector lends it; the reference dies when the lender has it back.
     pub(crate) fn foreign(capacity: usize) -> Result<(Self, std::sync::Weak<()>)> {

@@ -3,7 +3,7 @@
 use std::env;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use proxystore::conformance::{self, Subject};
 use proxystore::connector::Registration;
@@ -42,55 +42,64 @@ fn fresh_namespace() -> String {
 /// A subject whose `process` cases run their child on another node: one with a runtime directory, and so with memory and a
 /// node service, of its own.
 ///
-/// All cases share one namespace, because the process that keeps the other node has to know it. It starts with the first case.
+/// A process keeps that node's memory, as `proxystore serve` would. It starts with the first case.
 fn across_nodes(row: Registration) -> Subject {
-    let namespace = fresh_namespace();
-    let directory = env::temp_dir().join(format!("proxystore-node-{namespace}")).to_string_lossy().into_owned();
+    let directory = env::temp_dir().join(format!("proxystore-node-{}", std::process::id()));
+    let directory = directory.to_string_lossy().into_owned();
     let node = OnceLock::new();
     let at = directory.clone();
     let place = move || {
-        node.get_or_init(|| Node::start(&format!("{}://{namespace}", row.scheme), &at));
-        Ok(ConnectorConfig::new(row.scheme, namespace.as_str()).with_option("replicas", "off"))
+        let config = ConnectorConfig::new(row.scheme, fresh_namespace()).with_option("replicas", "off");
+        node.get_or_init(|| Node::start(&at)).keep(&config.to_string());
+        Ok(config)
     };
     Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory)
 }
 
 /// Another node, for as long as this process wants it: objects stay while a process is there.
 struct Node {
-    process: Child,
+    process: Mutex<Child>,
     directory: String,
 }
 
 impl Node {
-    fn start(url: &str, directory: &str) -> Self {
-        let mut process = Command::new(env::current_exe().expect("this program"))
-            .args([KEEP, url])
+    fn start(directory: &str) -> Self {
+        let process = Command::new(env::current_exe().expect("this program"))
+            .arg(KEEP)
             .env(RUNTIME_DIR, directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("a process on another node");
-        let mut ready = [0];
-        process.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the other node is there");
-        Self { process, directory: directory.to_owned() }
+        Self { process: Mutex::new(process), directory: directory.to_owned() }
+    }
+
+    /// Has the node keep the objects of a store.
+    fn keep(&self, url: &str) {
+        let mut process = self.process.lock().expect("nobody panicked");
+        writeln!(process.stdin.as_mut().expect("a pipe"), "{url}").expect("the other node is there");
+        let mut kept = [0];
+        process.stdout.as_mut().expect("a pipe").read_exact(&mut kept).expect("the other node keeps it");
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
+        let process = self.process.get_mut().expect("nobody panicked");
+        drop(process.stdin.take());
+        let _ = process.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-/// Keeps a node's memory until the input ends.
+/// Keeps the memory of stores until the input ends.
 fn keep_node() -> ExitCode {
-    let url = env::args().nth(2).expect("a URL");
-    let _store = Store::open(&url).expect("a store on another node");
-    std::io::stdout().write_all(b".").expect("somebody waits");
-    std::io::stdout().flush().expect("somebody waits");
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let mut stores = Vec::new();
+    for url in std::io::stdin().lines().map_while(Result::ok) {
+        stores.push(Store::open(&url).expect("a store on another node"));
+        std::io::stdout().write_all(b".").expect("somebody waits");
+        std::io::stdout().flush().expect("somebody waits");
+    }
     ExitCode::SUCCESS
 }
 

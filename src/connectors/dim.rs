@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::shm::attachment;
@@ -16,11 +16,11 @@ use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, Regist
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::Fabric;
-use crate::key::{Format, Key, random_number};
+use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
-use crate::service::client::{Arrival, Client, Expected, Look, Replica, Sight};
+use crate::service::client::{Arrival, Client, Expected};
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
@@ -28,11 +28,13 @@ use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
 mod landings;
+mod objects;
 mod peers;
 mod remote;
 
+use objects::{HOPS, Objects};
 use peers::Peers;
-use remote::{Found, Limit, Remote, origin, refused, want};
+use remote::{Found, Limit, Remote, want};
 
 /// Keeps objects in the memory of the node that puts them; all nodes of the job reach them.
 ///
@@ -50,15 +52,7 @@ pub struct DimConnector {
     config: ConnectorConfig,
     /// Where the objects of this node are reached.
     contact: SocketAddr,
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    scheme: &'static str,
-    client: Arc<Client>,
-    closed: Arc<AtomicBool>,
-    signer: Signer,
-    remote: Arc<Remote>,
+    objects: Arc<Objects>,
 }
 
 /// The row of the connector table.
@@ -117,45 +111,45 @@ impl DimConnector {
         let shares = shares.unwrap_or(true);
         let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
         let signer = Signer::new(scheme, signing);
-        let inner = Inner { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
-        Ok(Self { config, contact, inner: Arc::new(inner) })
+        let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
+        Ok(Self { config, contact, objects: Arc::new(all) })
     }
 
     fn check_open(&self, op: &'static str) -> Result<()> {
-        self.inner.check_open(op)
+        self.objects.check_open(op)
     }
 
     #[inline]
     fn address(&self, id: Id, place: u64) -> Address {
-        Address { contact: self.contact, instance: self.inner.client.instance(), id, place }
+        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
     }
 
     #[inline]
     fn key(&self, id: Id, place: u64, len: u64, format: Format) -> Result<Key> {
-        self.inner.signer.key(&self.address(id, place), len, format)
+        self.objects.signer.key(&self.address(id, place), len, format)
     }
 
     /// Where a key's object lies.
     fn locate(&self, op: &'static str, key: &Key) -> Result<Address> {
         self.check_open(op)?;
         self.check_scheme(op, key)?;
-        let address = self.inner.signer.address(op, key)?;
+        let address = self.objects.signer.address(op, key)?;
         if key.is_len_known() == (address.place == NO_PLACE) {
             let context = "the locator is not one of a distributed store";
-            return Err(Error::new(ErrorKind::Invalid, op, context).with_connector(self.inner.scheme));
+            return Err(Error::new(ErrorKind::Invalid, op, context).with_connector(self.objects.scheme));
         }
         Ok(address)
     }
 
     fn label(&self, len: u64, format: Format, options: &PutOptions) -> Label {
         let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
-        let expires = options.lifetime().map_or(0, |limit| self.inner.client.expiry(limit));
+        let expires = options.lifetime().map_or(0, |limit| self.objects.client.expiry(limit));
         Label { len, format, flags, expires }
     }
 
     fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
         self.check_open("commit")?;
-        let (lease, len) = self.inner.client.lease_of(region)?;
+        let (lease, len) = self.objects.client.lease_of(region)?;
         let place = lease.place();
         let id = lease.publish(self.label(len, format, options));
         self.key(id, place, len, format)
@@ -172,250 +166,6 @@ impl DimConnector {
     }
 }
 
-impl Inner {
-    #[inline(always)]
-    fn check_open(&self, op: &'static str) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, op, "").with_connector(self.scheme));
-        }
-        self.client.check(op).map_err(|error| error.with_connector(self.scheme))
-    }
-
-    #[inline]
-    fn is_here(&self, address: &Address) -> bool {
-        address.instance == self.client.instance()
-    }
-
-    fn get(self: &Arc<Self>, object: Pointer) -> Pending<Option<Region>> {
-        self.get_through(object, HOPS)
-    }
-
-    /// Reads an object, or what was committed to a declaration, which may lie elsewhere.
-    fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
-        let found = match self.is_here(&object.address) {
-            true => Pending::ready(self.find(&object)),
-            false => self.fetch(object),
-        };
-        let inner = Arc::clone(self);
-        found.chain(move |found| match found {
-            Found::Object(region) => Pending::ready(Ok(Some(region))),
-            Found::Missing => Pending::ready(Ok(None)),
-            Found::Elsewhere(pointer) if hops > 0 && pointer.address.place != NO_PLACE => {
-                inner.get_through(pointer, hops - 1)
-            }
-            Found::Elsewhere(_) => Pending::ready(Err(inner.corrupt("a declared object leads in circles"))),
-        })
-    }
-
-    /// Finds an object of another node: here, if a process of this node has fetched it, or there.
-    fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
-        let Pointer { address, len, format } = object;
-        if !self.remote.shares || address.place == NO_PLACE {
-            let remote = Arc::clone(&self.remote);
-            return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
-        }
-        match self.client.find_replica(origin(&address)) {
-            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(Ok(Found::Object(region))),
-            Err(error) => Pending::ready(Err(error)),
-            // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
-            Ok(_) => {
-                let inner = Arc::clone(self);
-                Pending::blocking_until(move |deadline| inner.fetch_shared(object, Limit::new(deadline)))
-            }
-        }
-    }
-
-    /// Fetches an object for all processes of this node, or waits for the one that does.
-    fn fetch_shared(self: &Arc<Self>, object: Pointer, limit: Limit) -> Result<Found> {
-        let Pointer { address, len, format } = object;
-        loop {
-            let claim = match self.client.replica(origin(&address))? {
-                Replica::Landed { region, fresh: true } => return Ok(Found::Object(region)),
-                Replica::Landed { region, fresh: false } => {
-                    return match limit.wait(self.exists(object, 0))? {
-                        true => Ok(Found::Object(region)),
-                        false => Ok(Found::Missing),
-                    };
-                }
-                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
-                    Some(region) => return Ok(Found::Object(region)),
-                    None => continue,
-                },
-                Replica::Claimed(claim) => Some(claim),
-                Replica::Unshared => None,
-            };
-            return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
-        }
-    }
-
-    /// Finds an object of this node.
-    fn find(self: &Arc<Self>, object: &Pointer) -> Result<Found> {
-        let Address { id, place, .. } = object.address;
-        if place != NO_PLACE {
-            return Ok(match self.client.get(id, Expected::new(object.len, place))? {
-                Look::Object(region) => Found::Object(region),
-                Look::Declared | Look::Missing => Found::Missing,
-            });
-        }
-        Ok(match self.client.find(id, Expected::ANY)? {
-            Sight::Object(region, slot) if Sight::is_redirect(&slot) => Found::Elsewhere(Pointer::from_bytes(&region)?),
-            Sight::Object(region, _) => Found::Object(region),
-            Sight::Declared | Sight::Missing => Found::Missing,
-        })
-    }
-
-    fn exists(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<bool> {
-        let Address { id, place, .. } = object.address;
-        let verdict = match self.is_here(&object.address) {
-            true if place != NO_PLACE => {
-                return Pending::ready(self.client.exists(id, Expected::new(object.len, place)));
-            }
-            true => Pending::ready(self.find(&object).map(|found| match found {
-                Found::Object(_) => Verdict::Yes { expires_in: 0 },
-                Found::Elsewhere(pointer) => Verdict::Bound(pointer),
-                Found::Missing => Verdict::Missing,
-            })),
-            false => self.remote.ask(object.address, Question::Exists(vec![want(&object.address, object.len)])),
-        };
-        let inner = Arc::clone(self);
-        verdict.chain(move |verdict| inner.exists_as(&object, verdict, hops))
-    }
-
-    /// Whether an object exists of which a node says so much.
-    fn exists_as(self: &Arc<Self>, object: &Pointer, verdict: Verdict, hops: u32) -> Pending<bool> {
-        if !self.is_here(&object.address) {
-            self.note(&object.address, &verdict);
-        }
-        Pending::ready(match verdict {
-            Verdict::Yes { .. } => Ok(true),
-            // Of its own memory the node would not say so if it were not there.
-            Verdict::Bound(pointer) if pointer.address.instance == object.address.instance => Ok(true),
-            Verdict::Bound(pointer) if hops > 0 => return self.exists(pointer, hops - 1),
-            Verdict::Bound(_) => Err(self.corrupt("a declared object leads in circles")),
-            Verdict::Missing | Verdict::Declared => Ok(false),
-            Verdict::Refused { kind } => Err(refused("exists", kind, self.scheme)),
-            Verdict::Taken => Err(landings::mismatch()),
-        })
-    }
-
-    fn evict(self: &Arc<Self>, object: Pointer) -> Pending<()> {
-        let verdict = match self.is_here(&object.address) {
-            true => Pending::ready(self.evict_here(&object)),
-            false => self.remote.ask(object.address, Question::Evict(vec![want(&object.address, object.len)])),
-        };
-        let inner = Arc::clone(self);
-        verdict.chain(move |verdict| {
-            inner.forget(&object.address);
-            inner.evict_target(verdict)
-        })
-    }
-
-    /// Takes what a node says of its object for news of this node's copy.
-    fn note(&self, at: &Address, verdict: &Verdict) {
-        match verdict {
-            Verdict::Yes { .. } => {
-                // Without it, the next one asks again.
-                let _ = self.client.refresh_replica(origin(at), self.remote.lease);
-            }
-            Verdict::Missing => self.forget(at),
-            _ => {}
-        }
-    }
-
-    /// Ends this node's copy of an object that another node has no more.
-    fn forget(&self, at: &Address) {
-        if !self.is_here(at) && at.place != NO_PLACE {
-            // What stays is stale no longer than its lease.
-            let _ = self.client.forget_replica(origin(at));
-        }
-    }
-
-    /// Evicts what an evicted declaration led to.
-    fn evict_target(self: &Arc<Self>, verdict: Verdict) -> Pending<()> {
-        match verdict {
-            Verdict::Bound(pointer) if pointer.address.place != NO_PLACE => self.evict(pointer),
-            Verdict::Refused { kind } => Pending::ready(Err(refused("evict", kind, self.scheme))),
-            _ => Pending::ready(Ok(())),
-        }
-    }
-
-    fn evict_here(self: &Arc<Self>, object: &Pointer) -> Result<Verdict> {
-        let Address { id, place, .. } = object.address;
-        if place != NO_PLACE {
-            self.client.evict(id, Expected::new(object.len, place))?;
-            return Ok(Verdict::Yes { expires_in: 0 });
-        }
-        let target = match self.find(object)? {
-            Found::Elsewhere(pointer) => Verdict::Bound(pointer),
-            Found::Object(_) | Found::Missing => Verdict::Yes { expires_in: 0 },
-        };
-        if self.client.evict(id, Expected::ANY)? {
-            // Those who wait for it must learn that it does not come.
-            self.client.wake(id);
-            return Ok(target);
-        }
-        Ok(Verdict::Missing)
-    }
-
-    /// Reads an object and ends it, for the one of all callers that is first.
-    ///
-    /// The bytes come first, so that a connection that breaks loses none: what decides is a message without bytes, which
-    /// is repeated under its own number until it is answered.
-    fn take(self: &Arc<Self>, object: Pointer) -> Pending<Option<Region>> {
-        let Address { id, place, .. } = object.address;
-        if self.is_here(&object.address) && place != NO_PLACE {
-            let taken = self.client.take(id, Expected::new(object.len, place));
-            return Pending::ready(taken.map(|look| match look {
-                Look::Object(region) => Some(region),
-                Look::Declared | Look::Missing => None,
-            }));
-        }
-        let inner = Arc::clone(self);
-        self.get(object).chain(move |region| {
-            let Some(region) = region else { return Pending::ready(Ok(None)) };
-            inner.retire(&object).and_then(move |won| Ok(won.then_some(region)))
-        })
-    }
-
-    /// Ends an object; whether it was this call that did.
-    fn retire(self: &Arc<Self>, object: &Pointer) -> Pending<bool> {
-        if self.is_here(&object.address) {
-            return match self.evict_here(object) {
-                Ok(Verdict::Missing) => Pending::ready(Ok(false)),
-                // Its target is nobody's any more: a failure to evict it has nobody to tell.
-                Ok(verdict) => self.evict_target(verdict).then(|_| Ok(true)),
-                Err(error) => Pending::ready(Err(error)),
-            };
-        }
-        let wanted = want(&object.address, object.len);
-        let inner = Arc::clone(self);
-        // What a declaration leads to is asked for before it is ended: afterwards nobody knows.
-        let target = match object.address.place {
-            NO_PLACE => self.remote.ask(object.address, Question::Exists(vec![wanted])),
-            _ => Pending::ready(Ok(Verdict::Missing)),
-        };
-        let address = object.address;
-        target.chain(move |target| {
-            let question = Question::Retire { want: wanted, number: random_number() };
-            let retired = inner.remote.ask(address, question);
-            retired.chain(move |verdict| {
-                inner.forget(&address);
-                match (verdict, target) {
-                    (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
-                        inner.evict(pointer).then(|_| Ok(true))
-                    }
-                    (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
-                    _ => Pending::ready(Ok(false)),
-                }
-            })
-        })
-    }
-
-    fn corrupt(&self, what: &'static str) -> Error {
-        Error::new(ErrorKind::Corrupt, "get", what).with_connector(self.scheme)
-    }
-}
-
 impl Connector for DimConnector {
     fn config(&self) -> &ConnectorConfig {
         &self.config
@@ -427,7 +177,7 @@ impl Connector for DimConnector {
 
     fn reserve(&self, len: usize) -> Result<RegionMut> {
         self.check_open("reserve")?;
-        self.inner.client.reserve(len)
+        self.objects.client.reserve(len)
     }
 
     fn commit(&self, region: RegionMut, format: Format) -> Pending<Key> {
@@ -442,7 +192,7 @@ impl Connector for DimConnector {
     fn put(&self, bytes: &[u8], format: Format) -> Pending<Key> {
         let put = || {
             self.check_open("put")?;
-            let (id, place) = self.inner.client.put(bytes, Client::label(format))?;
+            let (id, place) = self.objects.client.put(bytes, Client::label(format))?;
             self.key(id, place, bytes.len() as u64, format)
         };
         Pending::ready(put())
@@ -450,28 +200,28 @@ impl Connector for DimConnector {
 
     fn get(&self, key: &Key) -> Pending<Option<Region>> {
         match self.locate("get", key) {
-            Ok(address) => self.inner.get(pointer(address, key)),
+            Ok(address) => self.objects.get(pointer(address, key)),
             Err(error) => Pending::ready(Err(error)),
         }
     }
 
     fn exists(&self, key: &Key) -> Pending<bool> {
         match self.locate("exists", key) {
-            Ok(address) => self.inner.exists(pointer(address, key), HOPS),
+            Ok(address) => self.objects.exists(pointer(address, key), HOPS),
             Err(error) => Pending::ready(Err(error)),
         }
     }
 
     fn evict(&self, key: &Key) -> Pending<()> {
         match self.locate("evict", key) {
-            Ok(address) => self.inner.evict(pointer(address, key)),
+            Ok(address) => self.objects.evict(pointer(address, key)),
             Err(error) => Pending::ready(Err(error)),
         }
     }
 
     fn take(&self, key: &Key) -> Pending<Option<Region>> {
         match self.locate("take", key) {
-            Ok(address) => self.inner.take(pointer(address, key)),
+            Ok(address) => self.objects.take(pointer(address, key)),
             Err(error) => Pending::ready(Err(error)),
         }
     }
@@ -485,12 +235,12 @@ impl Connector for DimConnector {
         let mut elsewhere = Vec::new();
         for (node, objects) in nodes {
             let objects = objects.into_iter().map(|(at, address)| (at, pointer(address, &keys[at])));
-            if !self.inner.is_here(&node) {
+            if !self.objects.is_here(&node) {
                 elsewhere.push((node, objects.collect()));
                 continue;
             }
             for (at, object) in objects {
-                match self.inner.find(&object) {
+                match self.objects.find(&object) {
                     Ok(Found::Object(region)) => local[at] = Some(region),
                     Ok(Found::Missing) => {}
                     Ok(Found::Elsewhere(_)) => elsewhere.push((node, vec![(at, object)])),
@@ -501,9 +251,9 @@ impl Connector for DimConnector {
         if elsewhere.is_empty() {
             return Pending::ready(Ok(local));
         }
-        let inner = Arc::clone(&self.inner);
+        let all = Arc::clone(&self.objects);
         Pending::blocking_until(move |deadline| {
-            for (at, region) in batch::fetch(&inner, elsewhere, Limit::new(deadline))? {
+            for (at, region) in batch::fetch(&all, elsewhere, Limit::new(deadline))? {
                 local[at] = region;
             }
             Ok(local)
@@ -517,20 +267,20 @@ impl Connector for DimConnector {
         };
         let mut started = Vec::with_capacity(nodes.len());
         for (node, objects) in nodes {
-            if self.inner.is_here(&node) {
+            if self.objects.is_here(&node) {
                 started.extend(objects.iter().map(|(at, address)| {
                     let at = *at;
-                    self.inner.exists(pointer(*address, &keys[at]), HOPS).and_then(move |exists| Ok(vec![(at, exists)]))
+                    self.objects.exists(pointer(*address, &keys[at]), HOPS).and_then(move |exists| Ok(vec![(at, exists)]))
                 }));
                 continue;
             }
             let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
-            let inner = Arc::clone(&self.inner);
+            let all = Arc::clone(&self.objects);
             let objects: Vec<(usize, Pointer)> =
                 objects.iter().map(|(at, address)| (*at, pointer(*address, &keys[*at]))).collect();
-            started.push(self.inner.remote.ask_all(node, &wants, Question::Exists).chain(move |verdicts| {
+            started.push(self.objects.remote.ask_all(node, &wants, Question::Exists).chain(move |verdicts| {
                 let exist = objects.into_iter().zip(verdicts).map(|((at, object), verdict)| {
-                    inner.exists_as(&object, verdict, HOPS).and_then(move |exists| Ok((at, exists)))
+                    all.exists_as(&object, verdict, HOPS).and_then(move |exists| Ok((at, exists)))
                 });
                 Pending::all(exist.collect())
             }));
@@ -546,14 +296,14 @@ impl Connector for DimConnector {
         };
         let mut started = Vec::with_capacity(nodes.len());
         for (node, objects) in nodes {
-            if self.inner.is_here(&node) {
-                started.extend(objects.iter().map(|(at, address)| self.inner.evict(pointer(*address, &keys[*at]))));
+            if self.objects.is_here(&node) {
+                started.extend(objects.iter().map(|(at, address)| self.objects.evict(pointer(*address, &keys[*at]))));
                 continue;
             }
             let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
-            let inner = Arc::clone(&self.inner);
-            started.push(self.inner.remote.ask_all(node, &wants, Question::Evict).chain(move |verdicts| {
-                let targets = verdicts.into_iter().map(|verdict| inner.evict_target(verdict));
+            let all = Arc::clone(&self.objects);
+            started.push(self.objects.remote.ask_all(node, &wants, Question::Evict).chain(move |verdicts| {
+                let targets = verdicts.into_iter().map(|verdict| all.evict_target(verdict));
                 Pending::all(targets.collect()).and_then(|_| Ok(()))
             }));
         }
@@ -562,27 +312,29 @@ impl Connector for DimConnector {
 
     fn declare(&self, format: Format) -> Result<Key> {
         self.check_open("declare")?;
-        let id = self.inner.client.declare(format)?;
+        let id = self.objects.client.declare(format)?;
         self.key(id, NO_PLACE, Key::UNKNOWN_LEN, format)
     }
 
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
-        let begun = || {
-            let address = self.locate("commit_at", key)?;
-            if address.place == NO_PLACE {
-                let (lease, len) = self.inner.client.lease_of(region)?;
-                return Ok((address, lease, len));
-            }
-            let context = "the key was not declared: its object is there already";
-            Err(Error::new(ErrorKind::AlreadyExists, "commit_at", context).with_connector(self.inner.scheme))
-        };
-        let (address, lease, len) = match begun() {
-            Ok(begun) => begun,
+        let address = match self.locate("commit_at", key) {
+            Ok(address) => address,
             Err(error) => return Pending::ready(Err(error)),
         };
-        let scheme = self.inner.scheme;
-        if self.inner.is_here(&address) {
-            let bound = self.inner.client.bind(address.id, key.format(), lease, len);
+        if address.place != NO_PLACE {
+            let scheme = self.objects.scheme;
+            return self.objects.exists(pointer(address, key), 0).and_then(move |exists| match exists {
+                true => Err(unbound(Unbound::Taken, scheme)),
+                false => Err(unbound(Unbound::Missing, scheme)),
+            });
+        }
+        let (lease, len) = match self.objects.client.lease_of(region) {
+            Ok(lease) => lease,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let scheme = self.objects.scheme;
+        if self.objects.is_here(&address) {
+            let bound = self.objects.client.bind(address.id, key.format(), lease, len);
             return Pending::ready(bound.and_then(|bound| bound.map_err(|unbound| self::unbound(unbound, scheme))));
         }
         // The bytes stay here; the declaration's node learns where they are.
@@ -590,8 +342,8 @@ impl Connector for DimConnector {
         let id = lease.publish(Label { len, ..Client::label(key.format()) });
         let object = Pointer { address: self.address(id, place), len, format: key.format() };
         let question = Question::Bind { declared: want(&address, 0), format: key.format(), object };
-        let inner = Arc::clone(&self.inner);
-        self.inner.remote.ask(address, question).then(move |verdict| {
+        let all = Arc::clone(&self.objects);
+        self.objects.remote.ask(address, question).then(move |verdict| {
             let error = match verdict {
                 Ok(Verdict::Yes { .. }) => return Ok(()),
                 Ok(Verdict::Taken) => unbound(Unbound::Taken, scheme),
@@ -606,7 +358,7 @@ impl Connector for DimConnector {
                 }
                 Err(error) => error,
             };
-            let _ = inner.client.evict(id, Expected::new(len, place));
+            let _ = all.client.evict(id, Expected::new(len, place));
             Err(error)
         })
     }
@@ -618,33 +370,33 @@ impl Connector for DimConnector {
         };
         let missing = not_found("get", key);
         let object = pointer(address, key);
-        let inner = Arc::clone(&self.inner);
-        let arrived = match self.inner.is_here(&address) {
+        let all = Arc::clone(&self.objects);
+        let arrived = match self.objects.is_here(&address) {
             // Of a key that was not declared the object is there or never will be.
             _ if address.place != NO_PLACE => Pending::ready(Ok(object)),
             true => {
-                let client = Arc::clone(&self.inner.client);
-                let arrival = Arrival::new(client, address.id, Arc::clone(&self.inner.closed), |_| Ok(()));
+                let client = Arc::clone(&self.objects.client);
+                let arrival = Arrival::new(client, address.id, Arc::clone(&self.objects.closed), |_| Ok(()));
                 Pending::from_source(arrival).and_then(move |()| Ok(object))
             }
-            false => self.inner.remote.ask(address, Question::Wait(want(&address, 0))).and_then(move |verdict| {
+            false => self.objects.remote.ask(address, Question::Wait(want(&address, 0))).and_then(move |verdict| {
                 Ok(match verdict {
                     Verdict::Bound(pointer) => pointer,
                     _ => object,
                 })
             }),
         };
-        arrived.chain(move |object| inner.get(object)).and_then(move |found| found.ok_or_else(missing))
+        arrived.chain(move |object| all.get(object)).and_then(move |found| found.ok_or_else(missing))
     }
 
     fn is_lost(&self) -> bool {
-        self.inner.client.is_lost()
+        self.objects.client.is_lost()
     }
 
     fn close(&self) -> Result<()> {
-        if !self.inner.closed.swap(true, Ordering::AcqRel) && self.inner.client.check("close").is_ok() {
-            self.inner.client.wake_own();
-            self.inner.remote.peers.close();
+        if !self.objects.closed.swap(true, Ordering::AcqRel) && self.objects.client.check("close").is_ok() {
+            self.objects.client.wake_own();
+            self.objects.remote.peers.close();
         }
         Ok(())
     }
@@ -683,9 +435,6 @@ fn in_order<T: Default>(count: usize, parts: Vec<Vec<(usize, T)>>) -> Vec<T> {
 
 /// Default of `lease`.
 const LEASE: Duration = Duration::from_secs(10);
-
-/// How many pointers are followed from a declared object to its bytes.
-const HOPS: u32 = 1;
 
 pub(crate) const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::ZERO_COPY_PUT)

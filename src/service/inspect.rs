@@ -55,6 +55,11 @@ pub fn index_range() -> (usize, usize) {
     (layout.entry(0, 0) * 8, (layout.sets * layout.ways) as usize * 8)
 }
 
+/// The line of the index in which an object of another node is found.
+pub fn index_line(remote: Remote) -> u32 {
+    Layout::SHARED.set(origin(remote).digest())
+}
+
 /// Where an object of another node lies: number of the memory, slot, generation.
 pub type Remote = (u64, u32, u64);
 
@@ -79,34 +84,47 @@ pub struct Awaited(Arc<Client>, Id);
 #[derive(Debug)]
 pub struct Fetching(Arc<Client>, Claim);
 
-/// What a namespace has of an object of another node.
-///
-/// # Errors
-/// When slots or pin cells are out, or the service does not answer.
-pub fn replica(namespace: &str, remote: Remote) -> Result<Shared> {
-    let client = client(namespace)?;
-    Ok(match client.replica(origin(remote))? {
-        Replica::Landed { region, fresh } => Shared::Landed(region, fresh),
-        Replica::InFlight(id) => Shared::InFlight(Awaited(client, id)),
-        Replica::Claimed(claim) => Shared::Claimed(Fetching(client, claim)),
-        Replica::Unshared => Shared::Unshared,
-    })
-}
+/// What the processes of a namespace have of objects of other nodes.
+#[derive(Debug)]
+pub struct Replicas(Arc<Client>);
 
-/// The owner was asked, and the object is there.
-///
-/// # Errors
-/// As [`replica`].
-pub fn refresh(namespace: &str, remote: Remote, fresh_for: Duration) -> Result<bool> {
-    client(namespace)?.refresh_replica(origin(remote), fresh_for)
-}
+impl Replicas {
+    /// Those of a namespace, to which the process attaches if it is not.
+    ///
+    /// # Errors
+    /// As [`stats`].
+    pub fn of(namespace: &str) -> Result<Self> {
+        client(namespace).map(Self)
+    }
 
-/// The object was evicted.
-///
-/// # Errors
-/// As [`replica`].
-pub fn forget(namespace: &str, remote: Remote) -> Result<()> {
-    client(namespace)?.forget_replica(origin(remote))
+    /// What there is of one.
+    ///
+    /// # Errors
+    /// When slots or pin cells are out, or the service does not answer.
+    pub fn get(&self, remote: Remote) -> Result<Shared> {
+        Ok(match self.0.replica(origin(remote))? {
+            Replica::Landed { region, fresh } => Shared::Landed(region, fresh),
+            Replica::InFlight(id) => Shared::InFlight(Awaited(Arc::clone(&self.0), id)),
+            Replica::Claimed(claim) => Shared::Claimed(Fetching(Arc::clone(&self.0), claim)),
+            Replica::Unshared => Shared::Unshared,
+        })
+    }
+
+    /// The owner was asked, and the object is there.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn refresh(&self, remote: Remote, fresh_for: Duration) -> Result<bool> {
+        self.0.refresh_replica(origin(remote), fresh_for)
+    }
+
+    /// The object was evicted.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn forget(&self, remote: Remote) -> Result<()> {
+        self.0.forget_replica(origin(remote))
+    }
 }
 
 impl Awaited {

@@ -17,17 +17,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
-use crate::shm::mapped::Mapped;
-use crate::shm::segment::{Access, Segment};
-use crate::shm::table::Table;
+use crate::shm::segment::Segment;
 
 mod connection;
 #[cfg(feature = "tcp")]
 mod exporting;
+mod members;
 pub(crate) mod memory;
 mod stats;
 
 use connection::Connection;
+use members::Members;
 use memory::{Effort, Memory};
 
 /// What a service begins with.
@@ -58,7 +58,7 @@ pub(crate) struct Inherited {
 pub(crate) struct Server {
     directory: Directory,
     listener: Socket,
-    members: Arc<LockFile>,
+    members: Members,
     memory: Memory,
     keeper: Option<Link>,
     epoll: OwnedFd,
@@ -112,12 +112,12 @@ impl Server {
     /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
     pub(crate) fn new(setup: Setup) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, members: former, keeper } = setup;
-        let members = LockFile::open(&directory.members())?;
+        let members = Members::open(&directory, former)?;
         let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
         let is_fresh = inherited.is_none();
         let mut memory = match inherited {
             Some(Inherited { ctl, segments }) => {
-                survivors = survivors_of(&ctl, former.as_ref().unwrap_or(&members), &mut claims)?;
+                survivors = members.survivors(&ctl, &mut claims)?;
                 Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
             }
             None => Memory::create(budget, displace)?,
@@ -538,7 +538,7 @@ impl Server {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         self.disconnect(number);
         if let Some(index) = client {
-            if let Ok(Some(claim)) = self.members.try_hold_range(lock_byte(index)) {
+            if let Some(claim) = self.members.claim(index) {
                 self.bury(index);
                 drop(claim);
             }
@@ -549,15 +549,11 @@ impl Server {
     fn poll_locks(&mut self) {
         let mut gone = Vec::new();
         for (index, client) in self.clients.iter_mut().filter(|(_, client)| client.pidfd.is_none()) {
-            match self.members.holder(lock_byte(*index)) {
-                Ok(Some(_)) => client.locked = true,
+            if self.members.has(*index) {
+                client.locked = true;
+            } else if client.locked || client.connection.is_none() {
                 // A new one may not have come to it, and must not while it is struck off.
-                Ok(None) if client.locked || client.connection.is_none() => {
-                    gone.extend(
-                        self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)),
-                    );
-                }
-                _ => {}
+                gone.extend(self.members.claim(*index).map(|claim| (*index, claim)));
             }
         }
         for (index, claim) in gone {
@@ -634,27 +630,6 @@ impl Event {
 
 fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
     move |errno| Error::io(op, "the node service", errno.into())
-}
-
-/// The tags of clients that live. Places of others are claimed: whoever got one and has not come to its lock cannot take it
-/// while it is struck off, and then finds that it was.
-fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) -> Result<HashSet<u64>> {
-    let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
-    let mut survivors = HashSet::new();
-    for index in 0..Layout::SHARED.clients {
-        let tag = table.client(index, client::TAG).load(Acquire);
-        if tag == 0 || index_of(tag) != index {
-            continue;
-        }
-        match members.try_hold_range(lock_byte(index)) {
-            Ok(Some(claim)) => claims.push(claim),
-            // Held by another. What cannot be asked is not dead.
-            Ok(None) | Err(_) => {
-                survivors.insert(tag);
-            }
-        }
-    }
-    Ok(survivors)
 }
 
 /// The entry of a client in the table, by its tag.

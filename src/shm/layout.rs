@@ -57,6 +57,11 @@ impl Layout {
         self.client(self.clients) + page as usize
     }
 
+    /// The line of the index of replicas for a hash.
+    pub(crate) const fn set(&self, digest: u64) -> u32 {
+        digest as u32 & (self.sets - 1)
+    }
+
     /// An entry of the index of replicas.
     #[inline]
     pub(crate) const fn entry(&self, set: u32, way: u32) -> usize {

@@ -392,7 +392,12 @@ impl<M: Mem> Table<M> {
             check(&self.read(declared).label).and_then(|()| {
                 let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
                 // SYNC POINT: `pin_declared`, `examine`.
-                match self.slot(declared.slot, slot::PLACE).compare_exchange(0, link, AcqRel, Relaxed) {
+                match self.slot(declared.slot, slot::PLACE).compare_exchange(
+                    0,
+                    link,
+                    mutant!(AcqRel, "bind_release"),
+                    Relaxed,
+                ) {
                     Err(_) if mutant!("bind_over") => {
                         self.slot(declared.slot, slot::PLACE).store(link, Release);
                         Ok(())

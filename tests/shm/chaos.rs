@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::audit;
 use crate::content::Random;
 use crate::ledger::{Count, Kind, Ledger, kind};
 use crate::namespace;
-use crate::worker::Worker;
+use crate::worker::{REMOTES, Worker};
 
 /// What the soak does and for how long.
 #[derive(Clone, Copy)]
@@ -107,7 +108,7 @@ fn sweep(only: Option<&str>, seed: u64) -> i32 {
     println!("{:<28} {:>5} {:>9} {:>10} {:>7}", "failpoint", "hits", "ops", "violations", "ms");
     for (at, name) in proxystore::service::NAMES.iter().enumerate() {
         // One node passes none of the others.
-        let is_ours = (name.starts_with("client.") || name.starts_with("service.")) && !name.contains("replica");
+        let is_ours = (name.starts_with("client.") || name.starts_with("service."));
         if !is_ours || only.is_some_and(|only| only != *name) {
             continue;
         }
@@ -173,6 +174,7 @@ impl Director {
         let now = Instant::now();
         let mut builder = tempfile::Builder::new();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        LazyLock::force(&REMOTES);
         let root = builder.prefix("shm-soak-").permissions(private).tempdir().expect("a directory");
         Self {
             plan,
@@ -318,6 +320,8 @@ impl Director {
                 unsafe {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     std::env::set_var("PROXYSTORE_RUNTIME_DIR", self.root.path());
+                    // Few enough that they make room for each other.
+                    std::env::set_var("PROXYSTORE_REPLICA_BYTES", "200KiB");
                 }
                 let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part(self))).unwrap_or(101);
                 std::process::exit(code)

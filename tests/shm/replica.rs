@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use proxystore::service::inspect::{self, Fetching, Remote, Shared};
+use proxystore::service::inspect::{self, Fetching, Remote, Replicas, Shared};
 use proxystore::{Error, Region};
 
 use crate::child::Hand;
@@ -38,7 +38,11 @@ fn replica_is_fetched_once() {
     answers.sort_unstable();
     assert_eq!(answers, ["fetched", "same", "same", "same", "same", "same"]);
     clients[5].expect("part replica_get 1 100000 0 0", "same");
-    site.check(clients, 2..=2);
+    // All at once, again and again: small ones, so that it is often close.
+    clients.iter_mut().for_each(|client| client.tell("part replica_get_many 100 200"));
+    let fetched: u64 = clients.iter().map(|client| client.reply().parse::<u64>().expect("a count")).sum();
+    assert_eq!(fetched, 100);
+    site.check(clients, 202..=202);
 }
 
 /// Every step of whoever fetches: those who wait have the duty within 100 ms of the death, and nothing is left.
@@ -275,6 +279,7 @@ pub(crate) fn part(hand: &mut Hand, name: &str, arguments: &[&str]) -> Option<St
     let numbers: Vec<u64> = arguments.iter().map(|text| text.parse().expect("a number")).collect();
     let answer = match (name, &numbers[..]) {
         ("replica_get", [n, len, takes, patience]) => get(*n, *len, *takes, *patience).map(|(answer, _)| answer),
+        ("replica_get_many", [count, len]) => get_many(*count, *len),
         ("replica_hold", [n, len]) => get(*n, *len, 0, 0).map(|(answer, region)| {
             hand.views.extend(region.map(|region| (region, *n)));
             answer
@@ -295,14 +300,16 @@ pub(crate) fn part(hand: &mut Hand, name: &str, arguments: &[&str]) -> Option<St
             hand.claims.clear();
             Ok("done".to_owned())
         }
-        ("replica_forget", [n]) => inspect::forget(NAMESPACE, remote(*n)).map(|()| "done".to_owned()),
+        ("replica_forget", [n]) => {
+            Replicas::of(NAMESPACE).and_then(|replicas| replicas.forget(remote(*n))).map(|()| "done".to_owned())
+        }
         ("replica_fresh", [n]) => claim(*n).map(|found| match found {
             Shared::Landed(_, fresh) => fresh.to_string(),
             other => format!("{other:?}"),
         }),
-        ("replica_refresh", [n, millis]) => {
-            inspect::refresh(NAMESPACE, remote(*n), Duration::from_millis(*millis)).map(|there| there.to_string())
-        }
+        ("replica_refresh", [n, millis]) => Replicas::of(NAMESPACE)
+            .and_then(|replicas| replicas.refresh(remote(*n), Duration::from_millis(*millis)))
+            .map(|there| there.to_string()),
         ("replica_count", []) => inspect::stats(NAMESPACE).map(|stats| stats.replicas.count.to_string()),
         ("replica_list", []) => list(),
         ("replica_scribble", [seed]) => Ok(scribble(*seed).map_or_else(|how| how, |()| "done".to_owned())),
@@ -332,8 +339,21 @@ fn get(n: u64, len: u64, takes: u64, patience: u64) -> Result<(String, Option<Re
     }
 }
 
+/// Gets one after the other; how many it fetched itself.
+fn get_many(count: u64, len: u64) -> Result<String, Error> {
+    let mut fetched = 0;
+    for n in 1000..1000 + count {
+        match get(n, len, 0, 5000)?.0.as_str() {
+            "fetched" => fetched += 1,
+            "same" => {}
+            other => return Ok(other.to_owned()),
+        }
+    }
+    Ok(fetched.to_string())
+}
+
 fn claim(n: u64) -> Result<Shared, Error> {
-    inspect::replica(NAMESPACE, remote(n))
+    Replicas::of(NAMESPACE)?.get(remote(n))
 }
 
 fn land(claim: Fetching, n: u64, len: u64, lifetime: Option<Duration>) -> Result<String, Error> {

@@ -1,13 +1,15 @@
 //! A client process of the soak: random operations, each checked against the truth table.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
+use proxystore::service::inspect::{self, Remote, Replicas, Shared};
 use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Region};
 
+use crate::chaos::NAMESPACE;
 use crate::content::{Random, content, verify};
 use crate::ledger::{Count, ENTRIES, Entry, Kind, Ledger, kind};
 
@@ -64,6 +66,9 @@ impl Worker {
         let entry = &self.ledger.entries[index];
         let state = entry.state.load(Acquire);
         let dice = self.random.below(100);
+        if self.random.below(8) == 0 {
+            self.replicate();
+        }
         match kind(state) {
             Kind::Empty if dice < 70 => self.put(entry, state),
             Kind::Empty if dice < 85 => self.declare(entry, state),
@@ -221,6 +226,38 @@ impl Worker {
         self.ledger.count(Count::Waits);
     }
 
+    /// Gets an object of another node: looks, waits for whoever fetches it, fetches it, gives up, or ends it for all.
+    fn replicate(&mut self) {
+        let which = self.random.below(REMOTES.len() as u64) as usize;
+        let (remote, seed, len) = (REMOTES[which], which as u64 + 1, which * 1500);
+        if self.random.below(16) == 0 {
+            if let Err(error) = Replicas::of(NAMESPACE).and_then(|replicas| replicas.forget(remote)) {
+                self.failed("forget", &error);
+            }
+            return;
+        }
+        let found = match Replicas::of(NAMESPACE).and_then(|replicas| replicas.get(remote)) {
+            Ok(Shared::Landed(region, _)) => Ok(Some(region)),
+            Ok(Shared::InFlight(awaited)) => awaited.wait(Duration::from_millis(self.random.below(20))),
+            Ok(Shared::Claimed(_)) if self.random.below(8) == 0 => Ok(None),
+            Ok(Shared::Claimed(fetching)) => fetching.land(&content(seed, len), Duration::ZERO, None).map(Some),
+            Ok(Shared::Unshared) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some(region)) => {
+                self.check(&region, seed, len, "replica");
+                if self.views.len() < 32 {
+                    self.views.push((region, seed));
+                }
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Timeout => {}
+            Err(error) => return self.failed("replica", &error),
+        }
+        self.ledger.count(Count::Replicas);
+    }
+
     /// What was evicted stays evicted.
     fn look_at_gone(&mut self) {
         if self.gone.is_empty() {
@@ -295,3 +332,11 @@ impl Worker {
         self.random.below(most) as usize
     }
 }
+
+/// Objects of another node that all workers want: more than one line of the index has room for, and some elsewhere.
+///
+/// The director makes them before it forks.
+pub(crate) static REMOTES: LazyLock<Vec<Remote>> = LazyLock::new(|| {
+    let all = (0..).map(|slot| (0x1234_5678, slot, 9));
+    all.clone().filter(|remote| inspect::index_line(*remote) == 0).take(11).chain(all.take(11)).collect()
+});

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Inner;
+use super::objects::Objects;
 use super::landings::Fetched;
 use super::remote::{Found, Limit, origin};
 use crate::error::Result;
@@ -28,7 +28,7 @@ struct Transfer {
 /// Those that other processes of this node are fetching are waited for last: whoever has the duty to fetch an object waits for
 /// nobody before it is done, so that no two wait for each other.
 pub(super) fn fetch(
-    inner: &Arc<Inner>,
+    all: &Arc<Objects>,
     nodes: Vec<(Address, Vec<Placed>)>,
     limit: Limit,
 ) -> Result<Vec<(usize, Option<Region>)>> {
@@ -38,13 +38,13 @@ pub(super) fn fetch(
     for (node, objects) in nodes {
         let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::new();
         for (at, object) in objects {
-            if object.address.place == NO_PLACE || inner.is_here(&object.address) {
+            if object.address.place == NO_PLACE || all.is_here(&object.address) {
                 later.push((at, object));
                 continue;
             }
-            let claim = match inner.remote.shares {
+            let claim = match all.remote.shares {
                 false => None,
-                true => match inner.client.replica(origin(&object.address))? {
+                true => match all.client.replica(origin(&object.address))? {
                     Replica::Landed { region, fresh: true } => {
                         done.push((at, Some(region)));
                         continue;
@@ -60,7 +60,7 @@ pub(super) fn fetch(
             match object.len <= SMALL {
                 true => small.push((at, object, claim)),
                 false => transfers.push(Transfer {
-                    fetched: inner.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one])),
+                    fetched: all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one])),
                     objects: vec![(at, object.format, claim)],
                 }),
             }
@@ -73,7 +73,7 @@ pub(super) fn fetch(
             }
             let pointers = small.iter().map(|(_, object, _)| *object).collect();
             transfers.push(Transfer {
-                fetched: inner.remote.fetch_all(node, lane, pointers),
+                fetched: all.remote.fetch_all(node, lane, pointers),
                 objects: small.into_iter().map(|(at, object, claim)| (at, object.format, claim)).collect(),
             });
             small = rest;
@@ -82,7 +82,7 @@ pub(super) fn fetch(
     for transfer in transfers {
         let fetched = limit.wait(transfer.fetched)?;
         for ((at, format, claim), fetched) in transfer.objects.into_iter().zip(fetched) {
-            match inner.remote.found(fetched, format, claim)? {
+            match all.remote.found(fetched, format, claim)? {
                 Found::Object(region) => done.push((at, Some(region))),
                 Found::Missing => done.push((at, None)),
                 Found::Elsewhere(pointer) => later.push((at, pointer)),
@@ -90,7 +90,7 @@ pub(super) fn fetch(
         }
     }
     for (at, object) in later {
-        done.push((at, limit.wait(inner.get(object))?));
+        done.push((at, limit.wait(all.get(object))?));
     }
     Ok(done)
 }

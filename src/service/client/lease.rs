@@ -11,6 +11,7 @@ use super::agent::Answer;
 use super::{Client, corrupt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
@@ -89,7 +90,9 @@ impl Client {
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
                 let leased = self.table.read(id);
-                if leased.owner != self.tag || leased.class != class.index() as u64 {
+                if leased.owner != self.tag && !mutant!("pop_owner")
+                    || leased.class != class.index() as u64 && !mutant!("pop_class")
+                {
                     continue;
                 }
                 let ptr = match self.cell_of(&leased, class) {
@@ -286,3 +289,40 @@ const POPULATE: u64 = 4096;
 
 /// Larger ones are populated by whoever writes to them: it takes as long, and nobody else waits.
 const POPULATE_MOST: u64 = 16 << 20;
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Options;
+    use super::*;
+    use crate::shm::layout::slot;
+
+    /// Attached to a namespace of its own, hosted here.
+    fn client(name: &str) -> Arc<Client> {
+        let options = Options {
+            namespace: format!("test-{name}-{}", std::process::id()),
+            budget: Some(64 << 20),
+            displace: None,
+            timeout: Duration::from_secs(20),
+            may_host: true,
+        };
+        Client::attach(&options).unwrap()
+    }
+
+    #[test]
+    fn what_somebody_scribbled_on_is_not_leased() {
+        let client = client("scribbled");
+        for (at, word) in [(slot::OWNER, client.tag + 1), (slot::CLASS, Class::of(9000).unwrap().index() as u64)] {
+            // Unused, so the next one would get it.
+            let lease = client.lease(100).unwrap();
+            let (slot, place) = (lease.id.slot, lease.place);
+            drop(lease);
+            let word_of_slot = client.table.header(client.table.layout().slot(slot) + at);
+            let before = word_of_slot.swap(word, Relaxed);
+            let next = client.lease(100).unwrap();
+            assert!(next.id.slot != slot && next.place != place);
+            word_of_slot.store(before, Relaxed);
+        }
+    }
+}

@@ -66,7 +66,7 @@ impl Origin {
         (label.flags & REPLICA != 0).then_some(Self { instance: label.len, id: Id { slot, generation: label.expires } })
     }
 
-    pub(super) fn digest(self) -> u64 {
+    pub(crate) fn digest(self) -> u64 {
         mix(mix(self.instance ^ spread(self.id.slot.into())) ^ self.id.generation)
     }
 }
@@ -106,8 +106,7 @@ impl<M: Mem> Table<M> {
         self.label(id.slot, &origin.label(), 0);
         self.slot(id.slot, slot::PLACE).store(0, Relaxed);
         // SYNC POINT: `examine`.
-        self.slot(id.slot, slot::STATE)
-            .store(State::Declared.word(id.generation), mutant!(Release, "declare_replica_release"));
+        self.slot(id.slot, slot::STATE).store(State::Declared.word(id.generation), Release);
     }
 
     /// Enters a declaration into the index, unless somebody else's of the same origin is there: of any number of callers one
@@ -271,7 +270,7 @@ impl<M: Mem> Table<M> {
     /// The line in which an origin is found, and what its entry begins with.
     fn set_of(&self, origin: Origin) -> (u32, u64) {
         let digest = origin.digest();
-        (digest as u32 & (self.layout.sets - 1), digest >> ENTRY_TAG)
+        (self.layout.set(digest), digest >> ENTRY_TAG)
     }
 
     fn entry_of(&self, origin: Origin, declared: Id) -> u64 {
@@ -291,6 +290,14 @@ impl<M: Mem> Table<M> {
     /// Whether a declared slot is that of a replica.
     pub(crate) fn is_replica(&self, id: Id) -> bool {
         self.read(id).label.flags & REPLICA != 0
+    }
+
+    /// Whether a replica's declaration can be found. Once it could, it can until it is ended, or somebody scribbled on it.
+    pub(crate) fn is_indexed(&self, declared: Id) -> bool {
+        let Some(origin) = Origin::of(&self.read(declared).label) else { return false };
+        let (set, _) = self.set_of(origin);
+        let entry = self.entry_of(origin, declared);
+        (0..self.layout.ways).any(|way| self.entry(set, way).load(Acquire) == entry)
     }
 
     /// The replicas that landed and can be found: declaration, and object if that is still the one.

@@ -99,6 +99,17 @@ fn what_nobody_evicted_is_not_taken_back() {
 }
 
 #[test]
+fn an_evicted_object_that_is_called_a_lease_is_taken_back_once() {
+    let (mut memory, cell) = memory();
+    let id = object(&mut memory, A, 0);
+    assert!(matches!(memory.table.pin(cell, id), Found::Object(_)));
+    assert!(memory.table.retire(id) && memory.evicted(id.slot));
+    memory.table.set(id.slot, id.generation, State::Reserved);
+    assert!(!memory.give_back(A, id.slot), "somebody looks at it, and it is taken back when nobody does");
+    assert!(memory.slots[id.slot as usize].owner == A);
+}
+
+#[test]
 fn bury_ends_what_a_client_left_and_nothing_else() {
     let (mut memory, cell) = memory();
     let page = memory.page(A).unwrap();

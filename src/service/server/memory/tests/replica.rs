@@ -128,6 +128,25 @@ fn declarations_of_replicas_that_ended_by_themselves_go() {
 }
 
 #[test]
+fn what_nobody_can_find_any_more_goes() {
+    let (mut memory, cell) = memory();
+    let layout = *memory.table.layout();
+    let (stays, _) = landed(&mut memory, cell, B, origin(0), 100, 1);
+    let (lost, object) = landed(&mut memory, cell, B, origin(1), 100, 1);
+    let (renamed, other) = landed(&mut memory, cell, B, origin(2), 100, 1);
+    let entry = layout.entry(layout.set(origin(1).digest()), 0);
+    assert_ne!(memory.table.header(entry).swap(7, Relaxed), 0);
+    memory.table.header(layout.slot(renamed.slot) + 2).store(78, Relaxed);
+    assert_eq!([0, 1, 2].map(|n| find(&memory, cell, origin(n))), ["landed", "missing", "missing"]);
+    memory.sweep(|_| false);
+    memory.reclaim();
+    for id in [lost, object, renamed, other] {
+        assert!(is_free(&memory, id), "{id:?}");
+    }
+    assert_eq!(state(&memory, stays), Some(State::Declared));
+}
+
+#[test]
 fn budget_outlives_the_service() {
     let (mut memory, cell) = memory();
     memory.table.header(word::REPLICA_BUDGET).store(4711, Relaxed);
