@@ -570,8 +570,6 @@ impl Server {
 
     fn drain(&mut self) {
         self.draining = Some(Instant::now() + self.grace);
-        #[cfg(feature = "tcp")]
-        self.exporting.end();
         // Not to those who wait for a welcome.
         let connections: Vec<u32> = self.clients.values().filter_map(|client| client.connection).collect();
         for connection in connections {
@@ -581,6 +579,9 @@ impl Server {
 
     /// Leaves no name behind; the memory goes with its last holder.
     fn end(self) -> Result<()> {
+        // Before anybody else can host: who does answers other nodes at the same port, which their keys name.
+        #[cfg(feature = "tcp")]
+        drop(self.exporting);
         let Self { directory, listener, host, memory, connections, .. } = self;
         drop((listener, connections, memory));
         // Nobody else has the name while the lock is held.

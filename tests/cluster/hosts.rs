@@ -144,22 +144,34 @@ impl Host {
     /// A worker there that is ready.
     #[track_caller]
     pub(crate) fn worker(&self) -> Worker {
-        self.worker_with(&[])
+        self.start(&["--worker"], &[])
     }
 
-    /// A worker with these variables in its environment.
+    /// This program there, with these variables in its environment, once it is ready.
     #[track_caller]
-    pub(crate) fn worker_with(&self, environment: &[(&str, &str)]) -> Worker {
+    pub(crate) fn start(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Worker {
+        self.try_start(arguments, environment).unwrap_or_else(|said| panic!("{arguments:?} on {}: {said}", self.name))
+    }
+
+    /// The same, or what it says instead of being ready.
+    pub(crate) fn try_start(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Worker, String> {
         let program = program();
-        let mut command = self.command(&[program.to_str().unwrap(), "--worker"]);
+        let mut command = self.command(&[&[program.to_str().unwrap()], arguments].concat());
         command.envs(environment.iter().copied());
+        self.begin(command)
+    }
+
+    /// A command there that says when it is ready.
+    pub(crate) fn begin(&self, mut command: Command) -> Result<Worker, String> {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, lines) = (process.stdin.take(), lines(process.stdout.take()));
         let mut worker = Worker { host: self.clone(), id: String::new(), process, input, lines };
-        let said = worker.reply();
-        let id = said.strip_prefix("ready ");
-        worker.id = id.unwrap_or_else(|| panic!("a worker that says {said}")).to_owned();
-        worker
+        let said = worker.reply_within(PATIENCE).unwrap_or_else(|| "nothing".to_owned());
+        match said.strip_prefix("ready ") {
+            Some(id) => worker.id = id.to_owned(),
+            None => return Err(said),
+        }
+        Ok(worker)
     }
 
     /// Of its eth0.
@@ -290,7 +302,7 @@ impl Worker {
     pub(crate) fn kill(&mut self) {
         // There, and not the shell here: its child would be left to a process 1 that may not wait for it, and the kernel
         // keeps a pid namespace until all is waited for.
-        if self.process.try_wait().is_ok_and(|status| status.is_none()) {
+        if !self.id.is_empty() && self.process.try_wait().is_ok_and(|status| status.is_none()) {
             self.host.run(&["sh", "-c", &format!("kill -KILL {}", self.id)]);
         }
         let begun = Instant::now();

@@ -64,6 +64,7 @@ impl Remote {
         at: Address,
         begin: impl Fn(&Self, &Arc<dyn Peer>) -> Pending<T> + Send + 'static,
     ) -> Pending<T> {
+        let begun = Instant::now();
         let first = match self.peers.current(at.contact) {
             Some(peer) => match self.check_instance(op, &peer, &at) {
                 Ok(()) => Some(begin(self, &peer)),
@@ -91,9 +92,15 @@ impl Remote {
         match first {
             None => Pending::blocking_until(move |deadline| again(deadline).map_err(named)),
             Some(first) => first.then(Ok).chain(move |outcome| match outcome {
-                Err(error) if error.kind() == ErrorKind::PeerDown => {
-                    Pending::blocking_until(move |deadline| again(deadline).map_err(named))
-                }
+                Err(error) if error.kind() == ErrorKind::PeerDown => Pending::blocking_until(move |deadline| {
+                    let deadline = deadline.unwrap_or(begun + environment::timeout());
+                    // Its silence may have taken all the time.
+                    match deadline <= Instant::now() {
+                        true => Err(error),
+                        false => again(Some(deadline)),
+                    }
+                    .map_err(named)
+                }),
                 result => Pending::ready(result.map_err(named)),
             }),
         }

@@ -10,7 +10,7 @@ use std::{mem, thread};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Event, Server};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::service::exported::Exported;
 use crate::service::message::Reply;
 use crate::shm::layout::word;
@@ -30,8 +30,6 @@ enum State {
     No,
     Beginning,
     Yes(Exported),
-    /// The service ends.
-    Ended,
 }
 
 /// What came of beginning, from the thread that did.
@@ -46,11 +44,6 @@ impl Exporting {
             .map_err(|errno| Error::io("serve", "an eventfd", errno.into()))?;
         let outcome = Arc::new(Outcome { result: Mutex::default(), there });
         Ok(Self { state: State::No, outcome, asked: Vec::new() })
-    }
-
-    /// Answers nobody any more.
-    pub(super) fn end(&mut self) {
-        self.state = State::Ended;
     }
 }
 
@@ -70,10 +63,6 @@ impl Server {
             State::Yes(exported) => {
                 let contact = exported.contact();
                 return self.send(connection, &Reply::Exported { id, contact }, &[]);
-            }
-            State::Ended => {
-                let error = Error::new(ErrorKind::Unavailable, "open", "the node service ends");
-                return self.send(connection, &Reply::refuse(id, &error), &[]);
             }
             State::No => self.begin_export(contact(&self.memory.table)),
             State::Beginning => {}
@@ -104,16 +93,12 @@ impl Server {
         let answer = match result {
             Ok(exported) => {
                 let contact = exported.contact();
-                if !matches!(self.exporting.state, State::Ended) {
-                    set_contact(&self.memory.table, contact);
-                    self.exporting.state = State::Yes(exported);
-                }
+                set_contact(&self.memory.table, contact);
+                self.exporting.state = State::Yes(exported);
                 Ok(contact)
             }
             Err(error) => {
-                if !matches!(self.exporting.state, State::Ended) {
-                    self.exporting.state = State::No;
-                }
+                self.exporting.state = State::No;
                 Err(error)
             }
         };
