@@ -289,7 +289,7 @@ mod tests {
             timeout: Duration::from_secs(20),
             may_host: true,
         };
-        Client::attach(&options).unwrap()
+        Client::attach(&options).expect("a service of its own")
     }
 
     #[test]
