@@ -221,6 +221,9 @@ impl Server {
             had_clients |= !self.clients.is_empty();
             self.memory.reclaim();
             self.feed();
+            if self.starved.is_empty() {
+                self.memory.give_growth_up();
+            }
             self.recycle();
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
@@ -463,7 +466,7 @@ impl Server {
                     let class = request.class.index() as u16;
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
-                Err(_) if waits => self.starved.push_back(request),
+                Err(_) if waits || self.memory.is_growing_for(request.class) => self.starved.push_back(request),
                 Err(shortage) => {
                     self.refused += 1;
                     let error = self.memory.exhausted(&shortage);
