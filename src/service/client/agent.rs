@@ -80,9 +80,19 @@ impl Doorbell {
 impl Client {
     /// Asks the service and waits for its answer.
     pub(super) fn ask(&self, request: impl FnOnce(u64) -> Request, op: &'static str) -> Result<Answer> {
+        self.ask_within(self.options.timeout, request, op)
+    }
+
+    /// As [`ask`](Self::ask), for what may take another time.
+    pub(super) fn ask_within(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(u64) -> Request,
+        op: &'static str,
+    ) -> Result<Answer> {
         let (waiter, answer) = Pending::channel();
         let id = self.begin(request, Some(waiter));
-        let result = answer.deadline(self.options.timeout).wait();
+        let result = answer.deadline(limit).wait();
         match result {
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 lock(&self.requests.open).remove(&id);
