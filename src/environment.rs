@@ -28,6 +28,7 @@ pub const VARIABLES: &[Variable] = &[
     BLOCKING_THREADS,
     RUNTIME_DIR,
     SHM_BYTES,
+    REPLICA_BYTES,
     JOB,
     NODES,
     NODE_ID,
@@ -67,6 +68,11 @@ const SHM_BYTES: Variable = Variable {
     name: "PROXYSTORE_SHM_BYTES",
     default: "half of the memory that this process may use",
     doc: "most memory for the objects of a shm:// namespace on this node, read by the process that hosts it",
+};
+const REPLICA_BYTES: Variable = Variable {
+    name: "PROXYSTORE_REPLICA_BYTES",
+    default: "a quarter of the memory of the namespace",
+    doc: "most memory for objects of other nodes that this one's processes share, read by the process that hosts it; 0: none",
 };
 #[cfg(feature = "failpoints")]
 const FAILPOINT: Variable = Variable {
@@ -200,6 +206,12 @@ pub(crate) fn blocking_threads() -> usize {
 #[cfg(feature = "shm")]
 pub(crate) fn shm_bytes() -> Option<u64> {
     read(SHM_BYTES, |text| parse_bytes(text).filter(|bytes| *bytes > 0))
+}
+
+/// Budget of the objects of other nodes in it, in bytes.
+#[cfg(feature = "shm")]
+pub(crate) fn replica_bytes() -> Option<u64> {
+    read(REPLICA_BYTES, parse_bytes)
 }
 
 /// Where the process is to be killed.

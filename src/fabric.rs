@@ -27,6 +27,13 @@ pub(crate) mod handshake;
 mod landing;
 pub(crate) mod tcp;
 
+#[cfg(test)]
+pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod fault;
+
 #[doc(hidden)]
 pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};

@@ -13,7 +13,6 @@ const UNSAFE: &[&str] = &[
     "codec::archive",
     "codec::plain",
     "connectors::file::mapping",
-    "connectors::shm",
     "fabric::landing",
     "fabric::tcp::scatter",
     "process",

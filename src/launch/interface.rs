@@ -81,11 +81,15 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Those that are up and have an address that means the same on other nodes, or are the loopback.
 fn present() -> Result<Vec<Interface>> {
     let all = if_addrs::get_if_addrs().map_err(|error| Error::io("launch", "network interfaces", error))?;
+    Ok(usable(all.into_iter().map(|one| (one.is_oper_up(), one.ip(), one.name))))
+}
+
+/// Those that are up, with the addresses that mean the same on other nodes, and the loopback.
+fn usable(all: impl Iterator<Item = (bool, IpAddr, String)>) -> Vec<Interface> {
     let mut up: Vec<Interface> = Vec::new();
-    for (name, address) in all.iter().filter(|one| one.is_oper_up()).map(|one| (&one.name, one.ip())) {
+    for (_, address, name) in all.filter(|(is_up, ..)| *is_up) {
         let is_on_one_link = match address {
             IpAddr::V4(address) => address.is_link_local(),
             IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -93,13 +97,13 @@ fn present() -> Result<Vec<Interface>> {
         if is_on_one_link || address.is_unspecified() || address.is_multicast() {
             continue;
         }
-        match up.iter_mut().find(|known| known.name == *name) {
+        match up.iter_mut().find(|known| known.name == name) {
             Some(known) => known.addresses.push(address),
-            None => up.push(Interface { name: name.clone(), addresses: vec![address] }),
+            None => up.push(Interface { name, addresses: vec![address] }),
         }
     }
     up.iter_mut().for_each(|one| one.addresses.sort_by_key(IpAddr::is_ipv6));
-    Ok(up)
+    up
 }
 
 fn named(devices: &str, up: &[Interface]) -> Result<Vec<Interface>> {
@@ -215,6 +219,24 @@ mod tests {
         assert_eq!(found, [interface("eth0", &["fd00::1", "10.0.0.1", "10.0.0.2"])]);
         let error = choose(&up[1..], &[], None).unwrap_err();
         assert!(error.to_string().contains("eth0 (10.0.0.1, 10.0.0.2, fd00::1), ib0 (10.1.0.1)"), "{error}");
+    }
+
+    #[test]
+    fn usable_addresses() {
+        let all = [
+            (true, "lo", "::1"),
+            (true, "eth0", "fd00::1"),
+            (true, "eth0", "fe80::1"),
+            (true, "eth0", "10.0.0.1"),
+            (true, "eth1", "169.254.0.1"),
+            (true, "eth2", "0.0.0.0"),
+            (true, "eth3", "::"),
+            (true, "eth4", "224.0.0.1"),
+            (false, "ib0", "10.1.0.1"),
+            (true, "lo", "127.0.0.1"),
+        ];
+        let up = usable(all.into_iter().map(|(is_up, name, ip)| (is_up, ip.parse().unwrap(), name.to_owned())));
+        assert_eq!(up, [interface("lo", &["127.0.0.1", "::1"]), interface("eth0", &["10.0.0.1", "fd00::1"])]);
     }
 
     #[test]

@@ -379,6 +379,14 @@ mod tests {
             ("SLURM_JOB_NODELIST_HET_GROUP_0", "x1"),
         ];
         assert_eq!(job(&stale).unwrap().nodes, ["n1", "n2"]);
+        let shared = [
+            ("SLURM_JOB_ID", "7"),
+            ("SLURM_HET_SIZE", "3"),
+            ("SLURM_JOB_ID_HET_GROUP_0", "7"),
+            ("SLURM_JOB_NODELIST_HET_GROUP_0", "n[2-3]"),
+            ("SLURM_JOB_NODELIST_HET_GROUP_2", "n[1-2]"),
+        ];
+        assert_eq!(job(&shared).unwrap().nodes, ["n2", "n3", "n1"]);
     }
 
     #[test]
@@ -398,6 +406,23 @@ mod tests {
         let namespace = |text| job(&[("PMIX_NAMESPACE", text), ("PMIX_RANK", "0")]).unwrap();
         assert_eq!(namespace("prterun-n1-4711@1").id, namespace("prterun-n1-4711@2").id);
         assert_eq!(namespace("prterun-n1-4711@1").kind, Launcher::Pmix);
+    }
+
+    #[test]
+    fn the_name_of_mpiexecs_node_is_not_ours() {
+        let slurm = [("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "x[1-3]"), ("SLURMD_NODENAME", "x1")];
+        assert_eq!(job(&slurm).unwrap().node(), Some("x1"));
+        let hydra = [("PMI_RANK", "2"), ("PMI_SIZE", "6"), ("SLURM_STEP_ID", "1"), ("SLURM_PROCID", "1")];
+        assert_eq!(job(&[&slurm[..], &hydra].concat()).unwrap().node(), None);
+        // srun --mpi=pmi2: the task of Slurm's is the process.
+        let pmi2 = [
+            ("PMI_RANK", "1"),
+            ("PMI_SIZE", "6"),
+            ("SLURM_STEP_ID", "1"),
+            ("SLURM_PROCID", "1"),
+            ("SLURM_NTASKS", "6"),
+        ];
+        assert_eq!(job(&[&slurm[..], &pmi2].concat()).unwrap().node(), Some("x1"));
     }
 
     #[test]

@@ -55,18 +55,7 @@ impl Secret {
     /// `Config` for a secret that is not 64 hexadecimal digits, and where neither home nor variable is known; `Permission` for a file
     /// that is another user's or open to others; what the file system says.
     pub fn of_job(job: &Job) -> Result<Self> {
-        if let Some(text) = environment::SECRET.value().map(Zeroizing::new).filter(|text| !text.is_empty()) {
-            return Ok(Self { bytes: parse(&text, environment::SECRET.name)?, source: SecretSource::Variable });
-        }
-        let source = SecretSource::seen()?;
-        let bytes = match &source {
-            SecretSource::User(path) => {
-                Self { bytes: file::find_or_make(path)?, source: source.clone() }.of_name(&job.id)
-            }
-            SecretSource::File(path) => file::read(path)?,
-            SecretSource::Variable | SecretSource::Random => return Err(wrong("PROXYSTORE_SECRET is no text")),
-        };
-        Ok(Self { bytes, source })
+        Self::of(&process_paths, &job.id)
     }
 
     /// One that nobody else has.
@@ -105,6 +94,20 @@ impl Secret {
         key.copy_from_slice(&whole[..16]);
         whole.zeroize();
         key
+    }
+
+    fn of(read: &dyn Fn(&str) -> Option<PathBuf>, id: &str) -> Result<Self> {
+        let source = SecretSource::of(read)?;
+        let bytes = match &source {
+            SecretSource::Variable => {
+                let text = read(environment::SECRET.name).unwrap_or_default().into_os_string().into_encoded_bytes();
+                parse(&Zeroizing::new(text), environment::SECRET.name)?
+            }
+            SecretSource::File(path) => file::read(path)?,
+            SecretSource::Random => return Ok(Self::random()),
+            SecretSource::User(path) => Self { bytes: file::find_or_make(path)?, source: source.clone() }.of_name(id),
+        };
+        Ok(Self { bytes, source })
     }
 
     fn digest(&self, domain: &str, parts: &[&[u8]]) -> Hmac<Sha256> {
@@ -153,7 +156,7 @@ impl SecretSource {
     /// # Errors
     /// `Config` where neither a variable nor a home is known.
     pub fn seen() -> Result<Self> {
-        Self::of(&|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+        Self::of(&process_paths)
     }
 
     /// The file, if it is one.
@@ -194,13 +197,17 @@ impl fmt::Display for SecretSource {
     }
 }
 
+fn process_paths(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 fn empty() -> Bytes {
     Box::new(Zeroizing::new([0; Secret::LEN]))
 }
 
 /// The bytes of 64 hexadecimal digits; `place` says where they stood.
-fn parse(text: &str, place: &str) -> Result<Bytes> {
-    let digits = text.trim_ascii().as_bytes();
+fn parse(text: &[u8], place: &str) -> Result<Bytes> {
+    let digits = text.trim_ascii();
     let mut bytes = empty();
     let is_right = digits.len() == 2 * Secret::LEN
         && digits.chunks_exact(2).zip(bytes.iter_mut()).all(|(pair, byte)| {
@@ -275,7 +282,7 @@ mod tests {
     fn a_secret_is_not_shown() {
         assert_eq!(format!("{:?}", secret(0xab)), "Secret { source: Variable, .. }");
         let digits = format!("{}x", "ab".repeat(32));
-        let error = parse(&digits, "PROXYSTORE_SECRET").unwrap_err();
+        let error = parse(digits.as_bytes(), "PROXYSTORE_SECRET").unwrap_err();
         assert!(error.to_string().contains("65 bytes") && !format!("{error:?}").contains("abab"), "{error:?}");
     }
 
@@ -288,13 +295,39 @@ mod tests {
     #[test]
     fn digits() {
         let digits = "00ff7F80".repeat(8);
-        assert_eq!(parse(&format!(" {digits}\n"), "x").unwrap()[..4], [0, 0xff, 0x7f, 0x80]);
+        assert_eq!(parse(format!(" {digits}\n").as_bytes(), "x").unwrap()[..4], [0, 0xff, 0x7f, 0x80]);
         let bad = digits.replacen('f', "g", 1);
         let wide = "é".repeat(32);
         let signed = digits.replacen("00", "+0", 1);
         for text in ["", "00", &digits[1..], &format!("{digits}00"), &bad, &wide, &signed, &"\0".repeat(64)] {
-            assert_eq!(parse(text, "x").unwrap_err().kind(), ErrorKind::Config, "{text:?}");
+            assert_eq!(parse(text.as_bytes(), "x").unwrap_err().kind(), ErrorKind::Config, "{text:?}");
         }
+    }
+
+    #[test]
+    fn secrets_of_jobs() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| (name == "HOME").then(|| home.path().to_owned());
+        let derived = Secret::of(&at, "slurm-7").unwrap();
+        assert_eq!(derived, Secret::of(&at, "slurm-7").unwrap());
+        assert_ne!(derived, Secret::of(&at, "slurm-8").unwrap());
+        // Who knows the secret of a job does not know the user's.
+        let own = home.path().join(".config/proxystore/secret");
+        assert_eq!(derived.source(), &SecretSource::User(own.clone()));
+        assert_ne!(derived.bytes[..], file::read(&own).unwrap()[..]);
+
+        // Given ones are the same for every job.
+        let given = |name: &str| (name == "PROXYSTORE_SECRET").then(|| "ab".repeat(32).into());
+        assert_eq!(Secret::of(&given, "a").unwrap(), secret(0xab));
+        assert_eq!(Secret::of(&given, "b").unwrap(), secret(0xab));
+        let of_file = |name: &str| (name == "PROXYSTORE_SECRET_FILE").then(|| own.clone());
+        let from_file = Secret::of(&of_file, "a").unwrap();
+        assert_eq!(from_file.bytes[..], file::read(&own).unwrap()[..]);
+        // A file that the user named is not made.
+        let missing = |name: &str| (name == "PROXYSTORE_SECRET_FILE").then(|| home.path().join("none"));
+        assert_eq!(Secret::of(&missing, "a").unwrap_err().kind(), ErrorKind::NotFound);
+        let short = |name: &str| (name == "PROXYSTORE_SECRET").then(|| "ab".into());
+        assert_eq!(Secret::of(&short, "a").unwrap_err().kind(), ErrorKind::Config);
     }
 
     #[test]

@@ -87,6 +87,10 @@ impl Directory {
         self.path.join("members")
     }
 
+    pub(crate) fn namespace(&self) -> String {
+        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -14,7 +14,7 @@ use crate::key::Key;
 use crate::launch::Job;
 use crate::shm::class::Class;
 use crate::shm::clock;
-use crate::shm::table::EPHEMERAL;
+use crate::shm::table::{EPHEMERAL, REPLICA};
 use crate::token::{Access, Token};
 
 /// A namespace that exists, seen from outside: whoever only looks never hosts its service.
@@ -52,6 +52,8 @@ pub struct ObjectStats {
     pub owner: Option<u32>,
     /// Declared, and not committed yet.
     pub is_promised: bool,
+    /// It is a copy of an object of another node, there for the processes of this one; it makes room for others.
+    pub is_replica: bool,
     /// It ends with its producer.
     pub ends_with_producer: bool,
     /// When it ends by itself.
@@ -166,7 +168,7 @@ impl Namespace {
         self.client.stats()
     }
 
-    /// Its objects and promises, in no order. Those that come or go meanwhile may be missing.
+    /// Its objects, promises and replicas, in no order. Those that come or go meanwhile may be missing.
     ///
     /// # Cost
     /// A walk through the slots of shared memory, which disturbs nobody; each object is pinned for some nanoseconds.
@@ -226,6 +228,7 @@ impl Namespace {
             capacity: class.filter(|_| !seen.is_awaited).map_or(0, Class::capacity),
             owner: self.client.pid_of(object.owner),
             is_promised: seen.is_awaited,
+            is_replica: label.flags & REPLICA != 0,
             ends_with_producer: label.flags & EPHEMERAL != 0,
             expires_in: (label.expires != 0).then(|| remaining(label.expires)),
             idle: (object.stamp != 0).then(|| Duration::from_secs(u64::from(seconds))),

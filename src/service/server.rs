@@ -17,15 +17,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
-use crate::shm::mapped::Mapped;
-use crate::shm::segment::{Access, Segment};
-use crate::shm::table::Table;
+use crate::shm::segment::Segment;
 
 mod connection;
+#[cfg(feature = "tcp")]
+mod exporting;
+mod members;
 pub(crate) mod memory;
 mod stats;
 
 use connection::Connection;
+use members::Members;
 use memory::{Effort, Memory};
 
 /// What a service begins with.
@@ -56,7 +58,7 @@ pub(crate) struct Inherited {
 pub(crate) struct Server {
     directory: Directory,
     listener: Socket,
-    members: Arc<LockFile>,
+    members: Members,
     memory: Memory,
     keeper: Option<Link>,
     epoll: OwnedFd,
@@ -79,6 +81,8 @@ pub(crate) struct Server {
     deaths: u64,
     recalls: u64,
     refused: u64,
+    #[cfg(feature = "tcp")]
+    exporting: exporting::Exporting,
     /// Last, so that it is released after all else is gone.
     host: Held,
 }
@@ -108,12 +112,12 @@ impl Server {
     /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
     pub(crate) fn new(setup: Setup) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, members: former, keeper } = setup;
-        let members = LockFile::open(&directory.members())?;
+        let members = Members::open(&directory, former)?;
         let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
         let is_fresh = inherited.is_none();
         let mut memory = match inherited {
             Some(Inherited { ctl, segments }) => {
-                survivors = survivors_of(&ctl, former.as_ref().unwrap_or(&members), &mut claims)?;
+                survivors = members.survivors(&ctl, &mut claims)?;
                 Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
             }
             None => Memory::create(budget, displace)?,
@@ -150,6 +154,8 @@ impl Server {
             deaths: 0,
             recalls: 0,
             refused: 0,
+            #[cfg(feature = "tcp")]
+            exporting: exporting::Exporting::new()?,
             host,
         };
         server.watch(&server.listener, Event::Listener)?;
@@ -159,6 +165,8 @@ impl Server {
         server.keep_all()?;
         server.adopt_clients(&survivors);
         drop(claims);
+        #[cfg(feature = "tcp")]
+        server.export_again()?;
         Ok(server)
     }
 
@@ -206,6 +214,8 @@ impl Server {
                         // Also when the supervisor is gone: clients go on with the memory that they hold.
                         Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
                     },
+                    #[cfg(feature = "tcp")]
+                    Event::Exported => self.exported(),
                     Event::Connection(connection) => self.serve(connection),
                     // Its place may be another's by now.
                     Event::Death(tag) if self.clients.get(&index_of(tag)).is_some_and(|client| client.tag == tag) => {
@@ -215,6 +225,9 @@ impl Server {
                 }
             }
             had_clients |= !self.clients.is_empty();
+            if self.memory.may_have_too_many_replicas() {
+                self.memory.trim_replicas();
+            }
             self.memory.reclaim();
             self.feed();
             self.recycle();
@@ -222,6 +235,7 @@ impl Server {
                 last_second = Instant::now();
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
                 self.memory.expire();
+                self.memory.trim_replicas();
                 self.ages.look(&self.memory);
             }
             self.poll_locks();
@@ -232,7 +246,7 @@ impl Server {
                 self.paused = None;
                 self.watch(&self.listener, Event::Listener)?;
             }
-            let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
+            let drained = self.draining.is_some_and(|until| !self.has_others() || Instant::now() >= until);
             if self.is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
             }
@@ -365,6 +379,14 @@ impl Server {
             // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
             // else's while other threads of it may still write to it. All others are noticed by their end.
             Request::Bye => self.is_over = self.clients.len() == 1 && self.keeper.is_none(),
+            #[cfg(feature = "tcp")]
+            Request::Export { id } => self.export(number, id),
+            #[cfg(not(feature = "tcp"))]
+            Request::Export { id } => {
+                let context = "the program that hosts the node service was built without the feature tcp";
+                let error = Error::new(ErrorKind::Unsupported, "open", context);
+                self.send(number, &Reply::refuse(id, &error), &[]);
+            }
             Request::Hello { .. } => {}
         }
         Ok(())
@@ -516,7 +538,7 @@ impl Server {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         self.disconnect(number);
         if let Some(index) = client {
-            if let Ok(Some(claim)) = self.members.try_hold_range(lock_byte(index)) {
+            if let Some(claim) = self.members.claim(index) {
                 self.bury(index);
                 drop(claim);
             }
@@ -527,21 +549,23 @@ impl Server {
     fn poll_locks(&mut self) {
         let mut gone = Vec::new();
         for (index, client) in self.clients.iter_mut().filter(|(_, client)| client.pidfd.is_none()) {
-            match self.members.holder(lock_byte(*index)) {
-                Ok(Some(_)) => client.locked = true,
+            if self.members.has(*index) {
+                client.locked = true;
+            } else if client.locked || client.connection.is_none() {
                 // A new one may not have come to it, and must not while it is struck off.
-                Ok(None) if client.locked || client.connection.is_none() => {
-                    gone.extend(
-                        self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)),
-                    );
-                }
-                _ => {}
+                gone.extend(self.members.claim(*index).map(|claim| (*index, claim)));
             }
         }
         for (index, claim) in gone {
             self.bury(index);
             drop(claim);
         }
+    }
+
+    /// Whether another process than this one is a client.
+    fn has_others(&self) -> bool {
+        let pid = |index| self.memory.table.client(index, client::PID).load(Relaxed);
+        self.clients.keys().any(|index| pid(*index) != u64::from(std::process::id()))
     }
 
     fn drain(&mut self) {
@@ -555,6 +579,9 @@ impl Server {
 
     /// Leaves no name behind; the memory goes with its last holder.
     fn end(self) -> Result<()> {
+        // Before anybody else can host: who does answers other nodes at the same port, which their keys name.
+        #[cfg(feature = "tcp")]
+        drop(self.exporting);
         let Self { directory, listener, host, memory, connections, .. } = self;
         drop((listener, connections, memory));
         // Nobody else has the name while the lock is held.
@@ -568,6 +595,9 @@ impl Server {
 enum Event {
     Listener,
     Keeper,
+    /// Other nodes are answered from now on, or cannot be.
+    #[cfg(feature = "tcp")]
+    Exported,
     Connection(u32),
     /// Of the client with this tag.
     Death(u64),
@@ -578,6 +608,8 @@ impl Event {
         match self {
             Self::Listener => 0,
             Self::Keeper => 1,
+            #[cfg(feature = "tcp")]
+            Self::Exported => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(tag) => DEATH | tag,
         }
@@ -589,6 +621,8 @@ impl Event {
         }
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
+            #[cfg(feature = "tcp")]
+            (0, 2) => Self::Exported,
             (2, connection) => Self::Connection(connection),
             _ => Self::Keeper,
         }
@@ -597,27 +631,6 @@ impl Event {
 
 fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
     move |errno| Error::io(op, "the node service", errno.into())
-}
-
-/// The tags of clients that live. Places of others are claimed: whoever got one and has not come to its lock cannot take it
-/// while it is struck off, and then finds that it was.
-fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) -> Result<HashSet<u64>> {
-    let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
-    let mut survivors = HashSet::new();
-    for index in 0..Layout::SHARED.clients {
-        let tag = table.client(index, client::TAG).load(Acquire);
-        if tag == 0 || index_of(tag) != index {
-            continue;
-        }
-        match members.try_hold_range(lock_byte(index)) {
-            Ok(Some(claim)) => claims.push(claim),
-            // Held by another. What cannot be asked is not dead.
-            Ok(None) | Err(_) => {
-                survivors.insert(tag);
-            }
-        }
-    }
-    Ok(survivors)
 }
 
 /// The entry of a client in the table, by its tag.

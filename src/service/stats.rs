@@ -24,8 +24,12 @@ pub struct ServiceStats {
     pub budget: u64,
     /// The memory that was made so far.
     pub segments: Vec<SegmentStats>,
-    /// Objects that can be got.
+    /// Objects that can be got, replicas included.
     pub live: Usage,
+    /// Objects of other nodes that landed here and are shared.
+    pub replicas: Usage,
+    /// Most bytes of those; what nobody looks at and was not used for longest goes when there are more, or memory is short.
+    pub replica_budget: u64,
     /// Cells leased to clients and not committed yet.
     pub reserved: Usage,
     /// Evicted objects whose memory is still pinned or not reclaimed yet.
@@ -81,7 +85,7 @@ pub struct ClientStats {
     pub oldest_pin: u64,
     /// Cells leased to it and not committed yet.
     pub leased: Usage,
-    /// Live objects that it put.
+    /// Live objects that it put or fetched from other nodes.
     pub objects: Usage,
 }
 
@@ -101,6 +105,8 @@ pub struct Events {
     pub refused: u64,
     /// Clients cut off because what they wrote made no sense.
     pub quarantined: u64,
+    /// Replicas that made room.
+    pub trimmed: u64,
 }
 
 impl ServiceStats {

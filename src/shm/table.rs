@@ -8,6 +8,8 @@ use crate::key::Format;
 use crate::mutant::mutant;
 use crate::sync::modelled::{AtomicU64, fence};
 
+pub(crate) use replica::{Claimed, FoundReplica, Origin};
+
 /// The control segment, and every step that a process takes in it.
 ///
 /// A slot goes round, one generation each time:
@@ -90,6 +92,12 @@ pub(crate) struct Label {
 pub(crate) const EPHEMERAL: u16 = 1 << 0;
 /// The object belongs to a declared key, and goes if it never came to that.
 pub(crate) const BOUND: u16 = 1 << 1;
+/// The bytes are the address of an object on another node, which is meant.
+#[cfg(feature = "tcp")]
+pub(crate) const REDIRECT: u16 = 1 << 3;
+
+/// The slot leads to an object of another node, or holds one.
+pub(crate) const REPLICA: u16 = 1 << 2;
 
 /// The words of a slot, read one by one and not checked.
 #[derive(Clone, Copy, Debug)]
@@ -356,6 +364,22 @@ impl<M: Mem> Table<M> {
     ///
     /// `cell` names the declaration meanwhile, so that its slot cannot become another one's.
     pub(crate) fn bind(&self, cell: u32, declared: Id, format: Format, object: Id) -> Result<(), Unbound> {
+        self.bind_if(cell, declared, object, |label| match label.flags & REPLICA == 0 || mutant!("bind_replica") {
+            true if label.format == format || mutant!("bind_format") => Ok(()),
+            true => Err(Unbound::Format),
+            // Nobody has the key of one.
+            false => Err(Unbound::Missing),
+        })
+    }
+
+    /// As [`bind`](Self::bind), if `check` finds nothing wrong with the declaration's words.
+    fn bind_if(
+        &self,
+        cell: u32,
+        declared: Id,
+        object: Id,
+        check: impl FnOnce(&Label) -> Result<(), Unbound>,
+    ) -> Result<(), Unbound> {
         let state = match mutant!("bind_unpinned") {
             true => self.slot(declared.slot, slot::STATE).load(Acquire),
             false => self.point(cell, declared.slot),
@@ -364,19 +388,24 @@ impl<M: Mem> Table<M> {
             Err(Unbound::Taken)
         } else if state != State::Declared.word(declared.generation) && !mutant!("bind_generation") {
             Err(Unbound::Missing)
-        } else if self.read(declared).label.format != format && !mutant!("bind_format") {
-            Err(Unbound::Format)
         } else {
-            let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
-            // SYNC POINT: `pin_declared`.
-            match self.slot(declared.slot, slot::PLACE).compare_exchange(0, link, AcqRel, Relaxed) {
-                Err(_) if mutant!("bind_over") => {
-                    self.slot(declared.slot, slot::PLACE).store(link, Release);
-                    Ok(())
+            check(&self.read(declared).label).and_then(|()| {
+                let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
+                // SYNC POINT: `pin_declared`, `examine`.
+                match self.slot(declared.slot, slot::PLACE).compare_exchange(
+                    0,
+                    link,
+                    mutant!(AcqRel, "bind_release"),
+                    Relaxed,
+                ) {
+                    Err(_) if mutant!("bind_over") => {
+                        self.slot(declared.slot, slot::PLACE).store(link, Release);
+                        Ok(())
+                    }
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(Unbound::Taken),
                 }
-                Ok(_) => Ok(()),
-                Err(_) => Err(Unbound::Taken),
-            }
+            })
         };
         self.unpin(cell);
         bound
@@ -412,11 +441,7 @@ impl<M: Mem> Table<M> {
 
     /// The first generation of a slot: nothing that follows from another slot's, so a key with a wrong slot names nothing.
     pub(crate) fn first_generation(&self, slot: u32) -> u64 {
-        let mut x = self.header(word::SEED).load(Relaxed) ^ (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        // The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) >> STATE_BITS
+        mix(self.header(word::SEED).load(Relaxed) ^ spread(u64::from(slot) + 1)) >> STATE_BITS
     }
 
     /// Makes a slot nobody's, in its next generation, which it returns.
@@ -505,6 +530,18 @@ fn meta(label: &Label, stamp: u32) -> u64 {
     u64::from(label.format.codec) | u64::from(label.flags) << 16 | u64::from(stamp) << 32
 }
 
+/// The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Its step.
+fn spread(x: u64) -> u64 {
+    x.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// Low bits of the class word that are the class; above is the number of a request.
 const CLASS_BITS: u32 = 16;
 
@@ -515,6 +552,9 @@ const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 /// A link is slot + 1 above this bit, and the low bits of the generation below.
 const LINK_SLOT: u32 = 40;
 const LINK_GENERATION: u64 = (1 << LINK_SLOT) - 1;
+
+#[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
+mod replica;
 
 #[cfg(test)]
 #[expect(unsafe_code, reason = "bytes of models, whose races checkers report")]

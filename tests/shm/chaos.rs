@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use proxystore::service::inspect;
 
 use crate::audit;
+use crate::content::Random;
 use crate::ledger::{Count, Kind, Ledger, kind};
 use crate::namespace;
-use crate::worker::{Random, Worker};
+use crate::worker::{REMOTES, Worker};
 
 /// What the soak does and for how long.
 #[derive(Clone, Copy)]
@@ -105,11 +107,9 @@ fn sweep(only: Option<&str>, seed: u64) -> i32 {
     let mut failed = 0;
     println!("{:<28} {:>5} {:>9} {:>10} {:>7}", "failpoint", "hits", "ops", "violations", "ms");
     for (at, name) in proxystore::service::NAMES.iter().enumerate() {
-        // One node passes none of these.
-        if name.starts_with("fabric.") {
-            continue;
-        }
-        if only.is_some_and(|only| only != *name) {
+        // One node passes none of the others.
+        let is_ours = (name.starts_with("client.") || name.starts_with("service."));
+        if !is_ours || only.is_some_and(|only| only != *name) {
             continue;
         }
         let begun = Instant::now();
@@ -174,6 +174,7 @@ impl Director {
         let now = Instant::now();
         let mut builder = tempfile::Builder::new();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        LazyLock::force(&REMOTES);
         let root = builder.prefix("shm-soak-").permissions(private).tempdir().expect("a directory");
         Self {
             plan,
@@ -319,6 +320,8 @@ impl Director {
                 unsafe {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     std::env::set_var("PROXYSTORE_RUNTIME_DIR", self.root.path());
+                    // Few enough that they make room for each other.
+                    std::env::set_var("PROXYSTORE_REPLICA_BYTES", "200KiB");
                 }
                 let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part(self))).unwrap_or(101);
                 std::process::exit(code)

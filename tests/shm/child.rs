@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
-use proxystore::service::inspect;
+use proxystore::service::inspect::{self, Fetching};
 use proxystore::{Connector, Error, Format, Key, Region, RegionMut};
 
 use crate::audit;
+use crate::content::{content, verify};
 use crate::parts;
 use crate::site::NAMESPACE;
-use crate::worker::{content, verify};
 
 /// What a child has in hand.
 pub(crate) struct Hand {
     pub(crate) store: Arc<ShmConnector>,
     pub(crate) views: Vec<(Region, u64)>,
     pub(crate) regions: Vec<(RegionMut, u64)>,
+    /// Objects of another node that it said it would fetch.
+    pub(crate) claims: Vec<Fetching>,
     pub(crate) url: String,
 }
 
@@ -34,7 +36,7 @@ pub(crate) fn run(url: &str) -> i32 {
         }
     };
     say("ready");
-    let mut hand = Hand { store, views: Vec::new(), regions: Vec::new(), url: url.to_owned() };
+    let mut hand = Hand { store, views: Vec::new(), regions: Vec::new(), claims: Vec::new(), url: url.to_owned() };
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         say(&obey(&mut hand, &words).unwrap_or_else(|error| format!("error {:?} {error}", error.kind())));

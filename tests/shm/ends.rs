@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("leaving_keeps_what_is_in_use", 20, leaving_keeps_what_is_in_use),
         row("who_looked_first_takes_over", 20, who_looked_first_takes_over),
         row("failed_attaches_leave_no_client", 60, failed_attaches_leave_no_client),
+        row("a_removed_lock_file_ends_nobody", 20, a_removed_lock_file_ends_nobody),
     ]
 }
 
@@ -73,6 +74,30 @@ fn failed_attaches_leave_no_client() {
     assert!(clients <= 2, "{clients} clients, of which one is real");
     few.kill();
     site.check(vec![host], 40..=40);
+}
+
+/// Somebody cleans the runtime directory up. Who takes over asks the file that the clients have open who lives.
+fn a_removed_lock_file_ends_nobody() {
+    let site = Site::new();
+    let (mut host, mut second, mut third) = (site.client(), site.client(), site.client());
+    let key = host.put(1, 400_000);
+    second.expect(&format!("hold {key} 1"), "held");
+    third.expect(&format!("hold {key} 1"), "held");
+    std::fs::remove_file(site.path().join(NAMESPACE).join("members")).expect("the file that tells who lives");
+    host.kill();
+    for (seed, client) in [&mut second, &mut third].into_iter().enumerate() {
+        let key = client.put(10 + seed as u64, 50_000);
+        client.expect(&format!("get {key} {}", 10 + seed), "same");
+    }
+    second.await_answer("clients", "2");
+    second.expect(&format!("evict {key}"), "done");
+    // Both views count.
+    second.expect("drop", "done");
+    second.await_answer("dying", "1");
+    third.expect("check", "same");
+    third.expect("drop", "done");
+    second.await_answer("dying", "0");
+    site.check(vec![second, third], 2..=2);
 }
 
 /// Attaches with too few descriptors left for the memory, and says what became of that.

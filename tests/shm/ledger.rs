@@ -60,6 +60,7 @@ pub(crate) enum Count {
     Waits,
     Exists,
     GoneKeys,
+    Replicas,
     Unavailable,
     NoSpace,
     OtherErrors,
@@ -73,7 +74,7 @@ pub(crate) enum Count {
 }
 
 impl Count {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Puts,
         Self::Gets,
         Self::Evicts,
@@ -83,6 +84,7 @@ impl Count {
         Self::Waits,
         Self::Exists,
         Self::GoneKeys,
+        Self::Replicas,
         Self::Unavailable,
         Self::NoSpace,
         Self::OtherErrors,

@@ -14,10 +14,12 @@ use proxystore::service::{self, ServeOptions};
 mod audit;
 mod chaos;
 mod child;
+mod content;
 mod ends;
 mod ledger;
 mod namespace;
 mod parts;
+mod replica;
 mod rows;
 mod scale;
 mod site;
@@ -45,7 +47,7 @@ fn main() {
     }
     libtest_mimic::run(
         &Arguments::from_args(),
-        rows::trials().into_iter().chain(ends::trials()).chain(scale::trials()).collect(),
+        rows::trials().into_iter().chain(ends::trials()).chain(replica::trials()).chain(scale::trials()).collect(),
     )
     .exit();
 }

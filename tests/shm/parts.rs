@@ -11,13 +11,17 @@ use proxystore::{Connector, ErrorKind, Format};
 
 use crate::audit::Footprint;
 use crate::child::{Hand, open, parse};
+use crate::content::{Random, content, verify};
 use crate::ends;
+use crate::replica;
 use crate::scale;
 use crate::site::NAMESPACE;
-use crate::worker::{Random, content, verify};
 
 pub(crate) fn run(hand: &mut Hand, name: &str, arguments: &[&str]) -> String {
-    if let Some(answer) = scale::part(hand, name, arguments).or_else(|| ends::part(hand, name)) {
+    if let Some(answer) = scale::part(hand, name, arguments)
+        .or_else(|| ends::part(hand, name))
+        .or_else(|| replica::part(hand, name, arguments))
+    {
         return answer;
     }
     let done = match (name, arguments) {
@@ -245,7 +249,7 @@ fn signal_storm(hand: &mut Hand, millis: u64) -> Result<(), String> {
 }
 
 /// The words of the control segment, as a hostile process of the same user has them.
-fn words() -> Result<&'static [AtomicU64], String> {
+pub(crate) fn words() -> Result<&'static [AtomicU64], String> {
     let fd = *descriptors("memfd:proxystore-ctl").first().ok_or("no control segment")?;
     let file = std::fs::OpenOptions::new()
         .read(true)

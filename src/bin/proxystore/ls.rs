@@ -23,10 +23,14 @@ Columns:
 
 Examples:
   proxystore ls
+  proxystore ls --replicas
   proxystore ls shm://slurm-4711 --json | jq .len")]
 pub(crate) struct Ls {
     #[command(flatten)]
     namespace: NamespaceArgs,
+    /// List copies of other nodes' objects too
+    #[arg(long)]
+    replicas: bool,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -54,7 +58,11 @@ impl Row {
             len: object.len,
             capacity: object.capacity,
             pid: object.owner,
-            state: if object.is_promised { "promised" } else { "live" },
+            state: match (object.is_promised, object.is_replica) {
+                (true, _) => "promised",
+                (_, true) => "replica",
+                _ => "live",
+            },
             ends_with_producer: object.ends_with_producer,
             expires_in_ms: object.expires_in.map(|left| left.as_millis()),
             idle_s: object.idle.map(|idle| idle.as_secs()),
@@ -78,7 +86,13 @@ impl Row {
 impl Ls {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let namespace = namespace::find(&self.namespace.name()?)?;
-        let mut objects: Vec<ObjectStats> = namespace.objects()?.collect();
+        let (replicas, mut objects): (Vec<ObjectStats>, Vec<ObjectStats>) =
+            namespace.objects()?.partition(|object| object.is_replica);
+        let copied: u64 = replicas.iter().map(|object| object.capacity).sum();
+        let copies = replicas.len();
+        if self.replicas {
+            objects.extend(replicas);
+        }
         objects.sort_by_key(|object| std::cmp::Reverse(object.len));
         let mut out = BufWriter::new(stdout().lock());
         let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::stdout);
@@ -93,12 +107,17 @@ impl Ls {
             })?;
         }
         if !self.json {
-            let live = || objects.iter().filter(|object| !object.is_promised);
-            let promised = objects.len() - live().count();
+            let live = || objects.iter().filter(|object| !object.is_promised && !object.is_replica);
+            let promised = objects.iter().filter(|object| object.is_promised).count();
             let taken: u64 = live().map(|object| object.capacity).sum();
             let promises = if promised == 0 { String::new() } else { format!("; {promised} promised") };
             let (count, len) = (live().count(), HumanBytes(live().map(|object| object.len).sum()));
-            print(format!("{}: {count} objects of {len} in {}{promises}", namespace.url(), HumanBytes(taken)))?;
+            let copies = match copies {
+                0 => String::new(),
+                _ => format!("; {copies} replicas in {}", HumanBytes(copied)),
+            };
+            let taken = HumanBytes(taken);
+            print(format!("{}: {count} objects of {len} in {taken}{promises}{copies}", namespace.url()))?;
         }
         out.flush().map_err(Failure::stdout)
     }

@@ -145,6 +145,15 @@ impl fmt::Display for Figures {
         let pinned: u64 = stats.clients.iter().map(|client| client.pinned_bytes).sum();
         let leased = HumanBytes(stats.reserved.bytes);
         writeln!(f, "live      {:>11} in {} objects", HumanBytes(stats.live.bytes).to_string(), stats.live.count)?;
+        if stats.replicas.count > 0 {
+            writeln!(
+                f,
+                "replicas  {:>11} of them, in {} objects of other nodes; at most {}",
+                HumanBytes(stats.replicas.bytes).to_string(),
+                stats.replicas.count,
+                HumanBytes(stats.replica_budget)
+            )?;
+        }
         writeln!(f, "pinned    {:>11} by views", HumanBytes(pinned).to_string())?;
         writeln!(f, "leased    {:>11} for puts to come", leased.to_string())?;
         writeln!(
@@ -173,8 +182,14 @@ impl fmt::Display for Figures {
         let events = &stats.events;
         writeln!(
             f,
-            "events    {} ends of clients, {} reclaimed, {} recalls, {} takeovers, {} refused, {} quarantined",
-            events.deaths, events.reclaimed, events.recalls, events.restarts, events.refused, events.quarantined
+            "events    {} ends of clients, {} reclaimed, {} recalls, {} takeovers, {} refused, {} quarantined, {} replicas trimmed",
+            events.deaths,
+            events.reclaimed,
+            events.recalls,
+            events.restarts,
+            events.refused,
+            events.quarantined,
+            events.trimmed
         )?;
         writeln!(
             f,

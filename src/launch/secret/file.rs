@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path) -> Result<Bytes> {
             Err(error) => return Err(Error::io("launch", path.display().to_string(), error)),
         }
     }
-    parse(std::str::from_utf8(&text[..len]).unwrap_or_default(), &path.display().to_string())
+    parse(&text[..len], &path.display().to_string())
 }
 
 /// Reads the user's own secret; makes one where there is none. All who do so at the same time, on all nodes that share the

@@ -28,6 +28,8 @@ pub(super) enum Answer {
     Page(u32),
     Stats(Box<ServiceStats>),
     Collected(u64),
+    #[cfg(feature = "tcp")]
+    Exported(std::net::SocketAddr),
 }
 
 /// Requests that have no answer yet. They are made again when the service comes back.
@@ -262,6 +264,10 @@ impl Client {
                 self.finish(open, Ok(Answer::Leased));
             }
             Reply::Page { id, page } => self.answer(id, Ok(Answer::Page(page))),
+            #[cfg(feature = "tcp")]
+            Reply::Exported { id, contact } => self.answer(id, Ok(Answer::Exported(contact))),
+            #[cfg(not(feature = "tcp"))]
+            Reply::Exported { .. } => {}
             Reply::Collected { id, bytes } => self.answer(id, Ok(Answer::Collected(bytes))),
             Reply::Stats { id } => {
                 let stats =

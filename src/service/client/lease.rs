@@ -11,9 +11,11 @@ use super::agent::Answer;
 use super::{Client, corrupt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
+use crate::shm::layout::word;
 use crate::shm::table::{Id, Label, State};
 use crate::sync::lock;
 
@@ -88,7 +90,9 @@ impl Client {
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
                 let leased = self.table.read(id);
-                if leased.owner != self.tag || leased.class != class.index() as u64 {
+                if leased.owner != self.tag && !mutant!("pop_owner")
+                    || leased.class != class.index() as u64 && !mutant!("pop_class")
+                {
                     continue;
                 }
                 let ptr = match self.cell_of(&leased, class) {
@@ -160,12 +164,18 @@ impl Client {
     /// Leases that came without being asked for: memory of objects of ours that were evicted. What is too much goes back.
     pub(super) fn recycled(&self, class: Class, mut slots: Vec<u32>) {
         let pool = self.pool(class);
-        let room = (2 * pool.batch.load(Relaxed).max(2) as usize).saturating_sub(lock(&pool.slots).len());
+        let room = self.room(class).saturating_sub(lock(&pool.slots).len());
         let excess = slots.split_off(room.min(slots.len()));
         self.leased(class, slots);
         if !excess.is_empty() {
             self.tell(Request::Return { slots: excess });
         }
+    }
+
+    /// Most leases of a class that this process keeps unused.
+    fn room(&self, class: Class) -> usize {
+        let bytes = (self.table.header(word::BUDGET).load(Relaxed) / 64).min(RECYCLED);
+        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize)
     }
 
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
@@ -198,9 +208,27 @@ impl Lease {
         self.place
     }
 
+    pub(super) fn slot(&self) -> u32 {
+        self.id.slot
+    }
+
+    /// Length of the cell.
+    pub(super) fn capacity(&self) -> u64 {
+        self.class.capacity()
+    }
+
     /// First byte of the cell, aligned to 64.
     pub(crate) fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
+    }
+
+    /// Writes to the beginning of the cell what fits into it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.class.capacity() as usize);
+        // SAFETY: the cell has at least `len` bytes, nobody else has it, and it is no part of `bytes`: views lie in other
+        // mappings, and in cells that are not leased.
+        unsafe { self.ptr.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), len) };
     }
 
     /// Makes what was written an object.
@@ -225,7 +253,7 @@ impl Drop for Lease {
         // Unused: the next one may have it, unless there are many already.
         let pool = self.client.pool(self.class);
         let mut slots = lock(&pool.slots);
-        if slots.len() < 2 * most(self.class) as usize {
+        if slots.len() < self.client.room(self.class) {
             slots.push(self.id.slot);
         } else {
             drop(slots);
@@ -249,8 +277,52 @@ fn most(class: Class) -> u32 {
 /// Most bytes of one class that are fetched at once, beyond [`Class::batch`].
 const AHEAD: u64 = 4 << 20;
 
+/// Most bytes of one class that come back to who evicted them, where the budget is much more: a process that puts and evicts
+/// no more at a time never asks for any. Others get them by a recall.
+const RECYCLED: u64 = 64 << 20;
+
+/// Cells down to this size count as bytes.
+const CELL: u64 = 16 << 10;
+
 /// Cells from this size on have pages that they share with few others.
 const POPULATE: u64 = 4096;
 
 /// Larger ones are populated by whoever writes to them: it takes as long, and nobody else waits.
 const POPULATE_MOST: u64 = 16 << 20;
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Options;
+    use super::*;
+    use crate::shm::layout::slot;
+
+    /// Attached to a namespace of its own, hosted here.
+    fn client(name: &str) -> Arc<Client> {
+        let options = Options {
+            namespace: format!("test-{name}-{}", std::process::id()),
+            budget: Some(64 << 20),
+            displace: None,
+            timeout: Duration::from_secs(20),
+            may_host: true,
+        };
+        Client::attach(&options).unwrap()
+    }
+
+    #[test]
+    fn what_somebody_scribbled_on_is_not_leased() {
+        let client = client("scribbled");
+        for (at, word) in [(slot::OWNER, client.tag + 1), (slot::CLASS, Class::of(9000).unwrap().index() as u64)] {
+            // Unused, so the next one would get it.
+            let lease = client.lease(100).unwrap();
+            let (slot, place) = (lease.id.slot, lease.place);
+            drop(lease);
+            let word_of_slot = client.table.header(client.table.layout().slot(slot) + at);
+            let before = word_of_slot.swap(word, Relaxed);
+            let next = client.lease(100).unwrap();
+            assert!(next.id.slot != slot && next.place != place);
+            word_of_slot.store(before, Relaxed);
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::service::lock::LockFile;
 use crate::service::server::index_of;
 use crate::shm::clock;
 use crate::shm::layout::{client, word};
-use crate::shm::table::{BOUND, Found, Id, Object, State};
+use crate::shm::table::{BOUND, Found, Id, Object, REPLICA, State};
 use crate::sync::lock;
 
 /// What a key leads to.
@@ -26,7 +26,7 @@ pub(crate) struct Seen {
 }
 
 impl Client {
-    /// What lies in a slot and can be asked for by a key; nothing for leases and evicted objects.
+    /// What lies in a slot and can be asked for by a key, and replicas that landed; nothing for leases and evicted objects.
     pub(crate) fn look_at(self: &Arc<Self>, slot: u32) -> Result<Option<Seen>> {
         let Some((generation, state @ (State::Live | State::Declared))) = self.table.state(slot) else {
             return Ok(None);
@@ -51,7 +51,8 @@ impl Client {
                 let object = self.table.read(id);
                 // Not pinned, so what was read counts only if it still is a declaration.
                 let still = self.table.state(slot) == Some((generation, State::Declared));
-                still.then_some(Seen { id, object, is_awaited: true })
+                // Nobody was promised a replica, and its words say other things.
+                (still && object.label.flags & REPLICA == 0).then_some(Seen { id, object, is_awaited: true })
             }
             Found::Missing => None,
         };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::mutant::mutant;
@@ -16,6 +17,7 @@ use crate::shm::segment::{Access, Segment};
 use crate::shm::table::{Id, State, Table};
 
 mod rebuild;
+mod replica;
 mod shortage;
 mod sweep;
 
@@ -40,6 +42,10 @@ pub(super) struct Memory {
     freed: Vec<(u64, Class)>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
+    /// Most bytes of objects of other nodes, but for what is looked at.
+    pub(super) replica_budget: u64,
+    /// Bytes that were leased since somebody last looked at that budget.
+    leased: u64,
     pub(super) counters: Counters,
 }
 
@@ -49,6 +55,7 @@ pub(super) struct Counters {
     pub(super) reclaimed: u64,
     pub(super) expired: u64,
     pub(super) displaced: u64,
+    pub(super) trimmed: u64,
     pub(super) quarantined: u64,
 }
 
@@ -85,13 +92,17 @@ impl Memory {
         table.header(word::POLICY).store(if stamp { policy::STAMP } else { 0 }, Relaxed);
         table.header(word::BUDGET).store(budget, Relaxed);
         table.initialize(crate::key::random_number(), crate::key::random_number());
+        let replica_budget = environment::replica_bytes().unwrap_or(budget / 4);
+        table.header(word::REPLICA_BUDGET).store(replica_budget, Relaxed);
         let mut memory = Self::empty(ctl, table, BTreeMap::new(), Arena::new(), budget);
         memory.grow_slots()?;
         memory.grow_pages()?;
         Ok(memory)
     }
 
+    /// Without a record of what the table says.
     fn empty(ctl: Segment, table: Table<Mapped>, segments: BTreeMap<u16, Segment>, arena: Arena, budget: u64) -> Self {
+        let replica_budget = table.header(word::REPLICA_BUDGET).load(Relaxed);
         Self {
             ctl,
             table,
@@ -103,6 +114,8 @@ impl Memory {
             dying: Vec::new(),
             freed: Vec::new(),
             budget,
+            replica_budget,
+            leased: 0,
             counters: Counters::default(),
         }
     }
@@ -181,6 +194,7 @@ impl Memory {
                 failpoint!("service.lease.half");
             }
         }
+        self.leased = self.leased.saturating_add(class.capacity() * leased.len() as u64);
         // Clients take the last one first: so neighbours are written one after the other, as the hardware expects.
         leased.sort_unstable_by_key(|slot| std::cmp::Reverse(self.slots[*slot as usize].place));
         failpoint!("service.lease.granted");
@@ -209,6 +223,15 @@ impl Memory {
             // A client that was stopped or killed may not have told what it evicted.
             self.sweep(|_| false);
             if self.reclaim() {
+                if let Some(place) = self.allocate(class) {
+                    return Ok(place);
+                }
+            }
+        }
+        if effort >= Effort::Displace {
+            // These can be had again.
+            while self.displace_replicas(class.capacity()) {
+                self.reclaim();
                 if let Some(place) = self.allocate(class) {
                     return Ok(place);
                 }
@@ -359,7 +382,7 @@ impl Memory {
     /// A client gives back a lease that it did not use.
     pub(super) fn give_back(&mut self, owner: u64, slot: u32) -> bool {
         let Some(held) = self.slots.get(slot as usize).copied() else { return false };
-        if held.queued {
+        if held.queued && !mutant!("return_queued") {
             return false;
         }
         if held.owner != owner && !mutant!("return_owner")

@@ -48,12 +48,15 @@ impl Server {
     fn stats(&mut self) -> ServiceStats {
         self.ages.look(&self.memory);
         let memory = &self.memory;
+        let (count, bytes) = memory.replicas();
         let mut stats = ServiceStats {
             instance: memory.instance(),
             host: std::process::id(),
             supervised: self.keeper.is_some(),
             since: self.begun.elapsed().as_secs(),
             budget: memory.budget,
+            replicas: Usage { count, bytes },
+            replica_budget: memory.replica_budget,
             free_bytes: memory.arena().free_bytes(),
             slots: memory.slots().len() as u64,
             events: Events {
@@ -63,6 +66,7 @@ impl Server {
                 restarts: memory.table.header(word::REBUILDS).load(Relaxed),
                 refused: self.refused,
                 quarantined: memory.counters.quarantined,
+                trimmed: memory.counters.trimmed,
                 ..Events::default()
             },
             ..ServiceStats::default()

@@ -22,7 +22,9 @@ use crate::shm::futex;
 use crate::shm::mem::Heap;
 use crate::sync::modelled::Arc;
 
-const LAYOUT: Layout = Layout { segments: 1, clients: 1, pages: 1, cells: 3, slots: 3 };
+mod replica;
+
+const LAYOUT: Layout = Layout { segments: 1, clients: 1, pages: 1, cells: 3, sets: 1, ways: 2, slots: 3 };
 
 /// The table, and the memory of each slot's cell.
 struct World {
@@ -32,15 +34,21 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(LAYOUT)
+    }
+
+    fn with(layout: Layout) -> Self {
         let header = |index| index == word::SLOTS || index == word::PAGES;
-        let buckets = |index| (0..LAYOUT.slots as usize).any(|slot| index == LAYOUT.bucket(slot));
-        let cells = LAYOUT.cell(0)..LAYOUT.cell(LAYOUT.cells);
-        let slots = LAYOUT.slot(0)..LAYOUT.words();
-        let is_there = |index| header(index) || buckets(index) || cells.contains(&index) || slots.contains(&index);
-        let table = Table::new(Heap::some(LAYOUT.words(), is_there), LAYOUT);
-        table.header(word::SLOTS).store(LAYOUT.slots.into(), Relaxed);
-        table.header(word::PAGES).store(LAYOUT.pages.into(), Relaxed);
-        Self { table, bytes: (0..LAYOUT.slots).map(|_| Bytes::new()).collect() }
+        let buckets = |index| (0..layout.slots as usize).any(|slot| index == layout.bucket(slot));
+        let entries = layout.entry(0, 0)..layout.entry(layout.sets, 0);
+        let cells = layout.cell(0)..layout.cell(layout.cells);
+        let slots = layout.slot(0)..layout.words();
+        let parts = [entries, cells, slots];
+        let is_there = |index| header(index) || buckets(index) || parts.iter().any(|part| part.contains(&index));
+        let table = Table::new(Heap::some(layout.words(), is_there), layout);
+        table.header(word::SLOTS).store(layout.slots.into(), Relaxed);
+        table.header(word::PAGES).store(layout.pages.into(), Relaxed);
+        Self { table, bytes: (0..layout.slots).map(|_| Bytes::new()).collect() }
     }
 
     /// The service lends a slot; the fields tell of which lease they are.

@@ -93,7 +93,7 @@ impl JobRow {
             [] => {}
             [0] => lines.push(("port", "any that is free".to_owned())),
             [port] => lines.push(("port", port.to_string())),
-            [first, .., last] => lines.push(("port", format!("{first}, or the next that is free up to {last}"))),
+            [first, .., last] => lines.push(("port", format!("{first}, or the next that is free, to {last}"))),
         }
         lines.extend(self.errors.iter().map(|error| ("error", error.clone())));
         lines

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::key::Format;
-use crate::shm::table::Label;
+use crate::shm::table::{BOUND, FoundReplica, Label, Origin, REPLICA};
 
 /// Writes anything over a table in use, and makes a new service take it over.
 ///
@@ -39,7 +39,10 @@ pub fn check_rebuild(bytes: &[u8]) {
     memory.sweep(|owner| owner == ENDED);
     memory.bury(ENDED);
     memory.expire();
+    memory.trim_replicas();
+    memory.displace_replicas(1 << 20);
     memory.displace(1 << 20);
+    look_for_replicas(&memory, cell);
     let _ = memory.collect();
     assert_disjoint(memory.cells());
 }
@@ -61,6 +64,20 @@ impl Memory {
     }
 }
 
+/// A client looks for all that it could have landed: nothing, or an object of which the slot says that it is a replica.
+fn look_for_replicas(memory: &Memory, cell: u32) {
+    for n in 0..ORIGINS {
+        if let FoundReplica::Landed(object, _) = memory.table.find_replica(cell, origin(n)) {
+            assert!(object.label.flags & REPLICA != 0, "{object:?}");
+        }
+        memory.table.unpin(cell);
+    }
+}
+
+fn origin(n: u32) -> Origin {
+    Origin { instance: 7, id: Id { slot: n % ORIGINS, generation: 1 } }
+}
+
 /// A slot in some state.
 fn fill(memory: &mut Memory, cell: u32, what: u8, len: u16) {
     let len = if what & 8 == 0 { u64::from(len) } else { 0 };
@@ -74,12 +91,32 @@ fn fill(memory: &mut Memory, cell: u32, what: u8, len: u16) {
     match what >> 1 & 3 {
         0 => {}
         1 => memory.table.publish(id, &label, 0),
-        2 if len == 0 => memory.table.declare(id, format),
+        2 if len == 0 && what & 1 << 6 == 0 => memory.table.declare(id, format),
+        2 if len == 0 => replicate(memory, cell, owner, id, what),
         _ => {
             memory.table.publish(id, &label, 0);
             memory.table.pin(cell + u32::from(what >> 3), id);
             memory.table.retire(id);
         }
+    }
+}
+
+/// A replica that has landed, is on its way, or was never entered.
+fn replicate(memory: &mut Memory, cell: u32, owner: u64, declared: Id, what: u8) {
+    let origin = origin(declared.slot);
+    memory.table.header(word::REPLICAS).store(1, Relaxed);
+    memory.table.declare_replica(declared, origin);
+    if what & 1 << 7 == 0 {
+        memory.table.claim_replica(cell, origin, declared, |_| {});
+    }
+    let Some(Ok((slots, _))) = Class::of(100).map(|class| memory.lease(owner, class, 1, 1, Effort::Grow)) else {
+        return;
+    };
+    let object = Id { slot: slots[0], generation: memory.slots[slots[0] as usize].generation };
+    let label = Label { len: 100, format: Format { codec: 1, fingerprint: 1 }, flags: BOUND | REPLICA, expires: 0 };
+    memory.table.publish(object, &label, 0);
+    if what & 1 << 5 == 0 {
+        let _ = memory.table.land_replica(cell, declared, object, 1);
     }
 }
 
@@ -92,7 +129,8 @@ fn scribble(memory: &Memory, what: u8, at: u32, value: u64) {
         4 => layout.cell(at % 1024),
         5 => layout.owner(at % 64),
         6 => [word::SLOTS, word::PAGES, word::SEED, word::EPOCH, word::POLICY, word::EXPIRES][at as usize % 6],
-        _ => layout.client(at % 64) + field % 2,
+        _ if at % 2 == 0 => layout.entry(0, 0) + usize::from(value as u16) % (layout.sets * layout.ways) as usize,
+        _ => layout.client(at / 2 % 64) + field % 2,
     };
     let written = memory.table.header(index);
     let (kind, value) = (value % 5, value / 5);
@@ -107,6 +145,9 @@ fn scribble(memory: &Memory, what: u8, at: u32, value: u64) {
     // The table walks as many slots and pages as it has: a few will do.
     written.store(if matches!(index, word::SLOTS | word::PAGES) { value % (1 << 14) } else { value }, Relaxed);
 }
+
+/// Objects of another node that there are.
+const ORIGINS: u32 = 32;
 
 /// Tags of two clients, one of which is not there any more when the service takes over.
 const ENDED: u64 = 1 << 12;

@@ -44,16 +44,32 @@ impl Memory {
                     }
                 }
                 // First whether it has a link: one that comes between the two looks is not that of an object that is gone.
-                State::Declared if self.table.is_bound(slot) => match self.table.bound_to(slot) {
-                    Some(object) => drop(declared.insert(object.slot, slot)),
-                    // Its object was taken or displaced, and that slot is another object's by now.
-                    None => {
-                        if !mutant!("sweep_reclaimed") && self.table.retire(Id { slot, generation: held.generation }) {
-                            self.queue(slot);
+                State::Declared if self.table.is_bound(slot) => {
+                    let id = Id { slot, generation: held.generation };
+                    // What landed could be found before: somebody scribbled on the way to it.
+                    let is_lost =
+                        self.table.is_replica(id) && !self.table.is_indexed(id) && !mutant!("sweep_lost_replicas");
+                    match self.table.bound_to(slot).filter(|_| !is_lost) {
+                        Some(object) => drop(declared.insert(object.slot, slot)),
+                        // Its object was taken or displaced, and that slot is another object's by now.
+                        None => {
+                            if !mutant!("sweep_reclaimed") && self.table.retire(id) {
+                                self.queue(slot);
+                            }
                         }
                     }
-                },
-                State::Declared => {}
+                }
+                State::Declared => {
+                    // Only who declared it knows that it is to be fetched.
+                    let id = Id { slot, generation: held.generation };
+                    if dead(held.owner)
+                        && (self.table.is_replica(id) || mutant!("sweep_promises"))
+                        && !mutant!("sweep_claims")
+                        && self.table.retire(id)
+                    {
+                        self.queue(slot);
+                    }
+                }
             }
         }
         for (object, producer_died) in bound {

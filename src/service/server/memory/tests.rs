@@ -9,6 +9,8 @@ use super::*;
 use crate::key::Format;
 use crate::shm::table::{BOUND, EPHEMERAL, Found, Label};
 
+mod replica;
+
 const A: u64 = 1 << 12;
 const B: u64 = 2 << 12 | 1;
 
@@ -94,6 +96,17 @@ fn what_nobody_evicted_is_not_taken_back() {
     assert_eq!(state(&memory, lease), Some(State::Reserved));
     assert!(memory.give_back(A, lease.slot));
     assert!(is_free(&memory, lease));
+}
+
+#[test]
+fn an_evicted_object_that_is_called_a_lease_is_taken_back_once() {
+    let (mut memory, cell) = memory();
+    let id = object(&mut memory, A, 0);
+    assert!(matches!(memory.table.pin(cell, id), Found::Object(_)));
+    assert!(memory.table.retire(id) && memory.evicted(id.slot));
+    memory.table.set(id.slot, id.generation, State::Reserved);
+    assert!(!memory.give_back(A, id.slot), "somebody looks at it, and it is taken back when nobody does");
+    assert!(memory.slots[id.slot as usize].owner == A);
 }
 
 #[test]
