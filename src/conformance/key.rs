@@ -21,7 +21,12 @@ pub(super) const CASES: &[Case] = &[
     Case::new("key", "extended", "a lengthened locator is refused", extended),
     Case::new("key", "flipped_bits", "no damaged locator gives bytes or removes the object", flipped_bits),
     Case::new("key", "forged", "no random locator gives bytes", forged),
-    Case::new("key", "wrong_length", "a key of another length is Corrupt or Unauthorized, and take does not remove", wrong_length),
+    Case::new(
+        "key",
+        "wrong_length",
+        "a key of another length is Corrupt or Unauthorized, and take does not remove",
+        wrong_length,
+    ),
     Case::new("key", "stale", "a key never names a second object, however many come and go", stale),
 ];
 
@@ -62,7 +67,8 @@ fn other_instance(subject: &Subject) -> Check {
 
 /// Passes when the key of another instance is refused, or names nothing here.
 fn not_here(connector: &dyn Connector, key: &Key) -> Check {
-    refused_by_all(connector, key, &[ErrorKind::ForeignKey, ErrorKind::Unauthorized]).or_else(|_| is_missing(connector, key))
+    refused_by_all(connector, key, &[ErrorKind::ForeignKey, ErrorKind::Unauthorized])
+        .or_else(|_| is_missing(connector, key))
 }
 
 fn truncated(subject: &Subject) -> Check {
@@ -197,7 +203,6 @@ fn gives_nothing(connector: &dyn Connector, key: &Key) -> Check {
 /// What a locator that the connector cannot have made may be called.
 const IMPOSSIBLE: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Unauthorized];
 /// What a damaged locator may be called.
-const DAMAGED: &[ErrorKind] =
-    &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Corrupt, ErrorKind::Unauthorized];
+const DAMAGED: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Corrupt, ErrorKind::Unauthorized];
 /// What a key of another length than its object's may be called.
 const OTHER_LENGTH: &[ErrorKind] = &[ErrorKind::Corrupt, ErrorKind::Unauthorized];

@@ -270,7 +270,9 @@ impl Connector for DimConnector {
             if self.objects.is_here(&node) {
                 started.extend(objects.iter().map(|(at, address)| {
                     let at = *at;
-                    self.objects.exists(pointer(*address, &keys[at]), HOPS).and_then(move |exists| Ok(vec![(at, exists)]))
+                    self.objects
+                        .exists(pointer(*address, &keys[at]), HOPS)
+                        .and_then(move |exists| Ok(vec![(at, exists)]))
                 }));
                 continue;
             }

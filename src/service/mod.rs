@@ -33,15 +33,15 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "tcp")]
+#[doc(hidden)]
+pub use crate::fabric::{check_frames, check_handshake};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use crate::failpoint::NAMES;
 pub use keeper::{ServeOptions, serve};
 pub use link::FLAG as KEEPER_FLAG;
 pub use machine::Machine;
-#[cfg(feature = "tcp")]
-#[doc(hidden)]
-pub use crate::fabric::{check_frames, check_handshake};
 #[doc(hidden)]
 pub use message::check_packet;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};

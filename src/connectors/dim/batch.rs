@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::objects::Objects;
 use super::landings::Fetched;
+use super::objects::Objects;
 use super::remote::{Found, Limit, origin};
 use crate::error::Result;
 use crate::key::Format;

@@ -13,9 +13,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::Options;
 use super::frame::{self, Frame, Kind};
 use super::socket::{Moved, Socket};
-use crate::failpoint::failpoint;
 use crate::fabric::handshake::Proven;
 use crate::fabric::{Outgoing, Respond};
+use crate::failpoint::failpoint;
 use crate::sync::lock;
 
 /// A requester, proved.

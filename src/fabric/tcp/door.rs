@@ -10,8 +10,8 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::Options;
 use super::socket::{Moved, Socket};
-use crate::failpoint::failpoint;
 use crate::fabric::handshake::{Handshake, Identity, Proven, Purpose};
+use crate::failpoint::failpoint;
 
 /// The listening socket and the strangers at it; one worker keeps it.
 pub(super) struct Door {

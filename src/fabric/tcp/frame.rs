@@ -434,8 +434,10 @@ mod tests {
     fn bytes_are_stable() {
         // Changing these lines changes the protocol: bump the version and write it in the CHANGELOG.
         let bytes = encode(Kind::Answer, 0x0102, b"h", &[0x0304], Some(&[5])).unwrap();
-        let header =
-            [0xf5, b'p', b'x', 1, 3, 1, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 171, 158, 51, 1];
+        let header = [
+            0xf5, b'p', b'x', 1, 3, 1, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 171, 158, 51,
+            1,
+        ];
         assert_eq!(bytes[..28], header[..28]);
         assert_eq!(bytes[HEADER..], [b'h', 4, 3, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
     }

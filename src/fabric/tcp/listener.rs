@@ -47,7 +47,9 @@ impl TcpListener {
         let mut this = Self { contact, socket, desks, threads: Vec::with_capacity(count), generation };
         for (i, desk) in this.desks.iter().enumerate() {
             let door = match i {
-                0 => Some(Door::new(Arc::clone(&this.socket), identity, options, Arc::clone(&desk.epoll)).map_err(fail)?),
+                0 => Some(
+                    Door::new(Arc::clone(&this.socket), identity, options, Arc::clone(&desk.epoll)).map_err(fail)?,
+                ),
                 _ => None,
             };
             let worker = Worker::new(Arc::clone(desk), Arc::clone(&this.desks), door, Arc::clone(&service), options);

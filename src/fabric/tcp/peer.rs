@@ -15,9 +15,9 @@ use super::Options;
 use super::socket::{Moved, Socket, down};
 use super::stream::{self, Stream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint::failpoint;
 use crate::fabric::handshake::{self, Handshake, Identity, Proven, Purpose};
 use crate::fabric::{Answer, Call, Peer};
+use crate::failpoint::failpoint;
 use crate::pending::Pending;
 
 /// An owner, reached.
@@ -183,7 +183,8 @@ fn try_reach(
             break;
         }
         if Instant::now() >= deadline {
-            let context = format!("{contact} did not accept a connection in time: is its node up, and the port reachable?");
+            let context =
+                format!("{contact} did not accept a connection in time: is its node up, and the port reachable?");
             return Err(Error::new(ErrorKind::Timeout, "connect", context));
         }
     }
@@ -221,7 +222,8 @@ fn prove(socket: &Socket, contact: SocketAddr, mut handshake: Handshake, deadlin
                 }
             }
             Moved::None if Instant::now() >= deadline => {
-                let context = format!("{contact} accepted the connection and says nothing: is it proxystore, and alive?");
+                let context =
+                    format!("{contact} accepted the connection and says nothing: is it proxystore, and alive?");
                 return Err(Error::new(ErrorKind::Timeout, "connect", context));
             }
             Moved::None => drop(socket.wait(PollFlags::IN, deadline).map_err(fail)?),

@@ -61,7 +61,9 @@ impl Reactor {
         let mut streams = lock(&self.streams);
         if !streams.runs {
             let thread = std::thread::Builder::new().name("proxystore-tcp".to_owned());
-            thread.spawn(|| self.run()).map_err(|error| Error::io("connect", "a thread that reads for tasks", error))?;
+            thread
+                .spawn(|| self.run())
+                .map_err(|error| Error::io("connect", "a thread that reads for tasks", error))?;
             streams.runs = true;
         }
         epoll::add(&self.epoll, socket, EventData::new_u64(number), EventFlags::RDHUP | EventFlags::ONESHOT)

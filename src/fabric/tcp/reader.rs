@@ -8,8 +8,8 @@ use super::frame::{Decoder, Frame, Kind};
 use super::scatter::{self, Patience};
 use super::socket::{Moved, Socket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint::failpoint;
 use crate::fabric::{Answer, Landing};
+use crate::failpoint::failpoint;
 
 /// Who has it reads, and is alone in doing so.
 pub(super) struct Reader {

@@ -160,10 +160,15 @@ pub(super) fn down(op: &'static str, address: SocketAddr, error: io::Error) -> E
     use io::ErrorKind as Os;
     match error.kind() {
         Os::UnexpectedEof => Error::new(ErrorKind::PeerDown, op, format!("{address} closed the connection")),
-        Os::ConnectionRefused | Os::ConnectionReset | Os::ConnectionAborted | Os::BrokenPipe | Os::TimedOut
-        | Os::HostUnreachable | Os::NetworkUnreachable | Os::NetworkDown | Os::NotConnected => {
-            Error::new(ErrorKind::PeerDown, op, address.to_string()).with_source(error)
-        }
+        Os::ConnectionRefused
+        | Os::ConnectionReset
+        | Os::ConnectionAborted
+        | Os::BrokenPipe
+        | Os::TimedOut
+        | Os::HostUnreachable
+        | Os::NetworkUnreachable
+        | Os::NetworkDown
+        | Os::NotConnected => Error::new(ErrorKind::PeerDown, op, address.to_string()).with_source(error),
         _ => Error::io(op, address.to_string(), error),
     }
 }

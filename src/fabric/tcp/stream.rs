@@ -20,8 +20,8 @@ use super::reader::{Broken, Reader};
 use super::scatter::Patience;
 use super::socket::{Moved, Socket, down};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint::failpoint;
 use crate::fabric::{Answer, Call};
+use crate::failpoint::failpoint;
 use crate::pending::{Pending, Source};
 use crate::sync::lock;
 
@@ -96,9 +96,7 @@ impl Stream {
     /// Asks; nothing waits here.
     pub(super) fn ask(self: &Arc<Self>, call: Call, peer: &Arc<TcpPeer>) -> Pending<Answer> {
         match self.begin(call) {
-            Ok(number) => {
-                Pending::from_source(Asked { stream: Arc::clone(self), number, _peer: Arc::clone(peer) })
-            }
+            Ok(number) => Pending::from_source(Asked { stream: Arc::clone(self), number, _peer: Arc::clone(peer) }),
             Err(error) => Pending::ready(Err(error)),
         }
     }
@@ -259,7 +257,10 @@ impl Stream {
         if self.unsent.load(Relaxed) {
             wanted |= EventFlags::OUT;
         }
-        if state.failed.is_none() && !state.armed.contains(wanted) && self.reactor.arm(self.number, &self.socket, wanted) {
+        if state.failed.is_none()
+            && !state.armed.contains(wanted)
+            && self.reactor.arm(self.number, &self.socket, wanted)
+        {
             state.armed = wanted;
         }
     }
@@ -437,7 +438,11 @@ pub(super) fn closed() -> Error {
 }
 
 fn late(address: SocketAddr) -> Error {
-    Error::new(ErrorKind::Timeout, "request", format!("{address} did not answer in time; it lives: retry, or wait longer"))
+    Error::new(
+        ErrorKind::Timeout,
+        "request",
+        format!("{address} did not answer in time; it lives: retry, or wait longer"),
+    )
 }
 
 /// What the reactor always waits for while nobody reads: the end.

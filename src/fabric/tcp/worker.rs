@@ -18,9 +18,9 @@ use super::door::{Door, LISTENER};
 use super::frame::{Decoder, Kind};
 use super::socket::{Moved, Socket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint::failpoint;
 use crate::fabric::handshake::Proven;
 use crate::fabric::{Incoming, Responder, Service};
+use crate::failpoint::failpoint;
 use crate::sync::lock;
 
 /// A worker's desk, on which others put connections for it.

@@ -21,10 +21,8 @@ fn rest(stream: &mut TcpStream) -> Vec<u8> {
 #[test]
 fn another_secret_or_job_stays_out() {
     let site = Site::new(options());
-    let strangers = [
-        identity(&Arc::new(Secret::random()), 1),
-        Identity { job: "other".to_owned(), ..identity(&site.secret, 1) },
-    ];
+    let strangers =
+        [identity(&Arc::new(Secret::random()), 1), Identity { job: "other".to_owned(), ..identity(&site.secret, 1) }];
     for stranger in strangers {
         let requester = Tcp::new(stranger, options());
         let error = requester.connect(site.contact, soon()).unwrap_err();
