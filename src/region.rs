@@ -331,6 +331,12 @@ impl RegionMut {
         Ok(copy)
     }
 
+    /// The memory, empty again: for loops that measure.
+    #[cfg(test)]
+    pub(crate) fn emptied(self) -> Self {
+        Self { len: 0, ..self }
+    }
+
     /// Whether the memory behind is an `M`: how a connector recognises its own reservations.
     pub fn is_memory<M: Memory>(&self) -> bool {
         (*self.memory).as_any().is::<M>()

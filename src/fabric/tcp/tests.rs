@@ -23,6 +23,7 @@ mod hostile;
 mod liveness;
 mod measure;
 mod storm;
+mod suite;
 
 /// Two nodes of one job.
 pub(super) struct Site {
@@ -44,7 +45,7 @@ pub(super) struct Echo {
 }
 
 pub(super) fn options() -> Options {
-    Options { silence: Duration::from_secs(1), lanes: 1, ..Options::default() }
+    Options { silence: Duration::from_secs(3), lanes: 1, ..Options::default() }
 }
 
 impl Site {

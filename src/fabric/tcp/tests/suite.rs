@@ -1,0 +1,47 @@
+//! The contract of a fabric.
+
+use std::process::Command;
+
+use rustix::thread::UnshareFlags;
+
+use super::*;
+use crate::fabric::conformance::Ends;
+
+/// A module of its own, since a case is named as a function that is used here.
+mod cases {
+    crate::fabric::conformance::suite!(
+        super::ends,
+        cut: [ignore = "cuts the loopback interface of a network namespace of its own; needs root: --ignored"],
+        stranger: []
+    );
+}
+
+fn ends() -> Ends {
+    let is_cut = std::thread::current().name().is_some_and(|name| name.contains("silent"));
+    let secret = Arc::new(Secret::random());
+    let options = Options { lanes: 2, silence: Duration::from_secs(3), ..Options::default() };
+    Ends {
+        requester: Arc::new(Tcp::new(identity(&secret, 1), options.clone())),
+        owner: Arc::new(Tcp::new(identity(&secret, 2), options.clone())),
+        addresses: vec!["127.0.0.1:0".parse().unwrap()],
+        from: 1,
+        instance: 2,
+        silence: options.silence,
+        cut: is_cut.then(own_network),
+        stranger: Some(Arc::new(Tcp::new(identity(&Arc::new(Secret::random()), 3), options))),
+        settle: Box::new(|| {}),
+    }
+}
+
+/// Moves this thread, and those that it starts, into a network of their own; what cuts it.
+#[expect(deprecated, reason = "only the network changes, and this thread has no socket yet")]
+fn own_network() -> Box<dyn Fn() + Send + Sync> {
+    rustix::thread::unshare(UnshareFlags::NEWNET).expect("the right to make a network namespace");
+    let loopback = |state: &str| {
+        let status = Command::new("ip").args(["link", "set", "lo", state]).status().expect("the program ip");
+        assert!(status.success(), "ip link set lo {state}: {status}");
+    };
+    loopback("up");
+    // Called on a thread that was started by this one, so that it is the same network.
+    Box::new(move || loopback("down"))
+}
