@@ -23,7 +23,7 @@ use crate::region::{Region, RegionMut};
 ///   `exists` gives false, `evict` succeeds: cheap, and no error, however the object went away and whatever races.
 /// * **Never other bytes.** A key of another scheme is `ForeignKey`; so is one of another instance, or it names nothing,
 ///   where locators are never given twice; a locator that this connector cannot have made is `Invalid`; stored bytes whose
-///   length is not the key's are `Corrupt`.
+///   length is not the key's are `Corrupt`. Where keys are signed, all of these may be `Unauthorized` instead.
 /// * **Regions outlive everything.** What `get` returned stays readable and unchanged after evict, close, and drop of the
 ///   connector, until its last clone is dropped. It starts at a multiple of [`ALIGNMENT`](crate::region::ALIGNMENT).
 /// * **Reservations are lent.** A `RegionMut` that is dropped instead of committed gives its memory back. One from another

@@ -29,6 +29,17 @@ pub const VARIABLES: &[Variable] = &[
     RUNTIME_DIR,
     SHM_BYTES,
     REPLICA_BYTES,
+    JOB,
+    NODES,
+    NODE_ID,
+    RANK,
+    SIZE,
+    LOCAL_RANK,
+    LOCAL_SIZE,
+    SECRET,
+    SECRET_FILE,
+    NET_DEVICES,
+    PORT,
     #[cfg(feature = "failpoints")]
     FAILPOINT,
 ];
@@ -74,8 +85,68 @@ const RUNTIME_DIR: Variable = Variable {
     default: "$XDG_RUNTIME_DIR/proxystore, or $TMPDIR/proxystore-UID/shm",
     doc: "directory of this node where the processes of shm:// stores meet; yours alone, mode 0700",
 };
+pub(crate) const JOB: Variable = Variable {
+    name: "PROXYSTORE_JOB",
+    default: "slurm-JOBID in a Slurm job, mpi-ID under mpirun, else \"default\"",
+    doc: "name of the job, which shm:// without a name opens: 1 to 64 of A-Z a-z 0-9 . _ -",
+};
+pub(crate) const NODES: Variable = Variable {
+    name: "PROXYSTORE_NODES",
+    default: "those of the Slurm job",
+    doc: "host names of the job's nodes in one order for all processes, as n[01-04],login",
+};
+pub(crate) const NODE_ID: Variable = Variable {
+    name: "PROXYSTORE_NODE_ID",
+    default: "where this host stands among the nodes",
+    doc: "number of this node among the job's nodes, from 0",
+};
+pub(crate) const RANK: Variable = Variable {
+    name: "PROXYSTORE_RANK",
+    default: "the MPI launcher's, else Slurm's",
+    doc: "number of this process among those started together, from 0",
+};
+pub(crate) const SIZE: Variable = Variable {
+    name: "PROXYSTORE_SIZE",
+    default: "unknown, if PROXYSTORE_RANK is set",
+    doc: "number of processes started together",
+};
+pub(crate) const LOCAL_RANK: Variable = Variable {
+    name: "PROXYSTORE_LOCAL_RANK",
+    default: "unknown, if PROXYSTORE_RANK is set",
+    doc: "number of this process among those of them on its node, from 0",
+};
+pub(crate) const LOCAL_SIZE: Variable = Variable {
+    name: "PROXYSTORE_LOCAL_SIZE",
+    default: "unknown, if PROXYSTORE_RANK is set",
+    doc: "number of those processes on this node",
+};
+pub(crate) const SECRET: Variable = Variable {
+    name: "PROXYSTORE_SECRET",
+    default: "that of PROXYSTORE_SECRET_FILE",
+    doc: "secret of the job, by which its nodes know each other: 64 hexadecimal digits",
+};
+pub(crate) const SECRET_FILE: Variable = Variable {
+    name: "PROXYSTORE_SECRET_FILE",
+    default: "derived from $XDG_CONFIG_HOME/proxystore/secret or ~/.config/proxystore/secret and the job's name",
+    doc: "file of yours, mode 0600, that holds the secret of the job",
+};
+pub(crate) const NET_DEVICES: Variable = Variable {
+    name: "PROXYSTORE_NET_DEVICES",
+    default: "that of the host name's address, else of the default route, else lo",
+    doc: "network interfaces on which a node listens for others, as ib0,eth0",
+};
+pub(crate) const PORT: Variable = Variable {
+    name: "PROXYSTORE_PORT",
+    default: "from job, namespace and user, one of 10000 to 29999",
+    doc: "port at which a node listens for others; 0: any that is free",
+};
 
 impl Variable {
+    /// Whether its value is nobody's business: tools say that it is set, and no more.
+    pub fn is_secret(&self) -> bool {
+        self.name == SECRET.name
+    }
+
     /// The value set in the environment, where there is one and it is text.
     pub fn value(&self) -> Option<String> {
         env::var(self.name).ok()

@@ -22,10 +22,23 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
 
+pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;
+pub(crate) mod tcp;
 
+#[cfg(test)]
+pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+pub(crate) mod fault;
+
+#[doc(hidden)]
+pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};
+#[doc(hidden)]
+pub use tcp::check_frames;
 
 /// A way to move bytes between nodes.
 ///

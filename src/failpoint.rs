@@ -56,6 +56,23 @@ pub const NAMES: &[&str] = &[
     "service.death.end",
     "service.rebuild.begin",
     "service.rebuild.end",
+    "export.asked",
+    "export.get.pinned",
+    "export.evicted",
+    "export.retired",
+    "export.bind.written",
+    "export.wait.arrived",
+    "export.answering",
+    "export.answered",
+    "fabric.connected",
+    "fabric.asked",
+    "fabric.landing",
+    "fabric.answered",
+    "fabric.accepted",
+    "fabric.proved",
+    "fabric.question",
+    "fabric.answer.half",
+    "fabric.answer.sent",
 ];
 
 #[cfg(feature = "failpoints")]

@@ -95,22 +95,26 @@ impl Key {
     }
 
     /// The connector's own name for the object; opaque to everybody else.
+    #[inline]
     pub fn locator(&self) -> &[u8] {
         &self.locator[..self.locator_len as usize]
     }
 
     /// Length of the object in bytes, or [`Key::UNKNOWN_LEN`].
     #[expect(clippy::len_without_is_empty, reason = "a zero-length object still has a key")]
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Whether the length is known: false only for keys that were declared ahead of their object.
+    #[inline]
     pub fn is_len_known(&self) -> bool {
         self.len != Self::UNKNOWN_LEN
     }
 
     /// What the object's bytes mean.
+    #[inline]
     pub fn format(&self) -> Format {
         Format { codec: self.codec, fingerprint: self.fingerprint }
     }

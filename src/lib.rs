@@ -25,6 +25,8 @@ pub mod pending;
 pub mod region;
 pub mod token;
 pub mod config;
+#[cfg(all(feature = "shm", not(loom)))]
+pub mod launch;
 pub mod key;
 #[cfg(all(feature = "shm", not(loom)))]
 mod failpoint;

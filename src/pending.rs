@@ -485,7 +485,7 @@ where
 }
 
 /// Wakes a task. A waker is foreign code; the thread that completes others' operations outlives its panic.
-fn wake(waker: Waker) {
+pub(crate) fn wake(waker: Waker) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
         discard(payload);
     }

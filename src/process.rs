@@ -15,6 +15,7 @@ use fork::detect;
 /// # Cost
 /// About a nanosecond: the kernel empties a page in the child, and this reads a word of it. On kernels before 4.14, which
 /// cannot, a system call.
+#[inline]
 pub(crate) fn generation() -> u32 {
     detect()
 }

@@ -25,15 +25,26 @@ use rustix::mm::{Advice, madvise};
 
 use crate::error::{Error, ErrorKind, Result};
 
+#[cfg_attr(not(all(feature = "shm", not(loom))), allow(dead_code, reason = "what shared memory keeps its pins by"))]
+mod kept;
+
+use kept::Kept;
+
 /// Alignment of the first byte of every region: a cache line, and enough for any plain-data or SIMD type.
 pub const ALIGNMENT: usize = 64;
 
 /// Finished object bytes: shared, immutable, 64-byte aligned at the first byte of the object.
 ///
 /// # Cost
-/// Cloning and slicing are O(1) and allocate nothing. Dropping the last clone releases the owner.
-#[derive(Clone, Default)]
-pub struct Region(Bytes);
+/// Cloning is O(1) and allocates nothing. Dropping the last clone releases the owner.
+#[derive(Clone)]
+pub struct Region(Inner);
+
+#[derive(Clone)]
+enum Inner {
+    Bytes(Bytes),
+    Kept(Kept),
+}
 
 impl Region {
     /// Wraps memory kept alive by `owner`; the owner is dropped with the last clone.
@@ -50,11 +61,15 @@ impl Region {
     }
 
     /// As [`from_owner`](Self::from_owner), for memory that is known to be aligned.
+    ///
+    /// # Safety
+    /// `len` bytes at `ptr` are valid for reads, and nobody writes to them, until `owner` is dropped.
     #[cfg(all(feature = "shm", not(loom)))]
     #[inline(always)]
-    pub(crate) fn from_aligned(owner: impl AsRef<[u8]> + Send + 'static) -> Self {
-        debug_assert!(owner.as_ref().as_ptr().addr() % ALIGNMENT == 0);
-        Self(Bytes::from_owner(owner))
+    pub(crate) unsafe fn keep(ptr: NonNull<u8>, len: usize, owner: impl Send + 'static) -> Self {
+        debug_assert!(ptr.addr().get() % ALIGNMENT == 0);
+        // SAFETY: the caller's promise.
+        Self(Inner::Kept(unsafe { Kept::new(ptr, len, owner) }))
     }
 
     /// Copies `bytes` into fresh aligned memory.
@@ -73,20 +88,20 @@ impl Region {
     /// The bytes as [`Bytes`], sharing the owner.
     ///
     /// # Cost
-    /// O(1), no copy.
+    /// O(1), no copy; of memory that processes share one small allocation.
     pub fn to_bytes(&self) -> Bytes {
-        self.0.clone()
+        self.clone().into()
     }
 
     /// A part of the region. It is aligned only as far as its start is.
     ///
     /// # Cost
-    /// O(1), no copy.
+    /// As [`to_bytes`](Self::to_bytes).
     ///
     /// # Panics
     /// When the range is out of bounds.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Bytes {
-        self.0.slice(range)
+        self.to_bytes().slice(range)
     }
 }
 
@@ -100,7 +115,7 @@ impl TryFrom<Bytes> for Region {
     #[inline]
     fn try_from(bytes: Bytes) -> Result<Self> {
         if bytes.is_empty() || bytes.as_ptr().addr() % ALIGNMENT == 0 {
-            Ok(Self(bytes))
+            Ok(Self(Inner::Bytes(bytes)))
         } else {
             Err(Error::new(ErrorKind::Invalid, "region", "memory is not aligned to 64 bytes"))
         }
@@ -109,27 +124,41 @@ impl TryFrom<Bytes> for Region {
 
 impl From<Region> for Bytes {
     fn from(region: Region) -> Self {
-        region.0
+        match region.0 {
+            Inner::Bytes(bytes) => bytes,
+            Inner::Kept(_) => Self::from_owner(region),
+        }
+    }
+}
+
+impl Default for Region {
+    fn default() -> Self {
+        Self(Inner::Bytes(Bytes::new()))
     }
 }
 
 impl Deref for Region {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Inner::Bytes(bytes) => bytes,
+            Inner::Kept(kept) => kept.as_slice(),
+        }
     }
 }
 
 impl AsRef<[u8]> for Region {
+    #[inline]
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self
     }
 }
 
 impl PartialEq for Region {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        **self == **other
     }
 }
 
@@ -137,7 +166,7 @@ impl Eq for Region {}
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Region({} B at {:p})", self.len(), self.0.as_ptr())
+        write!(f, "Region({} B at {:p})", self.len(), self.as_ptr())
     }
 }
 
@@ -282,7 +311,7 @@ impl RegionMut {
     /// # Cost
     /// One small allocation, no copy.
     pub fn freeze(self) -> Region {
-        Region(Bytes::from_owner(Frozen { len: self.len, memory: self.memory }))
+        Region(Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory: self.memory })))
     }
 
     /// The region itself where it lies in process memory, else a copy there; the lender has its memory back then.
@@ -359,7 +388,7 @@ impl fmt::Debug for RegionMut {
     }
 }
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 impl RegionMut {
     /// Memory as another connector lends it; the reference dies when the lender has it back.
     pub(crate) fn foreign(capacity: usize) -> Result<(Self, std::sync::Weak<()>)> {

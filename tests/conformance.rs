@@ -1,24 +1,34 @@
 //! Every connector of the table against the whole contract.
 
-use std::process::ExitCode;
+use std::env;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::{Mutex, OnceLock};
 
 use proxystore::conformance::{self, Subject};
 use proxystore::connector::Registration;
-use proxystore::{ConnectorConfig, connectors};
+use proxystore::{ConnectorConfig, Store, connectors};
 
 fn main() -> ExitCode {
+    if env::args().nth(1).as_deref() == Some(KEEP) {
+        return keep_node();
+    }
     let mut subjects = Vec::new();
     for row in connectors::TABLE {
-        match subject(*row) {
-            Some(subject) => subjects.push(subject),
-            None => {
-                eprintln!(
-                    "tests/conformance.rs: the connector {} has no subject, so nothing would test it",
-                    row.scheme
-                );
+        let subject = match row.scheme {
+            "memory" => Subject::new(*row, || Ok(ConnectorConfig::new("memory", ""))),
+            "shm" => Subject::new(*row, || Ok(ConnectorConfig::new("shm", fresh_namespace()))),
+            "tcp" => {
+                subjects.push(Subject::new(*row, || Ok(ConnectorConfig::new("tcp", fresh_namespace()))));
+                across_nodes(*row)
+            }
+            "file" => Subject::in_directories(*row),
+            other => {
+                eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
                 return ExitCode::FAILURE;
             }
-        }
+        };
+        subjects.push(subject);
     }
     conformance::main(subjects)
 }
@@ -29,12 +39,70 @@ fn fresh_namespace() -> String {
     format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
 }
 
-/// How fresh connectors of a row come about.
-fn subject(row: Registration) -> Option<Subject> {
-    match row.scheme {
-        "memory" => Some(Subject::new(row, || Ok(ConnectorConfig::new("memory", "")))),
-        "shm" => Some(Subject::new(row, || Ok(ConnectorConfig::new("shm", fresh_namespace())))),
-        "file" => Some(Subject::in_directories(row)),
-        _ => None,
+/// A subject whose `process` cases run their child on another node: one with a runtime directory, and so with memory and a
+/// node service, of its own.
+///
+/// A process keeps that node's memory, as `proxystore serve` would. It starts with the first case.
+fn across_nodes(row: Registration) -> Subject {
+    let directory = env::temp_dir().join(format!("proxystore-node-{}", std::process::id()));
+    let directory = directory.to_string_lossy().into_owned();
+    let node = OnceLock::new();
+    let at = directory.clone();
+    let place = move || {
+        let config = ConnectorConfig::new(row.scheme, fresh_namespace()).with_option("replicas", "off");
+        node.get_or_init(|| Node::start(&at)).keep(&config.to_string());
+        Ok(config)
+    };
+    Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory)
+}
+
+/// Another node, for as long as this process wants it: objects stay while a process is there.
+struct Node {
+    process: Mutex<Child>,
+    directory: String,
+}
+
+impl Node {
+    fn start(directory: &str) -> Self {
+        let process = Command::new(env::current_exe().expect("this program"))
+            .arg(KEEP)
+            .env(RUNTIME_DIR, directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a process on another node");
+        Self { process: Mutex::new(process), directory: directory.to_owned() }
+    }
+
+    /// Has the node keep the objects of a store.
+    fn keep(&self, url: &str) {
+        let mut process = self.process.lock().expect("nobody panicked");
+        writeln!(process.stdin.as_mut().expect("a pipe"), "{url}").expect("the other node is there");
+        let mut kept = [0];
+        process.stdout.as_mut().expect("a pipe").read_exact(&mut kept).expect("the other node keeps it");
     }
 }
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let process = self.process.get_mut().expect("nobody panicked");
+        drop(process.stdin.take());
+        let _ = process.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Keeps the memory of stores until the input ends.
+fn keep_node() -> ExitCode {
+    let mut stores = Vec::new();
+    for url in std::io::stdin().lines().map_while(Result::ok) {
+        stores.push(Store::open(&url).expect("a store on another node"));
+        std::io::stdout().write_all(b".").expect("somebody waits");
+        std::io::stdout().flush().expect("somebody waits");
+    }
+    ExitCode::SUCCESS
+}
+
+const KEEP: &str = "--keep-node";
+
+const RUNTIME_DIR: &str = "PROXYSTORE_RUNTIME_DIR";

@@ -7,6 +7,7 @@
 use std::sync::OnceLock;
 
 use proxystore::codec::{Archive, MessagePack, Object};
+use proxystore::launch::{Job, expand};
 use proxystore::{ConnectorConfig, ErrorKind, Key, Proxy, Store, StoreConfig, Token};
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +15,15 @@ use serde::{Deserialize, Serialize};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their folder in `corpus/`.
-pub const TARGETS: &[(&str, Target)] =
-    &[("key", key), ("config", config), ("token", token), ("codec", codec), ("message", message), ("rebuild", rebuild)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("key", key),
+    ("config", config),
+    ("token", token),
+    ("codec", codec),
+    ("message", message),
+    ("rebuild", rebuild),
+    ("launch", launch),
+];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
 pub fn key(data: &[u8]) {
@@ -136,6 +144,27 @@ fn read<T: Object + ?Sized>(bytes: &[u8], touch: impl Fn(&T::Target)) -> bool {
         Err(error) => {
             assert!(matches!(error.kind(), ErrorKind::Codec | ErrorKind::Corrupt), "{error}");
             false
+        }
+    }
+}
+
+/// An environment, a variable a line, and a list of hosts.
+pub fn launch(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let names = expand(text).unwrap_or_default();
+    for name in names.iter().take(64) {
+        assert_eq!(expand(name).expect("a name is a list"), [name.as_str()]);
+    }
+    let read = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
+    match Job::from_environment(&read, "n2") {
+        Ok(job) => {
+            assert!((1..=64).contains(&job.id.len()) && !job.id.contains('/'), "{:?}", job.id);
+            assert!(job.rank.zip(job.size).is_none_or(|(rank, size)| rank < size), "{job:?}");
+            assert!(job.node_id.is_none_or(|id| job.nodes.is_empty() || (id as usize) < job.nodes.len()), "{job:?}");
+        }
+        Err(error) => {
+            let kinds = [ErrorKind::Config, ErrorKind::Invalid, ErrorKind::TooLarge];
+            assert!(kinds.contains(&error.kind()), "{error}");
         }
     }
 }

@@ -14,6 +14,7 @@ use bytes::BufMut;
 
 use super::bytes::pattern;
 use super::case::{Check, Fault};
+use super::subject::Subject;
 use crate::config::ConnectorConfig;
 use crate::connector::{Connector, PutOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,9 +59,10 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts one, and waits until it has opened the connector.
-    pub(super) fn start(config: &ConnectorConfig) -> Check<Self> {
+    pub(super) fn start(subject: &Subject, config: &ConnectorConfig) -> Check<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .args([FLAG, &config.to_string()])
+            .envs(subject.child_variables())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -14,14 +14,19 @@ pub(super) const CASES: &[Case] = &[
     Case::new(
         "key",
         "other_instance",
-        "a key of another instance is ForeignKey or missing, never an object here",
+        "a key of another instance is ForeignKey, Unauthorized or missing, never an object here",
         other_instance,
     ),
     Case::new("key", "truncated", "a shortened locator is refused", truncated),
     Case::new("key", "extended", "a lengthened locator is refused", extended),
     Case::new("key", "flipped_bits", "no damaged locator gives bytes or removes the object", flipped_bits),
     Case::new("key", "forged", "no random locator gives bytes", forged),
-    Case::new("key", "wrong_length", "a key of another length is Corrupt, and take does not remove", wrong_length),
+    Case::new(
+        "key",
+        "wrong_length",
+        "a key of another length is Corrupt or Unauthorized, and take does not remove",
+        wrong_length,
+    ),
     Case::new("key", "stale", "a key never names a second object, however many come and go", stale),
 ];
 
@@ -62,7 +67,8 @@ fn other_instance(subject: &Subject) -> Check {
 
 /// Passes when the key of another instance is refused, or names nothing here.
 fn not_here(connector: &dyn Connector, key: &Key) -> Check {
-    refused_by_all(connector, key, &[ErrorKind::ForeignKey]).or_else(|_| is_missing(connector, key))
+    refused_by_all(connector, key, &[ErrorKind::ForeignKey, ErrorKind::Unauthorized])
+        .or_else(|_| is_missing(connector, key))
 }
 
 fn truncated(subject: &Subject) -> Check {
@@ -132,9 +138,9 @@ fn wrong_length(subject: &Subject) -> Check {
                 continue;
             }
             let key = Key::new(own.scheme(), own.locator(), wrong, own.format())?;
-            refused("get", connector.get(&key).wait(), &[ErrorKind::Corrupt])?;
-            refused("take", connector.take(&key).wait(), &[ErrorKind::Corrupt])?;
-            refused("get_batch", connector.get_batch(&[own, key]).wait(), &[ErrorKind::Corrupt])?;
+            refused("get", connector.get(&key).wait(), OTHER_LENGTH)?;
+            refused("take", connector.take(&key).wait(), OTHER_LENGTH)?;
+            refused("get_batch", connector.get_batch(&[own, key]).wait(), OTHER_LENGTH)?;
             // Whether it looks at the length is the connector's affair; that it can be read under this key is not so.
             let exists = connector.exists(&key).wait();
             ensure!(!matches!(exists, Ok(true)), "exists: true under a length of {wrong} instead of {len}");
@@ -195,6 +201,8 @@ fn gives_nothing(connector: &dyn Connector, key: &Key) -> Check {
 }
 
 /// What a locator that the connector cannot have made may be called.
-const IMPOSSIBLE: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey];
+const IMPOSSIBLE: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Unauthorized];
 /// What a damaged locator may be called.
-const DAMAGED: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Corrupt];
+const DAMAGED: &[ErrorKind] = &[ErrorKind::Invalid, ErrorKind::ForeignKey, ErrorKind::Corrupt, ErrorKind::Unauthorized];
+/// What a key of another length than its object's may be called.
+const OTHER_LENGTH: &[ErrorKind] = &[ErrorKind::Corrupt, ErrorKind::Unauthorized];

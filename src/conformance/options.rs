@@ -197,7 +197,7 @@ fn batch(subject: &Subject) -> Check {
 fn missing_there(subject: &Subject) -> Check {
     const LIMIT: Duration = Duration::from_millis(400);
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let ours = store_with(&*connector, 1, 5000, &PutOptions::new().time_to_live(LIMIT))?;
     let theirs = child.ask_key(format_args!("put_ttl 2 5000 {}", LIMIT.as_millis()))?;
     thread::sleep(LIMIT + SLACK);
@@ -215,7 +215,7 @@ fn missing_there(subject: &Subject) -> Check {
 
 fn producer_lives(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let theirs = child.ask_key("put_ephemeral 1 5000")?;
     let ours = store_with(&*connector, 2, 5000, &PutOptions::new().evict_with_producer())?;
     for _ in 0..20 {
@@ -226,7 +226,7 @@ fn producer_lives(subject: &Subject) -> Check {
     let answer = child.ask(format_args!("get {ours}"))?;
     ensure!(answer == bytes_answer(2, 5000), "the child's get says {answer:?}");
     // The end of somebody who is not the producer changes nothing.
-    Child::start(connector.config())?.kill()?;
+    Child::start(subject, connector.config())?.kill()?;
     thread::sleep(SLACK);
     holds(&*connector, &theirs, 1, 5000)?;
     let answer = child.ask(format_args!("take {theirs}"))?;
@@ -238,16 +238,16 @@ fn producer_lives(subject: &Subject) -> Check {
 
 fn producer_killed(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    gone_with(&connector, |child| child.kill().map(drop))
+    gone_with(subject, &connector, |child| child.kill().map(drop))
 }
 
 fn producer_ended(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    gone_with(&connector, Child::end)
+    gone_with(subject, &connector, Child::end)
 }
 
-fn gone_with(connector: &Arc<dyn Connector>, end: fn(Child) -> Check) -> Check {
-    let mut child = Child::start(connector.config())?;
+fn gone_with(subject: &Subject, connector: &Arc<dyn Connector>, end: fn(Child) -> Check) -> Check {
+    let mut child = Child::start(subject, connector.config())?;
     let mut held = Vec::new();
     for len in LENGTHS {
         let key = child.ask_key(format_args!("put_ephemeral {len} {len}"))?;
@@ -266,7 +266,7 @@ fn gone_with(connector: &Arc<dyn Connector>, end: fn(Child) -> Check) -> Check {
 
 fn ordinary_stays(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let before = child.ask_key("put 1 5000")?;
     let ephemeral = child.ask_key("put_ephemeral 2 5000")?;
     let after = child.ask_key("put 3 5000")?;

@@ -46,7 +46,7 @@ const CROSS: Capabilities = Capabilities::CROSS_PROCESS;
 fn read_there(subject: &Subject) -> Check {
     let connector = subject.open()?;
     let before = store(&*connector, 1, 5000, Format::RAW)?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let after = store(&*connector, 2, 1 << 20, Format { codec: 0x8001, fingerprint: 5 })?;
     let empty = store(&*connector, 3, 0, Format::RAW)?;
     for (key, seed, len) in [(before, 1, 5000), (after, 2, 1 << 20), (empty, 3, 0)] {
@@ -66,7 +66,7 @@ fn read_there(subject: &Subject) -> Check {
 
 fn read_here(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     for len in [0, 1, 64, 5000, 1 << 20] {
         let key = child.ask_key(format_args!("put {len} {len}"))?;
         ensure!(key.len() == len as u64, "the key of {len} bytes says {}", key.len());
@@ -79,7 +79,7 @@ fn read_here(subject: &Subject) -> Check {
 
 fn evict_there(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let (evicted, taken) = (store(&*connector, 1, 10_000, Format::RAW)?, store(&*connector, 2, 20_000, Format::RAW)?);
     let region = holds(&*connector, &evicted, 1, 10_000)?;
     let other = holds(&*connector, &taken, 2, 20_000)?;
@@ -102,7 +102,7 @@ fn evict_there(subject: &Subject) -> Check {
 
 fn one_taker(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut children = (0..4).map(|_| Child::start(connector.config())).collect::<Check<Vec<_>>>()?;
+    let mut children = (0..4).map(|_| Child::start(subject, connector.config())).collect::<Check<Vec<_>>>()?;
     for round in 0..50 {
         let key = store(&*connector, round, 5000, Format::RAW)?;
         for child in &mut children {
@@ -127,7 +127,7 @@ fn one_taker(subject: &Subject) -> Check {
 
 fn producer_ends(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let keys = (0..10).map(|i| child.ask_key(format_args!("put {i} {}", i * 1000))).collect::<Check<Vec<_>>>()?;
     child.end()?;
     for (i, key) in keys.iter().enumerate() {
@@ -138,13 +138,13 @@ fn producer_ends(subject: &Subject) -> Check {
 
 fn producer_killed(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let keys = (0..10).map(|i| child.ask_key(format_args!("put {i} {}", i * 1000))).collect::<Check<Vec<_>>>()?;
     child.kill()?;
     for (i, key) in keys.iter().enumerate() {
         holds(&*connector, key, i as u64, i * 1000)?;
     }
-    let mut late = Child::start(connector.config())?;
+    let mut late = Child::start(subject, connector.config())?;
     let answer = late.ask(format_args!("get {}", keys[9]))?;
     ensure!(answer == bytes_answer(9, 9000), "a later process finds {answer:?}");
     late.end()
@@ -155,7 +155,7 @@ fn killed_in_put(subject: &Subject) -> Check {
     let mut live: Vec<(Key, u64)> = Vec::new();
     for round in 0..ROUNDS {
         let len = if round % 2 == 0 { 300_000 } else { 64 };
-        let mut child = Child::start(connector.config())?;
+        let mut child = Child::start(subject, connector.config())?;
         child.tell(format_args!("put_for_ever {len}"))?;
         let mut answers = vec![child.reply()?];
         thread::sleep(Duration::from_micros(1700 * round % 11_000));
@@ -183,7 +183,7 @@ fn killed_with_loans(subject: &Subject) -> Check {
     let connector = subject.open()?;
     let key = store(&*connector, 1, 100_000, Format::RAW)?;
     for _ in 0..ROUNDS / 2 {
-        let mut child = Child::start(connector.config())?;
+        let mut child = Child::start(subject, connector.config())?;
         for _ in 0..4 {
             let answer = child.ask("reserve 1000000")?;
             ensure!(answer == "done", "the child's reserve says {answer:?}");
@@ -202,7 +202,7 @@ fn killed_with_loans(subject: &Subject) -> Check {
 
 fn region_outlives_producer(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     let mut held = Vec::new();
     for len in [1, 64, 5000, 1 << 20] {
         let key = child.ask_key(format_args!("put {len} {len}"))?;
@@ -220,7 +220,7 @@ fn region_outlives_producer(subject: &Subject) -> Check {
 
 fn deferred_there(subject: &Subject) -> Check {
     let connector = subject.open()?;
-    let mut child = Child::start(connector.config())?;
+    let mut child = Child::start(subject, connector.config())?;
     for round in 0..10 {
         let key = connector.declare(Format::RAW)?;
         let waiting = connector.get_when_committed(&key).deadline(SOON);
@@ -248,7 +248,7 @@ fn killed_in_commit_at(subject: &Subject) -> Check {
     const LEN: usize = 2_000_000;
     let connector = subject.open()?;
     for round in 0..ROUNDS {
-        let mut child = Child::start(connector.config())?;
+        let mut child = Child::start(subject, connector.config())?;
         let key = connector.declare(Format::RAW)?;
         child.tell(format_args!("commit_at {key} {round} {LEN}"))?;
         thread::sleep(Duration::from_micros(4100 * round % 40_000));

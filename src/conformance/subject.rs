@@ -22,6 +22,7 @@ pub struct Subject {
     /// Removes the directory with the last clone that a user of this module holds.
     removal: Option<Arc<Removal>>,
     deadline: Duration,
+    child_variables: Vec<(String, String)>,
 }
 
 impl Subject {
@@ -41,6 +42,7 @@ impl Subject {
             directory: None,
             removal: None,
             deadline: DEADLINE,
+            child_variables: Vec::new(),
         }
     }
 
@@ -70,6 +72,17 @@ impl Subject {
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.deadline = limit;
         self
+    }
+
+    /// A variable in the environment of the processes that `process` cases start: makes them processes of another node, say.
+    #[must_use]
+    pub fn child_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.child_variables.push((name.into(), value.into()));
+        self
+    }
+
+    pub(super) fn child_variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.child_variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// What the cases of this subject are reported under.

@@ -2,15 +2,20 @@
 
 use crate::connector::Registration;
 
+#[cfg(all(feature = "tcp", not(loom)))]
+pub mod dim;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(feature = "memory")]
 pub mod memory;
 mod registry;
 #[cfg(all(feature = "shm", not(loom)))]
-#[expect(unsafe_code, reason = "leased cells are memory that others own")]
 pub mod shm;
+#[cfg(all(feature = "tcp", not(loom)))]
+pub mod tcp;
 
+#[cfg(all(feature = "tcp", not(loom)))]
+pub use dim::DimConnector;
 #[cfg(feature = "file")]
 pub use file::FileConnector;
 #[cfg(feature = "memory")]
@@ -27,7 +32,9 @@ pub const TABLE: &[Registration] = &[
     file::REGISTRATION,
     #[cfg(all(feature = "shm", not(loom)))]
     shm::REGISTRATION,
+    #[cfg(all(feature = "tcp", not(loom)))]
+    tcp::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
-pub const FEATURES: &[&str] = &["memory", "file", "shm"];
+pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp"];

@@ -1,7 +1,6 @@
 //! `shm://[namespace]`: objects in memory that the processes of a node share.
 
 use std::fmt;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,8 +10,8 @@ use crate::environment::{self, parse_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key};
 use crate::pending::Pending;
-use crate::region::{Memory, Region, RegionMut};
-use crate::service::client::{Arrival, Client, Expected, Lease, Look, Options};
+use crate::region::{Region, RegionMut};
+use crate::service::client::{Arrival, Client, Expected, Look, Options};
 use crate::service::default_namespace;
 use crate::service::locator::{self, NO_PLACE, SCHEME};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
@@ -27,7 +26,7 @@ use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 ///
 /// | in the URL | meaning | default |
 /// |---|---|---|
-/// | `shm://NAME` | namespace: processes that use the same one share objects | of the Slurm job, else `default` |
+/// | `shm://NAME` | namespace: processes that use the same one share objects | of the [job](crate::launch::Job::id), else `default` |
 /// | `bytes=4GiB` | most memory of all objects; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
 /// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
 pub struct ShmConnector {
@@ -57,28 +56,8 @@ impl ShmConnector {
     /// # Errors
     /// `Config` for options, `Unavailable` when the service does not answer, `Permission`, `Incompatible`, `NoSpace`.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
-        let namespace = match config.location() {
-            "" => default_namespace(),
-            name => name.to_owned(),
-        };
-        let budget = config.parse_option("bytes", "a number of bytes such as 4GiB", |text| {
-            parse_bytes(text).filter(|bytes| *bytes > 0)
-        })?;
-        let displace = config.parse_option("evict", "refuse or lru", |text| match text {
-            "refuse" => Some(false),
-            "lru" => Some(true),
-            _ => None,
-        })?;
-        let options =
-            Options { namespace: namespace.clone(), budget, displace, timeout: environment::timeout(), may_host: true };
+        let (options, canonical) = attachment(SCHEME, config)?;
         let client = Client::attach(&options).map_err(|error| error.with_connector(SCHEME))?;
-        let mut canonical = ConnectorConfig::new(SCHEME, namespace);
-        if let Some(budget) = budget {
-            canonical = canonical.with_option("bytes", budget.to_string());
-        }
-        if let Some(displace) = displace {
-            canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
-        }
         let nothing = Id { slot: 0, generation: 0 };
         let template = locator::key(client.instance(), nothing, 0, 0, Format::RAW)?;
         Ok(Self { config: canonical, client, closed: Arc::default(), template })
@@ -119,30 +98,6 @@ impl ShmConnector {
         self.template.sibling(&locator::end(id, place), len, format)
     }
 
-    /// The lease under a region of ours, or a fresh one with a copy of another's bytes.
-    fn lease_of(&self, region: RegionMut) -> Result<(Lease, u64)> {
-        match region.into_memory::<Cell>() {
-            Ok((cell, len)) if Arc::ptr_eq(cell.lease.client(), &self.client) => Ok((cell.lease, len as u64)),
-            Ok((cell, len)) => {
-                let mut region = RegionMut::new(cell);
-                region.initialize();
-                self.copied(&region.as_slice()[..len])
-            }
-            Err(region) => self.copied(region.as_slice()),
-        }
-    }
-
-    fn copied(&self, bytes: &[u8]) -> Result<(Lease, u64)> {
-        let mut region = self.reserve(bytes.len())?;
-        bytes::BufMut::put_slice(&mut region, bytes);
-        match region.into_memory::<Cell>() {
-            Ok((cell, len)) => Ok((cell.lease, len as u64)),
-            Err(_) => {
-                Err(Error::new(ErrorKind::Io, "commit", "a reservation of another connector").with_connector(SCHEME))
-            }
-        }
-    }
-
     fn label(&self, len: u64, format: Format, options: &PutOptions) -> Label {
         let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
         let expires = options.lifetime().map_or(0, |limit| self.client.expiry(limit));
@@ -151,7 +106,7 @@ impl ShmConnector {
 
     fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
         self.check_open("commit")?;
-        let (lease, len) = self.lease_of(region)?;
+        let (lease, len) = self.client.lease_of(region)?;
         let place = lease.place();
         let id = lease.publish(self.label(len, format, options));
         Ok(self.key(id, place, len, format))
@@ -169,8 +124,7 @@ impl Connector for ShmConnector {
 
     fn reserve(&self, len: usize) -> Result<RegionMut> {
         self.check_open("reserve")?;
-        let lease = self.client.lease(len as u64)?;
-        Ok(RegionMut::new(Box::new(Cell { lease, len })))
+        self.client.reserve(len)
     }
 
     fn commit(&self, region: RegionMut, format: Format) -> Pending<Key> {
@@ -241,7 +195,7 @@ impl Connector for ShmConnector {
     fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
         let commit = || {
             let (id, _) = self.id("commit_at", key)?;
-            let (lease, len) = self.lease_of(region)?;
+            let (lease, len) = self.client.lease_of(region)?;
             self.client.bind(id, key.format(), lease, len)?.map_err(|unbound| {
                 let (kind, context) = match unbound {
                     Unbound::Taken => (ErrorKind::AlreadyExists, "the object was committed before"),
@@ -287,26 +241,32 @@ impl fmt::Debug for ShmConnector {
     }
 }
 
-/// A leased cell as a region's memory.
-struct Cell {
-    lease: Lease,
-    len: usize,
-}
-
-// SAFETY: a lease's cell is aligned to 64 bytes, has at least the capacity of the length that it was leased for, and belongs
-// to the lease alone; mapped pages hold values from the start.
-unsafe impl Memory for Cell {
-    fn as_ptr(&self) -> NonNull<u8> {
-        self.lease.as_ptr()
+/// How a URL with these options attaches, and the URL with all defaults filled in.
+///
+/// # Errors
+/// `Config` for values that are none.
+pub(super) fn attachment(scheme: &'static str, config: &ConnectorConfig) -> Result<(Options, ConnectorConfig)> {
+    let namespace = match config.location() {
+        "" => default_namespace()?,
+        name => name.to_owned(),
+    };
+    let budget = config
+        .parse_option("bytes", "a number of bytes such as 4GiB", |text| parse_bytes(text).filter(|bytes| *bytes > 0))?;
+    let displace = config.parse_option("evict", "refuse or lru", |text| match text {
+        "refuse" => Some(false),
+        "lru" => Some(true),
+        _ => None,
+    })?;
+    let options =
+        Options { namespace: namespace.clone(), budget, displace, timeout: environment::timeout(), may_host: true };
+    let mut canonical = ConnectorConfig::new(scheme, namespace);
+    if let Some(budget) = budget {
+        canonical = canonical.with_option("bytes", budget.to_string());
     }
-
-    fn capacity(&self) -> usize {
-        self.len
+    if let Some(displace) = displace {
+        canonical = canonical.with_option("evict", if displace { "lru" } else { "refuse" });
     }
-
-    fn initialized(&self) -> usize {
-        self.len
-    }
+    Ok((options, canonical))
 }
 
 #[inline]

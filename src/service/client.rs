@@ -31,12 +31,16 @@ use crate::shm::clock;
 use crate::shm::layout::{policy, word};
 use crate::shm::mapped::Mapped;
 use crate::shm::segment::{Access, Mapping, Segment};
-use crate::shm::table::{BOUND, Found, Id, Label, Object, State, Table, Unbound};
+use crate::shm::table::{Found, Id, Label, Object, State, Table};
 use crate::sync::lock as locked;
 
 mod agent;
 mod arrival;
 mod attach;
+mod cell;
+mod deferred;
+#[cfg(feature = "tcp")]
+mod find;
 mod lease;
 mod pins;
 #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
@@ -44,6 +48,8 @@ mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
+#[cfg(feature = "tcp")]
+pub(crate) use find::Sight;
 pub(crate) use lease::Lease;
 #[allow(unused_imports, reason = "until the distributed connector is here")]
 pub(crate) use replica::{Claim, Replica};
@@ -295,7 +301,7 @@ impl Client {
     }
 
     #[inline(always)]
-    fn view(&self, object: &Object, expected: Expected, mut pinned: Pinned) -> Result<Look> {
+    fn view(&self, object: &Object, expected: Expected, pinned: Pinned) -> Result<Look> {
         let label = &object.label;
         expected.check(object)?;
         if label.expires != 0 && label.expires <= clock::boot_millis() {
@@ -305,11 +311,10 @@ impl Client {
             self.table.stamp(object, self.table.header(word::EPOCH).load(Relaxed) as u32);
         }
         let (ptr, len) = self.bytes_of(object)?;
+        failpoint!("client.viewing");
         // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
         // nobody writes to its bytes until the pin is given up.
-        unsafe { pinned.aim(ptr, len) };
-        failpoint!("client.viewing");
-        Ok(Look::Object(pinned.into_region()))
+        Ok(Look::Object(unsafe { pinned.into_region(ptr, len) }))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.
@@ -369,54 +374,6 @@ impl Client {
             self.tell_retired(id.slot);
         }
         Ok(evicted)
-    }
-
-    /// Makes a key for an object that comes later.
-    pub(crate) fn declare(self: &Arc<Self>, format: Format) -> Result<Id> {
-        let id = self.lease(0)?.keep();
-        self.table.declare(id, format);
-        Ok(id)
-    }
-
-    /// Makes a filled lease the object of a declared key.
-    pub(crate) fn bind(
-        self: &Arc<Self>,
-        declared: Id,
-        format: Format,
-        lease: Lease,
-        len: u64,
-    ) -> Result<Result<(), Unbound>> {
-        if !self.knows(declared.slot) {
-            return Ok(Err(Unbound::Missing));
-        }
-        let cell = pins::cell(self)?;
-        let object = lease.publish(Label { len, format, flags: BOUND, expires: 0 });
-        failpoint!("client.bind.published");
-        let bound = self.table.bind(cell, declared, format, object);
-        failpoint!("client.bind.bound");
-        match bound {
-            Ok(()) => self.wake(declared),
-            Err(_) => {
-                if self.table.retire_object(object) {
-                    self.tell_retired(object.slot);
-                }
-            }
-        }
-        Ok(bound)
-    }
-
-    /// Makes everybody who waits for a declared key look again.
-    pub(crate) fn wake(&self, declared: Id) {
-        crate::shm::futex::bump(self.table.bucket(declared.slot));
-        crate::shm::futex::bump(self.table.any_bucket());
-    }
-
-    /// Makes those of this process look again, because a connector was closed.
-    pub(crate) fn wake_own(&self) {
-        for bucket in 0..crate::shm::layout::BUCKETS as u32 - 1 {
-            crate::shm::futex::bump(self.table.bucket(bucket));
-        }
-        self.waiting.wake_all();
     }
 
     /// A label without options.
@@ -549,6 +506,19 @@ impl Client {
         self.check("gc")?;
         match self.ask(|id| Request::Collect { id }, "gc")? {
             agent::Answer::Collected(bytes) => Ok(bytes),
+            _ => Err(corrupt("the service answered something else")),
+        }
+    }
+
+    /// Where other nodes reach the objects of this one; from now on they do.
+    ///
+    /// # Errors
+    /// What keeps the service from listening; `Unsupported` when it was built without.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn export(&self) -> Result<std::net::SocketAddr> {
+        self.check("open")?;
+        match self.ask(|id| Request::Export { id }, "open")? {
+            agent::Answer::Exported(contact) => Ok(contact),
             _ => Err(corrupt("the service answered something else")),
         }
     }

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::lock::{Held, LockFile};
-use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::{environment, launch};
 
 /// The directory of one namespace: a socket, and two files whose bytes are locked by whoever lives.
 ///
@@ -33,7 +33,7 @@ pub(crate) struct Directory {
 
 impl Directory {
     /// Longest name of a namespace, in bytes.
-    pub(crate) const MAX_NAMESPACE: usize = 64;
+    pub(crate) const MAX_NAMESPACE: usize = launch::MAX_ID;
     /// The byte of [`host_lock`](Self::host_lock) that the hosting process holds.
     pub(crate) const HOST: u64 = 0;
     /// Most clients of a namespace: client `i` holds byte `i` of [`members`](Self::members).
@@ -85,6 +85,10 @@ impl Directory {
     /// The file of which every client holds a byte.
     pub(crate) fn members(&self) -> PathBuf {
         self.path.join("members")
+    }
+
+    pub(crate) fn namespace(&self) -> String {
+        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -231,11 +235,9 @@ pub(super) fn root(make: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A namespace is a file name, a part of a URL and a word on a command line.
+/// Whatever may name a job may name a namespace.
 fn check_name(namespace: &str) -> Result<()> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    let len_is_right = (1..=Directory::MAX_NAMESPACE).contains(&namespace.len());
-    if len_is_right && !namespace.starts_with('.') && namespace.bytes().all(allowed) {
+    if launch::is_id(namespace) {
         return Ok(());
     }
     let context = format!(

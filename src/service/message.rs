@@ -4,6 +4,8 @@
 //! width. Descriptors travel beside the packet, in the order that the message says. Decoding is strict: a packet decodes to
 //! a message only if that message encodes to the same packet. It never panics, and allocates in proportion to the packet.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
 use super::wire::{MAX_FDS, MAX_PACKET};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Reader;
@@ -47,6 +49,8 @@ pub(crate) enum Request {
     Collect { id: u64 },
     /// Ends in order: all leases are given back.
     Bye,
+    /// Wants other nodes to be answered, if they are not yet, and to know where.
+    Export { id: u64 },
 }
 
 /// From the service to a client.
@@ -85,6 +89,8 @@ pub(crate) enum Reply {
     Collected { id: u64, bytes: u64 },
     /// The host ends soon: another may take over then.
     Draining,
+    /// Answers `Export`.
+    Exported { id: u64, contact: SocketAddr },
 }
 
 /// Between the service of `proxystore serve` and its supervisor, both ways.
@@ -104,7 +110,7 @@ impl Request {
     /// The operation that a user knows it as.
     pub(crate) fn op(&self) -> &'static str {
         match self {
-            Self::Hello { .. } | Self::Bye => "open",
+            Self::Hello { .. } | Self::Bye | Self::Export { .. } => "open",
             Self::Lease { .. } | Self::Return { .. } => "reserve",
             Self::Dying { .. } => "evict",
             Self::Pins { .. } => "get",
@@ -133,6 +139,7 @@ impl Request {
             Self::Stats { id } => Writer::new(out, 0x06, *id),
             Self::Collect { id } => Writer::new(out, 0x07, *id),
             Self::Bye => Writer::new(out, 0x08, 0),
+            Self::Export { id } => Writer::new(out, 0x09, *id),
         };
         Ok(())
     }
@@ -166,9 +173,10 @@ impl Request {
             0x06 => Self::Stats { id },
             0x07 => Self::Collect { id },
             0x08 => Self::Bye,
+            0x09 => Self::Export { id },
             op => return Err(unknown("request", op)),
         };
-        let numbered = matches!(input.op, 0x02 | 0x05..=0x07);
+        let numbered = matches!(input.op, 0x02 | 0x05..=0x07 | 0x09);
         input.finish(numbered)?;
         Ok(request)
     }
@@ -205,6 +213,7 @@ impl Reply {
             Self::Stats { id } => Writer::new(out, 0x87, *id),
             Self::Collected { id, bytes } => Writer::new(out, 0x88, *id).u64(*bytes),
             Self::Draining => Writer::new(out, 0x89, 0),
+            Self::Exported { id, contact } => Writer::new(out, 0x8a, *id).contact(contact),
         };
         Ok(())
     }
@@ -230,9 +239,10 @@ impl Reply {
             0x87 => Self::Stats { id },
             0x88 => Self::Collected { id, bytes: input.u64()? },
             0x89 => Self::Draining,
+            0x8a => Self::Exported { id, contact: input.contact()? },
             op => return Err(unknown("reply", op)),
         };
-        let numbered = matches!(input.op, 0x82 | 0x84 | 0x85 | 0x87 | 0x88);
+        let numbered = matches!(input.op, 0x82 | 0x84 | 0x85 | 0x87 | 0x88 | 0x8a);
         input.finish(numbered)?;
         Ok(reply)
     }
@@ -370,6 +380,16 @@ const KINDS: &[ErrorKind] = &[
 struct Writer<'a>(&'a mut Vec<u8>);
 
 impl<'a> Writer<'a> {
+    /// 16 bytes of address, an older one mapped into the newer, and the port.
+    fn contact(self, contact: &SocketAddr) -> Self {
+        let ip = match contact.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        self.0.extend_from_slice(&ip.octets());
+        self.u16(contact.port())
+    }
+
     fn new(out: &'a mut Vec<u8>, op: u8, id: u64) -> Self {
         out.clear();
         Self(out).u8(VERSION).u8(op).u64(id)
@@ -452,6 +472,11 @@ impl<'a> Input<'a> {
         self.rest.byte()
     }
 
+    fn contact(&mut self) -> Result<SocketAddr> {
+        let ip = Ipv6Addr::from(self.rest.array::<16>()?).to_canonical();
+        Ok(SocketAddr::new(ip, self.u16()?))
+    }
+
     fn bool(&mut self) -> Result<bool> {
         match self.rest.byte()? {
             0 => Ok(false),
@@ -517,159 +542,4 @@ fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn slots() -> impl Strategy<Value = Vec<u32>> {
-        prop::collection::vec(any::<u32>(), 0..40)
-    }
-
-    fn segments() -> impl Strategy<Value = Vec<SegmentEntry>> {
-        prop::collection::vec(any::<SegmentEntry>(), 0..=MAX_SEGMENTS)
-    }
-
-    fn request() -> impl Strategy<Value = Request> {
-        prop_oneof![
-            (any::<u64>(), any::<Option<u64>>(), segments()).prop_map(|(layout, reattach, segments)| Request::Hello {
-                layout,
-                reattach,
-                segments
-            }),
-            any::<(u64, u16, u32, bool, bool)>().prop_map(|(id, class, count, urgent, again)| Request::Lease {
-                id,
-                class,
-                count,
-                urgent,
-                again
-            }),
-            slots().prop_map(|slots| Request::Return { slots }),
-            slots().prop_map(|slots| Request::Dying { slots }),
-            any::<u64>().prop_map(|id| Request::Pins { id }),
-            any::<u64>().prop_map(|id| Request::Stats { id }),
-            any::<u64>().prop_map(|id| Request::Collect { id }),
-            Just(Request::Bye),
-        ]
-    }
-
-    fn reply() -> impl Strategy<Value = Reply> {
-        prop_oneof![
-            (any::<(u64, u32, u64, u64, u32, u32)>(), segments()).prop_map(
-                |((tag, index, instance, ctl_len, pin_page, host), segments)| {
-                    Reply::Welcome { tag, index, instance, ctl_len, pin_page, segments, host }
-                }
-            ),
-            (any::<u64>(), any::<u8>(), ".{0,50}").prop_map(|(id, kind, text)| Reply::Refused { id, kind, text }),
-            any::<SegmentEntry>().prop_map(|(index, len)| Reply::Segment { index, len }),
-            (any::<(u64, u16)>(), slots()).prop_map(|((id, class), slots)| Reply::Leased { id, class, slots }),
-            any::<(u64, u32)>().prop_map(|(id, page)| Reply::Page { id, page }),
-            Just(Reply::Recall),
-            any::<u64>().prop_map(|id| Reply::Stats { id }),
-            any::<(u64, u64)>().prop_map(|(id, bytes)| Reply::Collected { id, bytes }),
-            Just(Reply::Draining),
-        ]
-    }
-
-    fn keep() -> impl Strategy<Value = Keep> {
-        prop_oneof![
-            any::<(u64, u64)>().prop_map(|(instance, len)| Keep::Ctl { instance, len }),
-            any::<SegmentEntry>().prop_map(|(index, len)| Keep::Segment { index, len }),
-            Just(Keep::Ready),
-            Just(Keep::Drain),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn round_trip(request in request(), reply in reply(), keep in keep()) {
-            let mut packet = vec![7; 3];
-            request.encode(&mut packet).unwrap();
-            prop_assert_eq!(Request::decode(&packet).unwrap(), request);
-            prop_assert_eq!(check_packet(&packet), 1, "no reply and no supervisor's message at once");
-            reply.encode(&mut packet).unwrap();
-            prop_assert_eq!(Reply::decode(&packet).unwrap(), reply);
-            prop_assert_eq!(check_packet(&packet), 1);
-            keep.encode(&mut packet);
-            prop_assert_eq!(Keep::decode(&packet).unwrap(), keep);
-            prop_assert_eq!(check_packet(&packet), 1);
-        }
-
-        #[test]
-        fn truncated_or_longer_is_refused(request in request(), reply in reply()) {
-            let mut packets = [Vec::new(), Vec::new()];
-            request.encode(&mut packets[0]).unwrap();
-            reply.encode(&mut packets[1]).unwrap();
-            for mut packet in packets {
-                for n in 0..packet.len() {
-                    prop_assert_eq!(check_packet(&packet[..n]), 0, "{} of {}", n, packet.len());
-                }
-                packet.push(0);
-                prop_assert_eq!(check_packet(&packet), 0);
-            }
-        }
-
-        #[test]
-        fn arbitrary_bytes(op in any::<u8>(), mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            check_packet(&bytes);
-            bytes.splice(0..0, [VERSION, op, 0, 0, 0, 0, 0, 0, 0, 0]);
-            check_packet(&bytes);
-        }
-
-        #[test]
-        fn flipped_bits(request in request(), reply in reply(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
-            let mut packet = Vec::new();
-            request.encode(&mut packet).unwrap();
-            *at.get_mut(&mut packet) ^= 1u8 << bit;
-            check_packet(&packet);
-            reply.encode(&mut packet).unwrap();
-            *at.get_mut(&mut packet) ^= 1u8 << bit;
-            check_packet(&packet);
-        }
-    }
-
-    #[test]
-    fn bytes_are_stable() {
-        // Changing these lines changes the protocol: bump VERSION and write it in the CHANGELOG.
-        let mut packet = Vec::new();
-        Request::Lease { id: 0x0102, class: 3, count: 4, urgent: true, again: false }.encode(&mut packet).unwrap();
-        assert_eq!(packet, [0xb1, 2, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 4, 0, 0, 0, 1, 0]);
-        Reply::Segment { index: 1, len: 0x0200 }.encode(&mut packet).unwrap();
-        assert_eq!(packet, [0xb1, 0x83, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn bounds() {
-        let mut packet = Vec::new();
-        Reply::Leased { id: 1, class: 2, slots: vec![9; MAX_SLOTS] }.encode(&mut packet).unwrap();
-        assert!(packet.len() <= MAX_PACKET && packet.len() > MAX_PACKET - 4);
-        assert_eq!(check_packet(&packet), 1);
-        let error = Request::Dying { slots: vec![9; MAX_SLOTS + 1] }.encode(&mut packet).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TooLarge);
-        let hello = Request::Hello { layout: 1, reattach: Some(2), segments: vec![(1, 1); MAX_SEGMENTS] };
-        hello.encode(&mut packet).unwrap();
-        assert_eq!(hello.descriptors(), MAX_FDS);
-        // A count that the packet cannot hold allocates nothing and is refused.
-        let mut packet = vec![VERSION, 3, 0, 0, 0, 0, 0, 0, 0, 0];
-        packet.extend_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(Request::decode(&packet).unwrap_err().kind(), ErrorKind::Invalid);
-        Reply::Refused { id: 0, kind: 0, text: "ä".repeat(MAX_TEXT) }.encode(&mut packet).unwrap();
-        let Reply::Refused { text, .. } = Reply::decode(&packet).unwrap() else { panic!("a refusal") };
-        assert_eq!(text.len(), MAX_TEXT);
-    }
-
-    #[test]
-    fn kinds_keep_their_numbers() {
-        assert_eq!(kind_code(ErrorKind::NotFound), 1);
-        assert_eq!(kind_code(ErrorKind::Io), 17);
-        for (i, kind) in KINDS.iter().enumerate() {
-            assert_eq!(kind_of(kind_code(*kind)), *kind);
-            assert!(!KINDS[..i].contains(kind));
-        }
-        assert_eq!((kind_of(0), kind_of(200)), (ErrorKind::Io, ErrorKind::Io));
-        let error = Error::io("lease", "1 GiB", std::io::Error::from_raw_os_error(28));
-        let Reply::Refused { id: 5, kind, text } = Reply::refuse(5, &error) else { panic!("a refusal") };
-        assert_eq!(kind_of(kind), ErrorKind::NoSpace);
-        assert!(text.starts_with("1 GiB: No space left"), "{text}");
-    }
-}
+mod tests;

@@ -1,9 +1,15 @@
 //! The node service of the `shm` connector: who owns memory, death and eviction on a node, and how processes reach it.
 
+#[cfg(feature = "tcp")]
+pub(crate) mod address;
 pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
 pub(crate) mod directory;
+#[cfg(feature = "tcp")]
+pub(crate) mod export;
+#[cfg(feature = "tcp")]
+pub(crate) mod exported;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod inspect;
@@ -17,6 +23,8 @@ pub(crate) mod locator;
 pub(crate) mod machine;
 pub(crate) mod message;
 pub(crate) mod namespace;
+#[cfg(feature = "tcp")]
+pub(crate) mod question;
 pub(crate) mod server;
 mod served;
 #[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]
@@ -25,6 +33,9 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "tcp")]
+#[doc(hidden)]
+pub use crate::fabric::{check_frames, check_handshake};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use crate::failpoint::NAMES;

@@ -11,6 +11,7 @@ use super::{ServiceStats, locator};
 use crate::environment;
 use crate::error::Result;
 use crate::key::Key;
+use crate::launch::Job;
 use crate::shm::class::Class;
 use crate::shm::clock;
 use crate::shm::table::{EPHEMERAL, REPLICA};
@@ -22,7 +23,7 @@ use crate::token::{Access, Token};
 /// # fn main() -> proxystore::Result<()> {
 /// use proxystore::service::{self, Namespace};
 ///
-/// if let Some(namespace) = Namespace::find(&service::default_namespace())? {
+/// if let Some(namespace) = Namespace::find(&service::default_namespace()?)? {
 ///     let stats = namespace.stats()?;
 ///     println!("{} objects, {} B, hosted by process {}", stats.live.count, stats.live.bytes, stats.host);
 ///     for object in namespace.objects()? {
@@ -72,14 +73,13 @@ pub fn namespaces() -> Result<Vec<String>> {
     Directory::namespaces()
 }
 
-/// The namespace of `shm://`: that of the Slurm job, so that jobs of one user on one node do not see each other's objects.
-pub fn default_namespace() -> String {
-    match std::env::var("SLURM_JOB_ID") {
-        Ok(job) if !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
-            format!("slurm-{job}")
-        }
-        _ => "default".to_owned(),
-    }
+/// The namespace of `shm://`: the name of the [job](crate::launch::Job::id), so that jobs of one user on one node do not see each
+/// other's objects.
+///
+/// # Errors
+/// `Config` when `PROXYSTORE_JOB` is no name.
+pub fn default_namespace() -> Result<String> {
+    Job::discover_id()
 }
 
 /// Ends this process's use of shared memory: what it leased ahead of need goes back, and its stores fail with `Stale` from then

@@ -17,15 +17,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
-use crate::shm::mapped::Mapped;
-use crate::shm::segment::{Access, Segment};
-use crate::shm::table::Table;
+use crate::shm::segment::Segment;
 
 mod connection;
+#[cfg(feature = "tcp")]
+mod exporting;
+mod members;
 pub(crate) mod memory;
 mod stats;
 
 use connection::Connection;
+use members::Members;
 use memory::{Effort, Memory};
 
 /// What a service begins with.
@@ -56,7 +58,7 @@ pub(crate) struct Inherited {
 pub(crate) struct Server {
     directory: Directory,
     listener: Socket,
-    members: Arc<LockFile>,
+    members: Members,
     memory: Memory,
     keeper: Option<Link>,
     epoll: OwnedFd,
@@ -79,6 +81,8 @@ pub(crate) struct Server {
     deaths: u64,
     recalls: u64,
     refused: u64,
+    #[cfg(feature = "tcp")]
+    exporting: exporting::Exporting,
     /// Last, so that it is released after all else is gone.
     host: Held,
 }
@@ -91,6 +95,8 @@ struct Client {
     locked: bool,
     /// It was asked for unused leases and has not answered.
     recalled: bool,
+    /// Nor has it in time: it is stopped, and nobody waits for it again until it answers or comes back.
+    silent: bool,
 }
 
 struct Starved {
@@ -108,12 +114,12 @@ impl Server {
     /// `NoSpace` with the numbers, `Incompatible` for memory of another version, `Io`.
     pub(crate) fn new(setup: Setup) -> Result<Self> {
         let Setup { directory, host, budget, prefault, displace, inherited, members: former, keeper } = setup;
-        let members = LockFile::open(&directory.members())?;
+        let members = Members::open(&directory, former)?;
         let (mut survivors, mut claims) = (HashSet::new(), Vec::new());
         let is_fresh = inherited.is_none();
         let mut memory = match inherited {
             Some(Inherited { ctl, segments }) => {
-                survivors = survivors_of(&ctl, former.as_ref().unwrap_or(&members), &mut claims)?;
+                survivors = members.survivors(&ctl, &mut claims)?;
                 Memory::rebuild(ctl, segments, budget, |tag| survivors.contains(&tag))?
             }
             None => Memory::create(budget, displace)?,
@@ -150,6 +156,8 @@ impl Server {
             deaths: 0,
             recalls: 0,
             refused: 0,
+            #[cfg(feature = "tcp")]
+            exporting: exporting::Exporting::new()?,
             host,
         };
         server.watch(&server.listener, Event::Listener)?;
@@ -159,6 +167,8 @@ impl Server {
         server.keep_all()?;
         server.adopt_clients(&survivors);
         drop(claims);
+        #[cfg(feature = "tcp")]
+        server.export_again()?;
         Ok(server)
     }
 
@@ -179,8 +189,10 @@ impl Server {
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
             } else {
-                self.clients
-                    .insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+                self.clients.insert(
+                    index,
+                    Client { tag, connection: None, pidfd: None, locked: true, recalled: false, silent: false },
+                );
             }
         }
     }
@@ -206,6 +218,8 @@ impl Server {
                         // Also when the supervisor is gone: clients go on with the memory that they hold.
                         Some(Ok(Some(Order::End)) | Err(_)) => return self.end(),
                     },
+                    #[cfg(feature = "tcp")]
+                    Event::Exported => self.exported(),
                     Event::Connection(connection) => self.serve(connection),
                     // Its place may be another's by now.
                     Event::Death(tag) if self.clients.get(&index_of(tag)).is_some_and(|client| client.tag == tag) => {
@@ -220,6 +234,9 @@ impl Server {
             }
             self.memory.reclaim();
             self.feed();
+            if self.starved.is_empty() {
+                self.memory.give_growth_up();
+            }
             self.recycle();
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
@@ -236,7 +253,7 @@ impl Server {
                 self.paused = None;
                 self.watch(&self.listener, Event::Listener)?;
             }
-            let drained = self.draining.is_some_and(|until| self.clients.is_empty() || Instant::now() >= until);
+            let drained = self.draining.is_some_and(|until| !self.has_others() || Instant::now() >= until);
             if self.is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
             }
@@ -342,7 +359,7 @@ impl Server {
                 if slots.is_empty() {
                     // The end of what it has to give.
                     if let Some(client) = self.clients.get_mut(&index) {
-                        client.recalled = false;
+                        (client.recalled, client.silent) = (false, false);
                     }
                 }
                 for slot in slots {
@@ -369,6 +386,14 @@ impl Server {
             // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
             // else's while other threads of it may still write to it. All others are noticed by their end.
             Request::Bye => self.is_over = self.clients.len() == 1 && self.keeper.is_none(),
+            #[cfg(feature = "tcp")]
+            Request::Export { id } => self.export(number, id),
+            #[cfg(not(feature = "tcp"))]
+            Request::Export { id } => {
+                let context = "the program that hosts the node service was built without the feature tcp";
+                let error = Error::new(ErrorKind::Unsupported, "open", context);
+                self.send(number, &Reply::refuse(id, &error), &[]);
+            }
             Request::Hello { .. } => {}
         }
         Ok(())
@@ -423,7 +448,7 @@ impl Server {
 
     /// Whether any client may still give back leases.
     fn is_recalling(&self) -> bool {
-        self.clients.values().any(|client| client.recalled && client.connection.is_some())
+        self.clients.values().any(|client| client.recalled && !client.silent && client.connection.is_some())
     }
 
     /// Asks all clients for what they do not use.
@@ -432,7 +457,7 @@ impl Server {
         self.standing.clear();
         if self.starved.is_empty() {
             self.recalls += 1;
-            let connected = self.clients.values_mut().filter(|client| client.connection.is_some());
+            let connected = self.clients.values_mut().filter(|client| client.connection.is_some() && !client.silent);
             let connections: Vec<u32> = connected
                 .filter_map(|client| {
                     client.recalled = true;
@@ -451,7 +476,11 @@ impl Server {
             let Some(request) = self.starved.pop_front() else { return };
             let Some(client) = self.clients.get(&request.client) else { continue };
             let (tag, connection) = (client.tag, client.connection);
-            let waits = Instant::now() < request.until && self.is_recalling();
+            let is_over = Instant::now() >= request.until;
+            if is_over {
+                self.clients.values_mut().for_each(|client| client.silent |= client.recalled);
+            }
+            let waits = !is_over && self.is_recalling();
             let effort = if waits { Effort::Free } else { Effort::Displace };
             match self.memory.lease(tag, request.class, request.count, request.id, effort) {
                 Ok((slots, added)) => {
@@ -459,7 +488,7 @@ impl Server {
                     let class = request.class.index() as u16;
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
-                Err(_) if waits => self.starved.push_back(request),
+                Err(_) if waits || self.memory.is_growing_for(request.class) => self.starved.push_back(request),
                 Err(shortage) => {
                     self.refused += 1;
                     let error = self.memory.exhausted(&shortage);
@@ -520,7 +549,7 @@ impl Server {
         let client = self.connections.get(&number).and_then(|connection| connection.client);
         self.disconnect(number);
         if let Some(index) = client {
-            if let Ok(Some(claim)) = self.members.try_hold_range(lock_byte(index)) {
+            if let Some(claim) = self.members.claim(index) {
                 self.bury(index);
                 drop(claim);
             }
@@ -531,21 +560,23 @@ impl Server {
     fn poll_locks(&mut self) {
         let mut gone = Vec::new();
         for (index, client) in self.clients.iter_mut().filter(|(_, client)| client.pidfd.is_none()) {
-            match self.members.holder(lock_byte(*index)) {
-                Ok(Some(_)) => client.locked = true,
+            if self.members.has(*index) {
+                client.locked = true;
+            } else if client.locked || client.connection.is_none() {
                 // A new one may not have come to it, and must not while it is struck off.
-                Ok(None) if client.locked || client.connection.is_none() => {
-                    gone.extend(
-                        self.members.try_hold_range(lock_byte(*index)).ok().flatten().map(|claim| (*index, claim)),
-                    );
-                }
-                _ => {}
+                gone.extend(self.members.claim(*index).map(|claim| (*index, claim)));
             }
         }
         for (index, claim) in gone {
             self.bury(index);
             drop(claim);
         }
+    }
+
+    /// Whether another process than this one is a client.
+    fn has_others(&self) -> bool {
+        let pid = |index| self.memory.table.client(index, client::PID).load(Relaxed);
+        self.clients.keys().any(|index| pid(*index) != u64::from(std::process::id()))
     }
 
     fn drain(&mut self) {
@@ -559,6 +590,9 @@ impl Server {
 
     /// Leaves no name behind; the memory goes with its last holder.
     fn end(self) -> Result<()> {
+        // Before anybody else can host: who does answers other nodes at the same port, which their keys name.
+        #[cfg(feature = "tcp")]
+        drop(self.exporting);
         let Self { directory, listener, host, memory, connections, .. } = self;
         drop((listener, connections, memory));
         // Nobody else has the name while the lock is held.
@@ -572,6 +606,9 @@ impl Server {
 enum Event {
     Listener,
     Keeper,
+    /// Other nodes are answered from now on, or cannot be.
+    #[cfg(feature = "tcp")]
+    Exported,
     Connection(u32),
     /// Of the client with this tag.
     Death(u64),
@@ -582,6 +619,8 @@ impl Event {
         match self {
             Self::Listener => 0,
             Self::Keeper => 1,
+            #[cfg(feature = "tcp")]
+            Self::Exported => 2,
             Self::Connection(connection) => 2 << 32 | u64::from(*connection),
             Self::Death(tag) => DEATH | tag,
         }
@@ -593,6 +632,8 @@ impl Event {
         }
         match (number >> 32, number as u32) {
             (0, 0) => Self::Listener,
+            #[cfg(feature = "tcp")]
+            (0, 2) => Self::Exported,
             (2, connection) => Self::Connection(connection),
             _ => Self::Keeper,
         }
@@ -601,27 +642,6 @@ impl Event {
 
 fn failed(op: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
     move |errno| Error::io(op, "the node service", errno.into())
-}
-
-/// The tags of clients that live. Places of others are claimed: whoever got one and has not come to its lock cannot take it
-/// while it is struck off, and then finds that it was.
-fn survivors_of(ctl: &Segment, members: &Arc<LockFile>, claims: &mut Vec<Held>) -> Result<HashSet<u64>> {
-    let table = Table::new(Mapped::new(ctl.map(Access::Write)?), Layout::SHARED);
-    let mut survivors = HashSet::new();
-    for index in 0..Layout::SHARED.clients {
-        let tag = table.client(index, client::TAG).load(Acquire);
-        if tag == 0 || index_of(tag) != index {
-            continue;
-        }
-        match members.try_hold_range(lock_byte(index)) {
-            Ok(Some(claim)) => claims.push(claim),
-            // Held by another. What cannot be asked is not dead.
-            Ok(None) | Err(_) => {
-                survivors.insert(tag);
-            }
-        }
-    }
-    Ok(survivors)
 }
 
 /// The entry of a client in the table, by its tag.

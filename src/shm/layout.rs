@@ -37,18 +37,22 @@ impl Layout {
     /// Version of layout and protocol: processes of different ones refuse each other.
     pub(crate) const VERSION: u64 = 2;
 
+    #[inline]
     pub(crate) const fn bucket(&self, bucket: usize) -> usize {
         HEADER + bucket * LINE
     }
 
+    #[inline]
     pub(crate) const fn segment(&self, segment: u16) -> usize {
         HEADER + BUCKETS * LINE + segment as usize * SEGMENT
     }
 
+    #[inline]
     pub(crate) const fn client(&self, client: u32) -> usize {
         HEADER + BUCKETS * LINE + self.segments as usize * SEGMENT + client as usize * CLIENT
     }
 
+    #[inline]
     pub(crate) const fn owner(&self, page: u32) -> usize {
         self.client(self.clients) + page as usize
     }
@@ -59,42 +63,51 @@ impl Layout {
     }
 
     /// An entry of the index of replicas.
+    #[inline]
     pub(crate) const fn entry(&self, set: u32, way: u32) -> usize {
         self.owner(self.pages) + (set * self.ways + way) as usize
     }
 
+    #[inline]
     pub(crate) const fn cell(&self, cell: u32) -> usize {
         self.page_start() + cell as usize
     }
 
+    #[inline]
     pub(crate) const fn slot(&self, slot: u32) -> usize {
         self.slot_start() + slot as usize * SLOT
     }
 
     /// Number of words in all.
+    #[inline]
     pub(crate) const fn words(&self) -> usize {
         self.slot(self.slots)
     }
 
     /// Byte range of the tables that are reserved from the start.
+    #[inline]
     pub(crate) const fn tables(&self) -> (usize, usize) {
         (0, self.page_start() * 8)
     }
 
     /// Byte range of pages of pin cells.
+    #[inline]
     pub(crate) const fn page_bytes(&self, from: u32, to: u32) -> (usize, usize) {
         (self.cell(from * self.cells) * 8, (to - from) as usize * self.cells as usize * 8)
     }
 
     /// Byte range of slots.
+    #[inline]
     pub(crate) const fn slot_bytes(&self, from: u32, to: u32) -> (usize, usize) {
         (self.slot(from) * 8, (to - from) as usize * SLOT * 8)
     }
 
+    #[inline]
     const fn page_start(&self) -> usize {
         self.entry(self.sets, 0).next_multiple_of(ALIGN)
     }
 
+    #[inline]
     const fn slot_start(&self) -> usize {
         (self.page_start() + self.pages as usize * self.cells as usize).next_multiple_of(ALIGN)
     }
@@ -124,6 +137,9 @@ pub(crate) mod word {
     pub(crate) const COOLED: usize = 19;
     /// Most bytes of data segments.
     pub(crate) const BUDGET: usize = 18;
+    /// Where other nodes are answered: port (low 16 bits) and the family of the address, 0 while they are not; then the 16 bytes
+    /// of the address, an older one mapped into the newer.
+    pub(crate) const CONTACT: usize = 24;
     /// How often the service was rebuilt from the table.
     pub(crate) const REBUILDS: usize = 17;
     /// Set once by whoever first lands an object of another node.

@@ -92,6 +92,9 @@ pub(crate) struct Label {
 pub(crate) const EPHEMERAL: u16 = 1 << 0;
 /// The object belongs to a declared key, and goes if it never came to that.
 pub(crate) const BOUND: u16 = 1 << 1;
+/// The bytes are the address of an object on another node, which is meant.
+#[cfg(feature = "tcp")]
+pub(crate) const REDIRECT: u16 = 1 << 3;
 
 /// The slot leads to an object of another node, or holds one.
 pub(crate) const REPLICA: u16 = 1 << 2;
@@ -389,7 +392,12 @@ impl<M: Mem> Table<M> {
             check(&self.read(declared).label).and_then(|()| {
                 let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
                 // SYNC POINT: `pin_declared`, `examine`.
-                match self.slot(declared.slot, slot::PLACE).compare_exchange(0, link, AcqRel, Relaxed) {
+                match self.slot(declared.slot, slot::PLACE).compare_exchange(
+                    0,
+                    link,
+                    mutant!(AcqRel, "bind_release"),
+                    Relaxed,
+                ) {
                     Err(_) if mutant!("bind_over") => {
                         self.slot(declared.slot, slot::PLACE).store(link, Release);
                         Ok(())

@@ -2,7 +2,7 @@
 
 use proxystore::{connectors, environment};
 
-use crate::{Room, succeeded, text};
+use crate::{Room, failed, succeeded, text};
 
 #[test]
 fn info_lists_every_variable_and_connector() {
@@ -25,6 +25,7 @@ fn info_lists_every_variable_and_connector() {
         "Native libraries",
         "Limits",
         "Launcher",
+        "Job",
         "Environment",
     ];
     for head in heads {
@@ -53,6 +54,93 @@ fn info_as_json() {
     assert!(value["limits"]["nofile_soft"].is_u64() && value["limits"]["cores"].is_u64());
     let slurm = value["launcher"].as_array().unwrap().iter().find(|row| row["name"] == "Slurm").unwrap();
     assert!(slurm["variables"].as_array().unwrap().contains(&"SLURM_JOB_ID".into()));
+}
+
+#[test]
+fn info_tells_the_job_and_never_the_secret() {
+    let room = Room::new();
+    let secret = "5ec4e7".repeat(11)[..64].to_owned();
+    for arguments in [&["info"][..], &["info", "--json"]] {
+        let mut command = room.command(arguments);
+        command.env("SLURM_JOB_ID", "7").env("SLURM_JOB_NODELIST", "n[1-3]").env("SLURMD_NODENAME", "n2");
+        command.env("OMPI_COMM_WORLD_RANK", "4").env("OMPI_COMM_WORLD_SIZE", "6").env("SLURM_PROCID", "1");
+        command.env("PROXYSTORE_SECRET", &secret).env("PROXYSTORE_NET_DEVICES", "lo").env("PROXYSTORE_PORT", "4711");
+        let output = command.output().unwrap();
+        succeeded(&output);
+        let out = text(&output.stdout);
+        assert!(!out.contains(&secret[..8]), "{out}");
+        if arguments.len() == 1 {
+            for line in [
+                "job                    slurm-7 (by Slurm)",
+                "node                   1 of 3: n2",
+                "rank                   4 of 6, on its node unknown (by Open MPI)",
+                "secret                 PROXYSTORE_SECRET",
+                "because                named by PROXYSTORE_NET_DEVICES",
+                "port                   4711",
+                "PROXYSTORE_SECRET=(set, not shown)",
+            ] {
+                assert!(out.contains(&format!("{line}\n")), "{line}\n{out}");
+            }
+            assert!(out.contains("listens on             lo 127.0.0.1"), "{out}");
+        } else {
+            let job = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["job"];
+            let expected = [
+                ("id", "slurm-7".into()),
+                ("node_id", 1.into()),
+                ("rank", 4.into()),
+                ("size", 6.into()),
+                ("secret", "PROXYSTORE_SECRET".into()),
+                ("ports", serde_json::json!([4711])),
+                ("errors", serde_json::json!([])),
+            ];
+            for (name, value) in expected {
+                assert_eq!(job[name], value, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn info_makes_no_secret_and_says_what_is_wrong() {
+    let room = Room::new();
+    let home = room.path().join("home");
+    let mut command = room.command(&["info"]);
+    command.env("HOME", &home).env_remove("XDG_CONFIG_HOME").env("PROXYSTORE_NET_DEVICES", "nosuch0");
+    let output = command.output().unwrap();
+    succeeded(&output);
+    let out = text(&output.stdout);
+    let path = home.join(".config/proxystore/secret");
+    assert!(out.contains(&format!("derived from {}, made when first needed", path.display())), "{out}");
+    assert!(
+        out.contains("job                    default (by session)") && out.contains("no interface \"nosuch0\""),
+        "{out}"
+    );
+    assert!(!home.exists());
+
+    let output =
+        room.command(&["info"]).env("PROXYSTORE_JOB", "../7").env("PROXYSTORE_STORE", "shm://").output().unwrap();
+    succeeded(&output);
+    assert!(text(&output.stdout).contains("PROXYSTORE_JOB=\"../7\" is no name of a job"));
+    let mut command = room.command(&["ls"]);
+    let output = command.env("PROXYSTORE_JOB", "../7").env("PROXYSTORE_STORE", "shm://").output().unwrap();
+    failed(&output, 1, &["PROXYSTORE_JOB"]);
+}
+
+#[test]
+fn the_job_names_the_namespace() {
+    let room = Room::new();
+    for (name, value, namespace) in [
+        ("PROXYSTORE_JOB", "beam", "shm://beam"),
+        ("SLURM_JOB_ID", "7", "shm://slurm-7"),
+        ("PMIX_NAMESPACE", "prterun-n1-4711@1", "shm://mpi-prterun-n1-4711"),
+        ("PMI_RANK", "0", "shm://default"),
+    ] {
+        let mut command = room.command(&["info", "--json"]);
+        let output = command.env("PROXYSTORE_STORE", "shm://").env(name, value).output().unwrap();
+        succeeded(&output);
+        let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(info["default_store"], namespace);
+    }
 }
 
 #[test]

@@ -47,11 +47,12 @@ impl Room {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_proxystore"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("PROXYSTORE_") {
+            let told = ["PROXYSTORE_", "SLURM", "OMPI_", "PMIX_", "PMI_", "MPI_"];
+            if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                 command.env_remove(name);
             }
         }
-        command.env("PROXYSTORE_STORE", self.url()).env("TMPDIR", self.path()).env_remove("SLURM_JOB_ID");
+        command.env("PROXYSTORE_STORE", self.url()).env("TMPDIR", self.path());
         command.env("PROXYSTORE_RUNTIME_DIR", self.runtime.path()).env("PROXYSTORE_SHM_BYTES", "64MiB").args(arguments);
         command
     }

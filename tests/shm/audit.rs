@@ -9,8 +9,8 @@ use proxystore::service::{Namespace, ServiceStats, inspect};
 use proxystore::{Connector, Key};
 
 use crate::chaos::{NAMESPACE, expected_slots};
+use crate::content::verify;
 use crate::ledger::{Count, Kind, Ledger, kind};
-use crate::worker::verify;
 
 /// The auditor: attaches while others are there, so that the memory stays, and looks when they have gone.
 pub(crate) fn main(ledger: &'static Ledger, url: &str, number: usize) -> i32 {

@@ -10,9 +10,9 @@ use proxystore::service::inspect::{self, Fetching};
 use proxystore::{Connector, Error, Format, Key, Region, RegionMut};
 
 use crate::audit;
+use crate::content::{content, verify};
 use crate::parts;
 use crate::site::NAMESPACE;
-use crate::worker::{content, verify};
 
 /// What a child has in hand.
 pub(crate) struct Hand {

@@ -14,6 +14,7 @@ use proxystore::service::{self, ServeOptions};
 mod audit;
 mod chaos;
 mod child;
+mod content;
 mod ends;
 mod ledger;
 mod namespace;

@@ -11,11 +11,11 @@ use proxystore::{Connector, ErrorKind, Format};
 
 use crate::audit::Footprint;
 use crate::child::{Hand, open, parse};
+use crate::content::{Random, content, verify};
 use crate::ends;
 use crate::replica;
 use crate::scale;
 use crate::site::NAMESPACE;
-use crate::worker::{Random, content, verify};
 
 pub(crate) fn run(hand: &mut Hand, name: &str, arguments: &[&str]) -> String {
     if let Some(answer) = scale::part(hand, name, arguments)

@@ -8,9 +8,9 @@ use proxystore::service::inspect::{self, Fetching, Remote, Replicas, Shared};
 use proxystore::{Error, Region};
 
 use crate::child::Hand;
+use crate::content::{Random, content, verify};
 use crate::rows::row;
 use crate::site::{Client, NAMESPACE, Site};
-use crate::worker::{Random, content, verify};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![

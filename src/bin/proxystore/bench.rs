@@ -17,8 +17,10 @@ mod peer;
 mod place;
 mod report;
 mod sizes;
+mod socket;
 mod timing;
 
+use link::How;
 use partner::Partner;
 pub(crate) use peer::BenchPeer;
 use place::Place;
@@ -37,11 +39,16 @@ Operations:
            buffers used in turn, for shm after the same pause in which the service takes evicted memory back
   reserve  this process reserves memory for an object and commits it, writing no byte where the memory holds values
            already; reference: the memcpy that this saves
-  get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer
+  get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer; for
+           connectors between nodes, where the peer is a process of another node, a bare socket loop
   exists   this process asks for an object that is there; reference: memcpy
   resolve  as get, through a proxy made of token bytes, not cached
+  batch    the peer gets up to 1000 of them in one call, counted one by one; reference: a get of each
   rtt      put and send the token, the peer resolves it, puts a reply, sends that token, resolve;
            reference: the payload itself through a bare pipe, there and back
+
+Operations shorter than 25 us are timed in batches, each after 64 that are not: the reference empties the caches, and what
+comes first after it takes some microseconds at any size. --cold times that.
 
 Output:
   MB/s is 10^6 bytes a second at the median; rtt counts both directions, and operations that move no byte count as if
@@ -69,6 +76,9 @@ pub(crate) struct Bench {
     /// Measure each line for about this long, with at least 5 samples
     #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = parse_budget)]
     time_budget: Duration,
+    /// Time what comes first after the reference, which empties the caches, and not operations that follow others
+    #[arg(long)]
+    cold: bool,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -81,18 +91,19 @@ enum Op {
     Get,
     Exists,
     Resolve,
+    Batch,
     Rtt,
     All,
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let plan = Plan { budget: self.time_budget, samples: self.iterations };
+        let plan = Plan { budget: self.time_budget, samples: self.iterations, cold: self.cold };
         let connectors = match self.connector.is_empty() {
             true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
             false => self.connector.clone(),
         };
-        let ops = [Op::Put, Op::Reserve, Op::Get, Op::Exists, Op::Resolve, Op::Rtt];
+        let ops = [Op::Put, Op::Reserve, Op::Get, Op::Exists, Op::Resolve, Op::Batch, Op::Rtt];
         let ops: Vec<Op> = ops.into_iter().filter(|op| self.op.contains(op) || self.op.contains(&Op::All)).collect();
         let report = Report::new(self.json);
         let progress = progress(connectors.len() * ops.len() * self.sizes.all().len());
@@ -101,12 +112,20 @@ impl Bench {
             let mut partner = Partner::start(&place)?;
             progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {
-                progress.suspend(|| report.table(place.scheme(), op.meaning()))?;
+                progress.suspend(|| report.table(place.scheme(), op.meaning(place.crosses_nodes())))?;
                 for size in self.sizes.all() {
                     progress.set_message(format!("{connector} {} {size}", op.name()));
                     let pair = op.measure(&place, &mut partner, *size, &plan)?;
-                    progress
-                        .suspend(|| report.line(connector, op.name(), op.reference(), *size, op.moves(*size), &pair))?;
+                    progress.suspend(|| {
+                        report.line(
+                            connector,
+                            op.name(),
+                            op.reference(place.crosses_nodes()),
+                            *size,
+                            op.moves(*size),
+                            &pair,
+                        )
+                    })?;
                     progress.inc(1);
                 }
             }
@@ -124,25 +143,33 @@ impl Op {
             Self::Get => "get",
             Self::Exists => "exists",
             Self::Resolve => "resolve",
+            Self::Batch => "batch",
             Self::Rtt => "rtt",
             Self::All => "all",
         }
     }
 
-    const fn meaning(self) -> &'static str {
+    const fn meaning(self, crosses_nodes: bool) -> &'static str {
         match self {
             Self::Put => "put: this process stores an object in memory used before; beside memcpy",
             Self::Reserve => "reserve: this process reserves and commits, writing no byte; beside the memcpy saved",
+            Self::Get if crosses_nodes => "get: the peer, on another node, gets an object; beside a bare socket loop",
+            Self::Resolve if crosses_nodes => {
+                "resolve: the peer, on another node, resolves token bytes; beside a bare socket loop"
+            }
             Self::Get => "get: the peer gets an object and drops it, touching no byte; beside memcpy in the peer",
             Self::Exists => "exists: this process asks for an object that is there; beside memcpy",
             Self::Resolve => "resolve: the peer resolves token bytes, touching no byte; beside memcpy in the peer",
+            Self::Batch => "batch: the peer gets many objects in one call, a time for each; beside a get of each",
             Self::Rtt => "rtt: object there, object back, by tokens; beside the payload itself through a pipe",
             Self::All => "",
         }
     }
 
-    const fn reference(self) -> &'static str {
+    const fn reference(self, crosses_nodes: bool) -> &'static str {
         match self {
+            Self::Get | Self::Resolve if crosses_nodes => "socket",
+            Self::Batch => "get",
             Self::Rtt => "pipe",
             _ => "memcpy",
         }
@@ -161,8 +188,9 @@ impl Op {
             Self::Put | Self::All => operations::put(place, partner, size, plan),
             Self::Reserve => operations::reserve(place, partner, size, plan),
             Self::Exists => operations::exists(place, partner, size, plan),
-            Self::Get => operations::get(place, partner, size, plan, false),
-            Self::Resolve => operations::get(place, partner, size, plan, true),
+            Self::Get => operations::get(place, partner, size, plan, How::Get),
+            Self::Resolve => operations::get(place, partner, size, plan, How::Resolve),
+            Self::Batch => operations::get(place, partner, size, plan, How::Batch),
             Self::Rtt => operations::rtt(place, partner, size, plan),
         }
     }

@@ -10,10 +10,12 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::{COMMIT, VERSION};
 
+mod job;
 mod launcher;
 mod limits;
 mod memory;
 
+use job::JobRow;
 use limits::Limits;
 use memory::Memory;
 
@@ -47,6 +49,7 @@ struct Report {
     native_libraries: Vec<String>,
     limits: Limits,
     launcher: Vec<launcher::Launcher>,
+    job: JobRow,
     variables: Vec<VariableRow>,
     unknown_variables: Vec<String>,
 }
@@ -76,7 +79,10 @@ impl Report {
         let features = FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         let variables = environment::VARIABLES.iter().map(|variable| VariableRow {
             name: variable.name,
-            value: variable.value(),
+            value: match variable.is_secret() {
+                true => variable.value().map(|_| "(set, not shown)".to_owned()),
+                false => variable.value(),
+            },
             default: variable.default,
             doc: variable.doc,
         });
@@ -90,6 +96,7 @@ impl Report {
             native_libraries: Vec::new(),
             limits: Limits::collect(),
             launcher: launcher::seen(),
+            job: JobRow::collect(),
             variables: variables.collect(),
             unknown_variables: environment::unknown(),
         }
@@ -143,6 +150,11 @@ impl Report {
             writeln!(out, "{:<22} {}", launcher.name, launcher.variables.join(" "))?;
         }
 
+        writeln!(out, "\n# Job")?;
+        for (name, value) in self.job.lines() {
+            writeln!(out, "{name:<22} {value}")?;
+        }
+
         writeln!(out, "\n# Environment")?;
         for row in &self.variables {
             match &row.value {
@@ -165,7 +177,8 @@ fn default_store() -> String {
             let user = rustix::process::geteuid().as_raw();
             format!("file://{}", std::env::temp_dir().join(format!("proxystore-{user}")).display())
         }
-        url if url == "shm://" => format!("shm://{}", service::default_namespace()),
+        // Where the name of the job is none, the part on the job says so.
+        url if url == "shm://" => service::default_namespace().map_or(url, |name| format!("shm://{name}")),
         url => url,
     }
 }
@@ -198,6 +211,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("memory", cfg!(feature = "memory")),
     ("file", cfg!(feature = "file")),
     ("shm", cfg!(feature = "shm")),
+    ("tcp", cfg!(feature = "tcp")),
     ("msgpack", cfg!(feature = "msgpack")),
     ("rkyv", cfg!(feature = "rkyv")),
     ("metrics", cfg!(feature = "metrics")),

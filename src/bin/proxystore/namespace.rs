@@ -9,7 +9,7 @@ use crate::failure::Failure;
 /// Which namespace a command is about.
 #[derive(Args)]
 pub(crate) struct NamespaceArgs {
-    /// shm://NAME [default: that of $PROXYSTORE_STORE, else of the Slurm job, else shm://default]
+    /// shm://NAME [default: that of $PROXYSTORE_STORE, else of the job, else shm://default]
     url: Option<String>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn default_name() -> Result<String, Failure> {
     let url = environment::default_store();
     match url.starts_with("shm:") {
         true => name_of(&url),
-        false => Ok(service::default_namespace()),
+        false => Ok(service::default_namespace()?),
     }
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn name_of(url: &str) -> Result<String, Failure> {
     }
     let config: StoreConfig = url.parse()?;
     match (config.connector.scheme(), config.connector.location()) {
-        ("shm", "") => Ok(service::default_namespace()),
+        ("shm", "") => Ok(service::default_namespace()?),
         ("shm", name) => Ok(name.to_owned()),
         (scheme, _) => Err(Failure::new(format_args!(
             "{scheme}:// has no node service; this command is about shared memory, as shm://NAME"

@@ -28,6 +28,8 @@ pub(super) enum Answer {
     Page(u32),
     Stats(Box<ServiceStats>),
     Collected(u64),
+    #[cfg(feature = "tcp")]
+    Exported(std::net::SocketAddr),
 }
 
 /// Requests that have no answer yet. They are made again when the service comes back.
@@ -78,9 +80,19 @@ impl Doorbell {
 impl Client {
     /// Asks the service and waits for its answer.
     pub(super) fn ask(&self, request: impl FnOnce(u64) -> Request, op: &'static str) -> Result<Answer> {
+        self.ask_within(self.options.timeout, request, op)
+    }
+
+    /// As [`ask`](Self::ask), for what may take another time.
+    pub(super) fn ask_within(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(u64) -> Request,
+        op: &'static str,
+    ) -> Result<Answer> {
         let (waiter, answer) = Pending::channel();
         let id = self.begin(request, Some(waiter));
-        let result = answer.deadline(self.options.timeout).wait();
+        let result = answer.deadline(limit).wait();
         match result {
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 lock(&self.requests.open).remove(&id);
@@ -262,6 +274,10 @@ impl Client {
                 self.finish(open, Ok(Answer::Leased));
             }
             Reply::Page { id, page } => self.answer(id, Ok(Answer::Page(page))),
+            #[cfg(feature = "tcp")]
+            Reply::Exported { id, contact } => self.answer(id, Ok(Answer::Exported(contact))),
+            #[cfg(not(feature = "tcp"))]
+            Reply::Exported { .. } => {}
             Reply::Collected { id, bytes } => self.answer(id, Ok(Answer::Collected(bytes))),
             Reply::Stats { id } => {
                 let stats =

@@ -5,15 +5,17 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::agent::Answer;
 use super::{Client, corrupt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::process;
 use crate::service::message::Request;
 use crate::shm::class::{Class, Place};
+use crate::shm::layout::word;
 use crate::shm::table::{Id, Label, State};
 use crate::sync::lock;
 
@@ -88,7 +90,9 @@ impl Client {
             if let Some((generation, State::Reserved)) = self.table.state(slot) {
                 let id = Id { slot, generation };
                 let leased = self.table.read(id);
-                if leased.owner != self.tag || leased.class != class.index() as u64 {
+                if leased.owner != self.tag && !mutant!("pop_owner")
+                    || leased.class != class.index() as u64 && !mutant!("pop_class")
+                {
                     continue;
                 }
                 let ptr = match self.cell_of(&leased, class) {
@@ -114,12 +118,14 @@ impl Client {
 
     #[cold]
     fn fetch(&self, class: Class, pool: &Pool) -> Result<()> {
-        let deadline = Instant::now() + self.options.timeout;
+        // Memory for large objects takes the service its time.
+        let limit = self.options.timeout + Duration::from_secs(class.capacity() >> 29);
+        let deadline = Instant::now() + limit;
         let count = pool.batch.load(Relaxed);
         pool.batch.store((count * 2).min(most(class)), Relaxed);
         let request = |id| Request::Lease { id, class: class.index() as u16, count, urgent: true, again: false };
         loop {
-            match self.ask(request, "reserve") {
+            match self.ask_within(limit, request, "reserve") {
                 Ok(Answer::Leased) => return Ok(()),
                 Ok(_) => return Err(corrupt("the service answered something else")),
                 // Somebody else's lease came meanwhile.
@@ -160,12 +166,18 @@ impl Client {
     /// Leases that came without being asked for: memory of objects of ours that were evicted. What is too much goes back.
     pub(super) fn recycled(&self, class: Class, mut slots: Vec<u32>) {
         let pool = self.pool(class);
-        let room = (2 * pool.batch.load(Relaxed).max(2) as usize).saturating_sub(lock(&pool.slots).len());
+        let room = self.room(class).saturating_sub(lock(&pool.slots).len());
         let excess = slots.split_off(room.min(slots.len()));
         self.leased(class, slots);
         if !excess.is_empty() {
             self.tell(Request::Return { slots: excess });
         }
+    }
+
+    /// Most leases of a class that this process keeps unused.
+    fn room(&self, class: Class) -> usize {
+        let bytes = (self.table.header(word::BUDGET).load(Relaxed) / 64).min(RECYCLED);
+        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize)
     }
 
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
@@ -243,7 +255,7 @@ impl Drop for Lease {
         // Unused: the next one may have it, unless there are many already.
         let pool = self.client.pool(self.class);
         let mut slots = lock(&pool.slots);
-        if slots.len() < 2 * most(self.class) as usize {
+        if slots.len() < self.client.room(self.class) {
             slots.push(self.id.slot);
         } else {
             drop(slots);
@@ -267,8 +279,68 @@ fn most(class: Class) -> u32 {
 /// Most bytes of one class that are fetched at once, beyond [`Class::batch`].
 const AHEAD: u64 = 4 << 20;
 
+/// Most bytes of one class that come back to who evicted them, where the budget is much more: a process that puts and evicts
+/// no more at a time never asks for any. Others get them by a recall.
+const RECYCLED: u64 = 64 << 20;
+
+/// Cells down to this size count as bytes.
+const CELL: u64 = 16 << 10;
+
 /// Cells from this size on have pages that they share with few others.
 const POPULATE: u64 = 4096;
 
 /// Larger ones are populated by whoever writes to them: it takes as long, and nobody else waits.
 const POPULATE_MOST: u64 = 16 << 20;
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::super::Options;
+    use super::*;
+    use crate::shm::layout::slot;
+
+    /// Attached to a namespace of its own, hosted here.
+    fn client(name: &str) -> Arc<Client> {
+        let options = Options {
+            namespace: format!("test-{name}-{}", std::process::id()),
+            budget: Some(1 << 30),
+            displace: None,
+            timeout: Duration::from_secs(20),
+            may_host: true,
+        };
+        Client::attach(&options).expect("a service of its own")
+    }
+
+    #[test]
+    fn what_somebody_scribbled_on_is_not_leased() {
+        let client = client("scribbled");
+        for (at, word) in [(slot::OWNER, client.tag + 1), (slot::CLASS, Class::of(9000).unwrap().index() as u64)] {
+            // Unused, so the next one would get it.
+            let lease = client.lease(100).unwrap();
+            let (slot, place) = (lease.id.slot, lease.place);
+            drop(lease);
+            let word_of_slot = client.table.header(client.table.layout().slot(slot) + at);
+            let before = word_of_slot.swap(word, Relaxed);
+            let next = client.lease(100).unwrap();
+            assert!(next.id.slot != slot && next.place != place);
+            word_of_slot.store(before, Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_service_answers_while_it_makes_memory() {
+        let client = client("growing");
+        let client = &client;
+        let answers = std::thread::scope(|scope| {
+            let large = scope.spawn(|| client.lease(600 << 20));
+            let mut answers = 0;
+            while !large.is_finished() {
+                client.stats().unwrap();
+                answers += 1;
+            }
+            assert_eq!(large.join().unwrap().unwrap().class.capacity(), 608 << 20);
+            answers
+        });
+        // Zeroing takes 200 ms, an answer less than one; without a thread for it there are two, the first and the last.
+        assert!(answers > 10, "{answers} answers");
+    }
+}

@@ -129,50 +129,33 @@ impl Client {
     }
 }
 
-/// A pin, and the bytes that it keeps.
+/// A pin of an object.
 ///
 /// While its cell names the object, the client does not unmap anything: so it needs no share in the client, whose count all
 /// threads would fight for.
 pub(super) struct Pinned {
-    ptr: NonNull<u8>,
-    len: usize,
     cell: NonNull<AtomicU64>,
     generation: u32,
 }
 
-// SAFETY: the bytes are read only, and the pin cell is an atomic that any thread may clear.
+// SAFETY: the pin cell is an atomic that any thread may clear.
 unsafe impl Send for Pinned {}
-// SAFETY: as above.
-unsafe impl Sync for Pinned {}
 
 impl Pinned {
     /// Takes over a cell that names an object.
     #[inline]
     pub(super) fn new(client: &Client, cell: u32) -> Self {
-        let cell = NonNull::from(client.table.cell_word(cell));
-        Self { ptr: NonNull::dangling(), len: 0, cell, generation: client.generation }
+        Self { cell: NonNull::from(client.table.cell_word(cell)), generation: client.generation }
     }
 
-    /// Says which bytes the pin keeps.
+    /// The bytes that the pin keeps.
     ///
     /// # Safety
     /// They are valid for reads, and nobody writes to them, until the cell is cleared.
-    #[inline]
-    pub(super) unsafe fn aim(&mut self, ptr: NonNull<u8>, len: usize) {
-        (self.ptr, self.len) = (ptr, len);
-    }
-
     #[inline(always)]
-    pub(super) fn into_region(self) -> Region {
-        Region::from_aligned(self)
-    }
-}
-
-impl AsRef<[u8]> for Pinned {
-    #[inline]
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: by the promise of `aim`; before it, no bytes.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    pub(super) unsafe fn into_region(self, ptr: NonNull<u8>, len: usize) -> Region {
+        // SAFETY: the caller's promise; the cell is cleared when the region drops this.
+        unsafe { Region::keep(ptr, len, self) }
     }
 }
 

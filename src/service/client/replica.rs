@@ -56,8 +56,12 @@ impl Client {
         }
     }
 
+    /// As [`replica`](Self::replica), without the duty: `None` where nobody has it, and nobody fetches it.
+    ///
+    /// # Errors
+    /// As `replica`.
     #[inline]
-    fn find_replica(self: &Arc<Self>, origin: Origin) -> Result<Option<Replica>> {
+    pub(crate) fn find_replica(self: &Arc<Self>, origin: Origin) -> Result<Option<Replica>> {
         let cell = pins::cell(self)?;
         let (object, until) = match self.table.find_replica(cell, origin) {
             FoundReplica::Landed(object, until) => (object, until),

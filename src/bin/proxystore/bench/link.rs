@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,12 +16,22 @@ use super::timing::{Pair, Plan};
 pub(super) enum Request {
     /// Prepare for objects of `size` bytes, and check that the one of `token` is such an object.
     Begin { size: u64, token: Vec<u8>, checksum: u32 },
-    /// Measure getting the objects of `tokens`.
-    Get { tokens: Vec<Vec<u8>>, resolve: bool, plan: Plan },
+    /// Measure getting the objects of `tokens`: each by itself, resolved, or many at once. Where there is a `socket`, a bare loop
+    /// over it is the reference.
+    Get { tokens: Vec<Vec<u8>>, how: How, plan: Plan, socket: Option<SocketAddr> },
     /// Resolve the object of `token` and put one of the same size.
     Reply { token: Vec<u8> },
     /// After [`Answer::Done`], send the payload back `rounds` times, as bare bytes.
     Bounce { rounds: u64 },
+}
+
+/// How objects are got.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum How {
+    Get,
+    Resolve,
+    /// All tokens in one call, each counted; beside a get of each.
+    Batch,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -6,9 +6,10 @@ use proxystore::codec::{Object, Slice};
 use proxystore::{Key, Proxy};
 
 use super::buffers::{Buffers, Ring};
-use super::link::{Answer, Link, Request};
+use super::link::{Answer, How, Link, Request};
 use super::partner::{Partner, gone};
 use super::place::Place;
+use super::socket::Socket;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
 
@@ -33,13 +34,30 @@ pub(super) fn reserve(place: &Place, partner: &mut Partner, size: usize, plan: &
     let mut buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
     let connector = &**place.store.connector();
-    let mut ours = store_and_evict(place, || {
+    let store = |size: usize| {
         let mut region = connector.reserve(size)?;
         // Writes nothing where the memory holds values already, as shared memory does.
         region.initialize();
         Ok(connector.commit(region, <[u8]>::format()).wait()?)
-    });
-    Pair::measure(plan, objects_at_once(size, IN_FLIGHT, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
+    };
+    let mut batch = store_and_evict(place, || store(size));
+    let mut ours = |n: usize| {
+        // The same calls, on small objects where there is no room for many of this size: the first after the copy costs 5 to
+        // 15 us at any size, which is what it takes to get code and data back into the caches.
+        let mut warming = Vec::with_capacity(plan.warming());
+        for _ in 0..plan.warming() {
+            drop(connector.reserve(size)?);
+            warming.push(store(SMALL)?);
+        }
+        let took = batch(n)?;
+        for key in warming {
+            connector.evict(&key).wait()?;
+        }
+        Ok(took)
+    };
+    // Its own warming is better than one that leaves a pause behind.
+    let plan = Plan { cold: true, ..*plan };
+    Pair::measure(&plan, objects_at_once(size, RESERVED, 1024), &mut ours, &mut |n| Ok(buffers.copy(n)))
 }
 
 /// Times `store`, and evicts outside the time.
@@ -99,21 +117,18 @@ pub(super) fn exists(place: &Place, partner: &mut Partner, size: usize, plan: &P
     Ok(pair)
 }
 
-/// The peer gets, or resolves, what this process has put.
-pub(super) fn get(
-    place: &Place,
-    partner: &mut Partner,
-    size: usize,
-    plan: &Plan,
-    resolve: bool,
-) -> Result<Pair, Failure> {
+/// The peer gets what this process has put.
+pub(super) fn get(place: &Place, partner: &mut Partner, size: usize, plan: &Plan, how: How) -> Result<Pair, Failure> {
     let buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
-    let objects = objects_at_once(size, IN_FLIGHT / 4, 16);
+    let most = if how == How::Batch { TOGETHER } else { 16 };
+    let objects = objects_at_once(size, IN_FLIGHT / 4, most);
     let proxies = (0..objects).map(|_| Ok(place.store.proxy(&buffers.payload[..]).wait()?));
     let proxies = proxies.collect::<Result<Vec<Proxy<[u8]>>, Failure>>()?;
     let tokens = proxies.iter().map(Proxy::to_token_bytes).collect::<Result<_, _>>()?;
-    let answer = partner.ask(&Request::Get { tokens, resolve, plan: *plan }, limit(plan, size))?;
+    let socket = place.crosses_nodes().then(|| Socket::listen(&buffers.payload)).transpose()?;
+    let socket = socket.as_ref().map(Socket::address);
+    let answer = partner.ask(&Request::Get { tokens, how, plan: *plan, socket }, limit(plan, size))?;
     for key in proxies.iter().filter_map(Proxy::key) {
         place.store.evict(key).wait()?;
     }
@@ -220,7 +235,16 @@ fn unexpected() -> Failure {
 /// Bytes that a batch may have in the store.
 const IN_FLIGHT: usize = 256 << 20;
 
+/// As much as a batch may reserve: what a process gets back of its own, see `service::client`.
+const RESERVED: usize = 64 << 20;
+
+/// Of any machine.
+const SMALL: usize = 64;
+
 /// Longer than a service takes to hear of what was evicted, to reclaim it and to lease it again.
 const RECYCLING: Duration = Duration::from_millis(2);
+
+/// Objects of one batch.
+const TOGETHER: usize = 1000;
 
 const PATIENCE: Duration = Duration::from_secs(20);

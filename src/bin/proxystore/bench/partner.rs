@@ -37,6 +37,7 @@ impl Partner {
         }
         let mut command = Command::new(std::env::current_exe().map_err(fail)?);
         command.args(BenchPeer::arguments(&place.url(), place.directory()));
+        command.envs(place.node().map(|directory| ("PROXYSTORE_RUNTIME_DIR", directory)));
         // In a process group of its own: on Ctrl-C it sees this process end, and cleans up.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(fail)?;

@@ -1,6 +1,7 @@
 //! The other side of the measurement: a process of its own, or a thread where objects do not leave the process.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,8 +10,9 @@ use clap::Args;
 use proxystore::{Connector, Error, ErrorKind, Key, Proxy, Store, Token};
 
 use super::buffers::Buffers;
-use super::link::{Answer, Link, Request};
+use super::link::{Answer, How, Link, Request};
 use super::place;
+use super::socket::Bare;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
 
@@ -95,7 +97,9 @@ impl Peer {
     fn answer(&mut self, request: Request, link: &mut Link) -> Result<Answer, Error> {
         match request {
             Request::Begin { .. } => Ok(Answer::Done),
-            Request::Get { tokens, resolve, plan } => self.measure(&tokens, resolve, &plan, link).map(Answer::Measured),
+            Request::Get { tokens, how, plan, socket } => {
+                self.measure(&tokens, how, &plan, socket, link).map(Answer::Measured)
+            }
             Request::Reply { token } => {
                 let proxy: Proxy<[u8]> = Proxy::from_token_bytes(&token)?;
                 let object = Proxy::resolve(&proxy).wait()?;
@@ -107,19 +111,38 @@ impl Peer {
         }
     }
 
-    fn measure(&mut self, tokens: &[Vec<u8>], resolve: bool, plan: &Plan, link: &Link) -> Result<Pair, Error> {
+    fn measure(
+        &mut self,
+        tokens: &[Vec<u8>],
+        how: How,
+        plan: &Plan,
+        socket: Option<SocketAddr>,
+        link: &Link,
+    ) -> Result<Pair, Error> {
         let keys = tokens.iter().map(|token| key(token)).collect::<Result<Vec<Key>, Error>>()?;
         let connector = &**self.store.connector();
         let mut ours = |n: usize| {
             if link.is_hung_up() {
                 return Err(hung_up(io::ErrorKind::UnexpectedEof.into()));
             }
-            match resolve {
-                true => resolve_batch(tokens, n),
-                false => get_batch(connector, &keys, n),
+            match how {
+                How::Resolve => resolve_batch(tokens, n),
+                How::Get => get_batch(connector, &keys, n),
+                How::Batch => get_together(connector, &keys, n),
             }
         };
-        Pair::measure(plan, usize::MAX, &mut ours, &mut |n| Ok(self.buffers.copy(n)))
+        if how == How::Batch {
+            return Pair::measure(plan, usize::MAX, &mut ours, &mut |n| get_batch(connector, &keys, n));
+        }
+        let buffers = &mut self.buffers;
+        match socket {
+            Some(address) => {
+                let mut bare = Bare::connect(address).map_err(hung_up)?;
+                let mut fetch = |n| bare.fetch(n, &mut buffers.scratch).map_err(hung_up);
+                Pair::measure(plan, usize::MAX, &mut ours, &mut fetch)
+            }
+            None => Pair::measure(plan, usize::MAX, &mut ours, &mut |n| Ok(buffers.copy(n))),
+        }
     }
 
     fn bounce(&mut self, rounds: u64, link: &mut Link) -> io::Result<()> {
@@ -140,6 +163,18 @@ fn get_batch(connector: &dyn Connector, keys: &[Key], n: usize) -> Result<Durati
         }
     }
     Ok(begin.elapsed())
+}
+
+/// Gets all of `keys` in one call, as often as makes at least `n` objects; the time of `n`.
+fn get_together(connector: &dyn Connector, keys: &[Key], n: usize) -> Result<Duration, Error> {
+    let calls = n.div_ceil(keys.len());
+    let begin = Instant::now();
+    for _ in 0..calls {
+        if connector.get_batch(keys).wait()?.iter().any(Option::is_none) {
+            return Err(Error::new(ErrorKind::NotFound, "bench", "one of a batch"));
+        }
+    }
+    Ok(begin.elapsed().mul_f64(n as f64 / (calls * keys.len()) as f64))
 }
 
 fn resolve_batch(tokens: &[Vec<u8>], n: usize) -> Result<Duration, Error> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs, io};
 
-use proxystore::{Capabilities, ConnectorConfig, ConnectorExt, Store, StoreConfig};
+use proxystore::{Capabilities, ConnectorConfig, ConnectorExt, Store, StoreConfig, connectors};
 
 use crate::failure::Failure;
 
@@ -13,6 +13,8 @@ use crate::failure::Failure;
 pub(super) struct Place {
     pub(super) store: Store,
     directory: Option<Fresh>,
+    /// Where the peer's processes meet: with another runtime directory, it is on another node.
+    node: Option<Fresh>,
 }
 
 impl Place {
@@ -26,8 +28,15 @@ impl Place {
             "file" => Some(Fresh::below(config.connector.location())?),
             _ => None,
         };
-        if (config.connector.scheme(), config.connector.location()) == ("shm", "") {
-            let fresh = ConnectorConfig::new("shm", format!("bench-{}", std::process::id()));
+        let scheme = config.connector.scheme().to_owned();
+        let row = connectors::registrations().into_iter().find(|row| row.scheme == scheme);
+        let crosses_nodes = row.is_some_and(|row| row.capabilities.contains(Capabilities::CROSS_NODE));
+        if crosses_nodes && config.connector.option("replicas").is_none() {
+            // Otherwise the second get of an object would be one of this node's copy.
+            config.connector = config.connector.with_option("replicas", "off");
+        }
+        if (scheme == "shm" || crosses_nodes) && config.connector.location().is_empty() {
+            let fresh = ConnectorConfig::new(scheme, format!("bench-{}", std::process::id()));
             config.connector =
                 config.connector.options().fold(fresh, |config, (name, value)| config.with_option(name, value));
         }
@@ -37,7 +46,11 @@ impl Place {
         // What is measured is the fetch, and bandwidth needs its time on a slow disk.
         config.cache_bytes = Some(0);
         config.deadline = config.deadline.or(Some(Duration::from_secs(60)));
-        Ok(Self { store: Store::from_config(&config)?, directory })
+        let node = match crosses_nodes {
+            true => Some(Fresh::below("")?),
+            false => None,
+        };
+        Ok(Self { store: Store::from_config(&config)?, directory, node })
     }
 
     /// Whether another process can be the peer.
@@ -47,7 +60,18 @@ impl Place {
 
     /// Whether memory of evicted objects is used again, later.
     pub(super) fn recycles(&self) -> bool {
-        self.scheme() == "shm"
+        self.scheme() == "shm" || self.crosses_nodes()
+    }
+
+    /// Whether the peer is on another node than this process.
+    pub(super) fn crosses_nodes(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// The runtime directory of the peer, where that is another than ours.
+    pub(super) fn node(&self) -> Option<PathBuf> {
+        // Not the directory itself, which is open to others.
+        self.node.as_ref().map(|fresh| fresh.0.join("node"))
     }
 
     pub(super) fn url(&self) -> String {

@@ -25,7 +25,8 @@ struct Found {
 impl Memory {
     /// Looks without making anything, and without hosting a service.
     pub(super) fn collect() -> Self {
-        let default_namespace = crate::namespace::default_name().unwrap_or_else(|_| service::default_namespace());
+        let default_namespace =
+            crate::namespace::default_name().or_else(|_| service::default_namespace()).unwrap_or_default();
         let names = service::namespaces().unwrap_or_default();
         let namespaces = names.into_iter().map(|name| {
             let found = Namespace::find(&name);
@@ -43,6 +44,7 @@ impl Memory {
         let machine = &self.machine;
         let is_default = |found: &&Found| found.name == self.default_namespace && found.held;
         let default = match self.namespaces.iter().find(is_default) {
+            _ if self.default_namespace.is_empty() => "none: the job has no name".to_owned(),
             Some(_) => format!("shm://{}", self.default_namespace),
             None => format!("shm://{}; nobody holds it now", self.default_namespace),
         };

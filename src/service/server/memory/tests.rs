@@ -99,6 +99,17 @@ fn what_nobody_evicted_is_not_taken_back() {
 }
 
 #[test]
+fn an_evicted_object_that_is_called_a_lease_is_taken_back_once() {
+    let (mut memory, cell) = memory();
+    let id = object(&mut memory, A, 0);
+    assert!(matches!(memory.table.pin(cell, id), Found::Object(_)));
+    assert!(memory.table.retire(id) && memory.evicted(id.slot));
+    memory.table.set(id.slot, id.generation, State::Reserved);
+    assert!(!memory.give_back(A, id.slot), "somebody looks at it, and it is taken back when nobody does");
+    assert!(memory.slots[id.slot as usize].owner == A);
+}
+
+#[test]
 fn bury_ends_what_a_client_left_and_nothing_else() {
     let (mut memory, cell) = memory();
     let page = memory.page(A).unwrap();
@@ -290,6 +301,18 @@ fn a_slot_that_lost_its_generation_gets_one_that_no_key_has() {
         assert!(!old.contains(&id), "{id:?} was another object");
         assert!(memory.table.retire(id) && memory.evicted(id.slot) && memory.reclaim());
     }
+}
+
+#[test]
+fn more_slots_than_there_are_cost_nothing() {
+    let (mut memory, _) = memory();
+    let id = object(&mut memory, A, 0);
+    let (count, pages) = (memory.slots.len(), rustix::fs::fstat(memory.ctl.as_fd()).unwrap().st_blocks);
+    memory.table.header(word::SLOTS).store(u64::MAX, Relaxed);
+    let memory = restart(memory, |_| true);
+    assert_eq!((memory.slots.len(), memory.table.slots() as usize), (count, count));
+    assert_eq!(rustix::fs::fstat(memory.ctl.as_fd()).unwrap().st_blocks, pages);
+    assert_eq!(state(&memory, id), Some(State::Live));
 }
 
 #[test]

@@ -1,0 +1,445 @@
+//! `dim`, distributed in-memory: objects in the memory of the nodes of a job, wherever they were put.
+//!
+//! One connector over any fabric, each of which has a scheme: a put is the shared-memory put, a get on the same node the shared-memory get. Only a get
+//! from another node crosses the network, and lands in shared memory of this one.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::shm::attachment;
+use crate::config::ConnectorConfig;
+use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, not_found};
+use crate::environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::Fabric;
+use crate::key::{Format, Key};
+use crate::pending::Pending;
+use crate::region::{Region, RegionMut};
+use crate::service::address::{Address, Signer};
+use crate::service::client::{Arrival, Client, Expected};
+use crate::service::exported;
+use crate::service::locator::NO_PLACE;
+use crate::service::question::{Pointer, Question, Verdict, Want};
+use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
+
+mod batch;
+mod landings;
+mod objects;
+mod peers;
+mod remote;
+
+use objects::{HOPS, Objects};
+use peers::Peers;
+use remote::{Found, Limit, Remote, want};
+
+/// Keeps objects in the memory of the node that puts them; all nodes of the job reach them.
+///
+/// A key says which node has the object. There it is a shared-memory object like any other: it outlives its producer as long
+/// as the node service lives. Elsewhere its bytes are moved once, when they are first asked for. The scheme says over which
+/// fabric.
+///
+/// | in the URL | meaning | default |
+/// |---|---|---|
+/// | `SCHEME://NAME` | namespace: processes that use the same one share objects | of the job, else `default` |
+/// | `bytes=4GiB` | most memory of all objects on a node; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
+/// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
+/// | `lease=10s` | how long a node uses its copy of another node's object before it asks whether that still exists: an evicted object may be read so long | `10s` |
+/// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
+pub struct DimConnector {
+    config: ConnectorConfig,
+    /// Where the objects of this node are reached.
+    contact: SocketAddr,
+    objects: Arc<Objects>,
+}
+
+impl DimConnector {
+    /// Attaches to a namespace of this node, hosts its service if nobody does, and has it answer other nodes.
+    ///
+    /// # Cost
+    /// Some milliseconds the first time on a node; below a millisecond then.
+    ///
+    /// # Errors
+    /// As [`ShmConnector::open`](super::ShmConnector::open); `Unavailable` when no port is free, `Config` and `Permission`
+    /// for devices and secrets that cannot be used; `UnknownScheme` for that of another connector.
+    pub fn open(config: &ConnectorConfig) -> Result<Self> {
+        let Some(scheme) = SCHEMES.into_iter().find(|scheme| *scheme == config.scheme()) else {
+            let context = format!("{} is the scheme of no fabric; there are {}", config.scheme(), SCHEMES.join(", "));
+            return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
+        };
+        let (options, mut canonical) = attachment(scheme, config)?;
+        for name in ["lease", "replicas"] {
+            if let Some(value) = config.option(name) {
+                canonical = canonical.with_option(name, value);
+            }
+        }
+        let begin = || {
+            let client = Client::attach(&options)?;
+            let contact = client.export()?;
+            let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
+            Self::new(canonical, scheme, client, contact, &signing, fabric)
+        };
+        begin().map_err(|error: Error| error.with_connector(scheme))
+    }
+
+    /// A connector on an attachment whose service can be reached at `contact`.
+    fn new(
+        config: ConnectorConfig,
+        scheme: &'static str,
+        client: Arc<Client>,
+        contact: SocketAddr,
+        signing: &[u8; 16],
+        fabric: Arc<dyn Fabric>,
+    ) -> Result<Self> {
+        let lease =
+            config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
+        let shares = config.parse_option("replicas", "on or off", |text| match text {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => None,
+        })?;
+        let shares = shares.unwrap_or(true);
+        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
+        let signer = Signer::new(scheme, signing);
+        let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
+        Ok(Self { config, contact, objects: Arc::new(all) })
+    }
+
+    fn check_open(&self, op: &'static str) -> Result<()> {
+        self.objects.check_open(op)
+    }
+
+    #[inline]
+    fn address(&self, id: Id, place: u64) -> Address {
+        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
+    }
+
+    #[inline]
+    fn key(&self, id: Id, place: u64, len: u64, format: Format) -> Result<Key> {
+        self.objects.signer.key(&self.address(id, place), len, format)
+    }
+
+    /// Where a key's object lies.
+    fn locate(&self, op: &'static str, key: &Key) -> Result<Address> {
+        self.check_open(op)?;
+        self.check_scheme(op, key)?;
+        let address = self.objects.signer.address(op, key)?;
+        if key.is_len_known() == (address.place == NO_PLACE) {
+            let context = "the locator is not one of a distributed store";
+            return Err(Error::new(ErrorKind::Invalid, op, context).with_connector(self.objects.scheme));
+        }
+        Ok(address)
+    }
+
+    fn label(&self, len: u64, format: Format, options: &PutOptions) -> Label {
+        let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
+        let expires = options.lifetime().map_or(0, |limit| self.objects.client.expiry(limit));
+        Label { len, format, flags, expires }
+    }
+
+    fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
+        self.check_open("commit")?;
+        let (lease, len) = self.objects.client.lease_of(region)?;
+        let place = lease.place();
+        let id = lease.publish(self.label(len, format, options));
+        self.key(id, place, len, format)
+    }
+
+    /// The positions of `keys` by the node that has the objects; this node's under its own contact.
+    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<(usize, Address)>)>> {
+        let mut nodes: HashMap<(SocketAddr, u64), Vec<(usize, Address)>> = HashMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            let address = self.locate(op, key)?;
+            nodes.entry((address.contact, address.instance)).or_default().push((at, address));
+        }
+        Ok(nodes.into_values().map(|objects| (objects[0].1, objects)).collect())
+    }
+}
+
+impl Connector for DimConnector {
+    fn config(&self) -> &ConnectorConfig {
+        &self.config
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn reserve(&self, len: usize) -> Result<RegionMut> {
+        self.check_open("reserve")?;
+        self.objects.client.reserve(len)
+    }
+
+    fn commit(&self, region: RegionMut, format: Format) -> Pending<Key> {
+        Pending::ready(self.commit_now(region, format, &PutOptions::default()))
+    }
+
+    fn commit_with(&self, region: RegionMut, format: Format, options: &PutOptions) -> Pending<Key> {
+        Pending::ready(self.commit_now(region, format, options))
+    }
+
+    #[inline]
+    fn put(&self, bytes: &[u8], format: Format) -> Pending<Key> {
+        let put = || {
+            self.check_open("put")?;
+            let (id, place) = self.objects.client.put(bytes, Client::label(format))?;
+            self.key(id, place, bytes.len() as u64, format)
+        };
+        Pending::ready(put())
+    }
+
+    fn get(&self, key: &Key) -> Pending<Option<Region>> {
+        match self.locate("get", key) {
+            Ok(address) => self.objects.get(pointer(address, key)),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    fn exists(&self, key: &Key) -> Pending<bool> {
+        match self.locate("exists", key) {
+            Ok(address) => self.objects.exists(pointer(address, key), HOPS),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    fn evict(&self, key: &Key) -> Pending<()> {
+        match self.locate("evict", key) {
+            Ok(address) => self.objects.evict(pointer(address, key)),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    fn take(&self, key: &Key) -> Pending<Option<Region>> {
+        match self.locate("take", key) {
+            Ok(address) => self.objects.take(pointer(address, key)),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    fn get_batch(&self, keys: &[Key]) -> Pending<Vec<Option<Region>>> {
+        let nodes = match self.by_node("get", keys) {
+            Ok(nodes) => nodes,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let mut local: Vec<Option<Region>> = vec![None; keys.len()];
+        let mut elsewhere = Vec::new();
+        for (node, objects) in nodes {
+            let objects = objects.into_iter().map(|(at, address)| (at, pointer(address, &keys[at])));
+            if !self.objects.is_here(&node) {
+                elsewhere.push((node, objects.collect()));
+                continue;
+            }
+            for (at, object) in objects {
+                match self.objects.find(&object) {
+                    Ok(Found::Object(region)) => local[at] = Some(region),
+                    Ok(Found::Missing) => {}
+                    Ok(Found::Elsewhere(_)) => elsewhere.push((node, vec![(at, object)])),
+                    Err(error) => return Pending::ready(Err(error)),
+                }
+            }
+        }
+        if elsewhere.is_empty() {
+            return Pending::ready(Ok(local));
+        }
+        let all = Arc::clone(&self.objects);
+        Pending::blocking_until(move |deadline| {
+            for (at, region) in batch::fetch(&all, elsewhere, Limit::new(deadline))? {
+                local[at] = region;
+            }
+            Ok(local)
+        })
+    }
+
+    fn exists_batch(&self, keys: &[Key]) -> Pending<Vec<bool>> {
+        let nodes = match self.by_node("exists", keys) {
+            Ok(nodes) => nodes,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let mut started = Vec::with_capacity(nodes.len());
+        for (node, objects) in nodes {
+            if self.objects.is_here(&node) {
+                started.extend(objects.iter().map(|(at, address)| {
+                    let at = *at;
+                    self.objects
+                        .exists(pointer(*address, &keys[at]), HOPS)
+                        .and_then(move |exists| Ok(vec![(at, exists)]))
+                }));
+                continue;
+            }
+            let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
+            let all = Arc::clone(&self.objects);
+            let objects: Vec<(usize, Pointer)> =
+                objects.iter().map(|(at, address)| (*at, pointer(*address, &keys[*at]))).collect();
+            started.push(self.objects.remote.ask_all(node, &wants, Question::Exists).chain(move |verdicts| {
+                let exist = objects.into_iter().zip(verdicts).map(|((at, object), verdict)| {
+                    all.exists_as(&object, verdict, HOPS).and_then(move |exists| Ok((at, exists)))
+                });
+                Pending::all(exist.collect())
+            }));
+        }
+        let count = keys.len();
+        Pending::all(started).and_then(move |parts| Ok(in_order(count, parts)))
+    }
+
+    fn evict_batch(&self, keys: &[Key]) -> Pending<()> {
+        let nodes = match self.by_node("evict", keys) {
+            Ok(nodes) => nodes,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let mut started = Vec::with_capacity(nodes.len());
+        for (node, objects) in nodes {
+            if self.objects.is_here(&node) {
+                started.extend(objects.iter().map(|(at, address)| self.objects.evict(pointer(*address, &keys[*at]))));
+                continue;
+            }
+            let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
+            let all = Arc::clone(&self.objects);
+            started.push(self.objects.remote.ask_all(node, &wants, Question::Evict).chain(move |verdicts| {
+                let targets = verdicts.into_iter().map(|verdict| all.evict_target(verdict));
+                Pending::all(targets.collect()).and_then(|_| Ok(()))
+            }));
+        }
+        Pending::all(started).and_then(|_| Ok(()))
+    }
+
+    fn declare(&self, format: Format) -> Result<Key> {
+        self.check_open("declare")?;
+        let id = self.objects.client.declare(format)?;
+        self.key(id, NO_PLACE, Key::UNKNOWN_LEN, format)
+    }
+
+    fn commit_at(&self, key: &Key, region: RegionMut) -> Pending<()> {
+        let address = match self.locate("commit_at", key) {
+            Ok(address) => address,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        if address.place != NO_PLACE {
+            let scheme = self.objects.scheme;
+            return self.objects.exists(pointer(address, key), 0).and_then(move |exists| match exists {
+                true => Err(unbound(Unbound::Taken, scheme)),
+                false => Err(unbound(Unbound::Missing, scheme)),
+            });
+        }
+        let (lease, len) = match self.objects.client.lease_of(region) {
+            Ok(lease) => lease,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let scheme = self.objects.scheme;
+        if self.objects.is_here(&address) {
+            let bound = self.objects.client.bind(address.id, key.format(), lease, len);
+            return Pending::ready(bound.and_then(|bound| bound.map_err(|unbound| self::unbound(unbound, scheme))));
+        }
+        // The bytes stay here; the declaration's node learns where they are.
+        let place = lease.place();
+        let id = lease.publish(Label { len, ..Client::label(key.format()) });
+        let object = Pointer { address: self.address(id, place), len, format: key.format() };
+        let question = Question::Bind { declared: want(&address, 0), format: key.format(), object };
+        let all = Arc::clone(&self.objects);
+        self.objects.remote.ask(address, question).then(move |verdict| {
+            let error = match verdict {
+                Ok(Verdict::Yes { .. }) => return Ok(()),
+                Ok(Verdict::Taken) => unbound(Unbound::Taken, scheme),
+                Ok(Verdict::Missing) => unbound(Unbound::Missing, scheme),
+                Ok(_) => landings::mismatch(),
+                Err(error) if error.kind() == ErrorKind::TypeMismatch => unbound(Unbound::Format, scheme),
+                // It may have been bound: the object stays, for there may be who finds it.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::PeerDown | ErrorKind::Timeout | ErrorKind::Cancelled) =>
+                {
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            let _ = all.client.evict(id, Expected::new(len, place));
+            Err(error)
+        })
+    }
+
+    fn get_when_committed(&self, key: &Key) -> Pending<Region> {
+        let address = match self.locate("get", key) {
+            Ok(address) => address,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let missing = not_found("get", key);
+        let object = pointer(address, key);
+        let all = Arc::clone(&self.objects);
+        let arrived = match self.objects.is_here(&address) {
+            // Of a key that was not declared the object is there or never will be.
+            _ if address.place != NO_PLACE => Pending::ready(Ok(object)),
+            true => {
+                let client = Arc::clone(&self.objects.client);
+                let arrival = Arrival::new(client, address.id, Arc::clone(&self.objects.closed), |_| Ok(()));
+                Pending::from_source(arrival).and_then(move |()| Ok(object))
+            }
+            false => self.objects.remote.ask(address, Question::Wait(want(&address, 0))).and_then(move |verdict| {
+                Ok(match verdict {
+                    Verdict::Bound(pointer) => pointer,
+                    _ => object,
+                })
+            }),
+        };
+        arrived.chain(move |object| all.get(object)).and_then(move |found| found.ok_or_else(missing))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.objects.client.is_lost()
+    }
+
+    fn close(&self) -> Result<()> {
+        if !self.objects.closed.swap(true, Ordering::AcqRel) && self.objects.client.check("close").is_ok() {
+            self.objects.client.wake_own();
+            self.objects.remote.peers.close();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DimConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DimConnector")
+            .field("config", &self.config)
+            .field("contact", &self.contact)
+            .finish_non_exhaustive()
+    }
+}
+
+fn pointer(address: Address, key: &Key) -> Pointer {
+    Pointer { address, len: key.len(), format: key.format() }
+}
+
+fn unbound(unbound: Unbound, scheme: &'static str) -> Error {
+    let (kind, context) = match unbound {
+        Unbound::Taken => (ErrorKind::AlreadyExists, "the object was committed before"),
+        Unbound::Format => (ErrorKind::TypeMismatch, "declared with another format"),
+        Unbound::Missing => (ErrorKind::NotFound, "the declaration was evicted"),
+    };
+    Error::new(kind, "commit_at", context).with_connector(scheme)
+}
+
+/// Results at their positions.
+fn in_order<T: Default>(count: usize, parts: Vec<Vec<(usize, T)>>) -> Vec<T> {
+    let mut all: Vec<T> = (0..count).map(|_| T::default()).collect();
+    for (at, value) in parts.into_iter().flatten() {
+        all[at] = value;
+    }
+    all
+}
+
+/// Schemes of the fabrics.
+const SCHEMES: [&str; 1] = [super::tcp::SCHEME];
+
+/// Default of `lease`.
+const LEASE: Duration = Duration::from_secs(10);
+
+pub(super) const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
+    .union(Capabilities::ZERO_COPY_PUT)
+    .union(Capabilities::DEFERRED)
+    .union(Capabilities::NOTIFY)
+    .union(Capabilities::CROSS_PROCESS)
+    .union(Capabilities::CROSS_NODE)
+    .union(Capabilities::OUTLIVES_PRODUCER)
+    .union(Capabilities::TIME_TO_LIVE)
+    .union(Capabilities::EVICT_WITH_PRODUCER);

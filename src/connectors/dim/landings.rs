@@ -1,0 +1,110 @@
+//! Where the bytes of remote objects go: cells of this node's memory, chosen before the question is asked.
+
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, Land, Landing, Parts};
+use crate::region::RegionMut;
+use crate::service::question::{Question, Verdict, Want};
+use crate::sync::lock;
+
+/// One question for the bytes of several objects, and where they go.
+pub(super) struct Fetch {
+    wants: Vec<Want>,
+    parts: Arc<Mutex<Vec<Option<Parts>>>>,
+}
+
+/// What came of one object.
+pub(super) struct Fetched {
+    pub(super) verdict: Verdict,
+    /// The bytes, where the verdict is `Yes`.
+    pub(super) region: Option<RegionMut>,
+}
+
+impl Fetch {
+    /// A call for the bytes of `wants`, each of which goes to the region beside it.
+    pub(super) fn new(wants: Vec<(Want, RegionMut)>) -> (Self, Call) {
+        let parts: Arc<Mutex<Vec<Option<Parts>>>> = Arc::new(Mutex::new(wants.iter().map(|_| None).collect()));
+        let (wants, regions): (Vec<Want>, Vec<Option<RegionMut>>) =
+            wants.into_iter().map(|(want, region)| (want, Some(region))).unzip();
+        let head = Question::Get(wants.clone()).encode();
+        let land = Cells { wants: wants.clone(), regions, parts: Arc::clone(&parts) };
+        (Self { wants, parts }, Call { head, land: Box::new(land), lane: 0 })
+    }
+
+    /// What the answer says of each object, and its bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` when head and parts do not fit together.
+    pub(super) fn finish(self, answer: Answer) -> Result<Vec<Fetched>> {
+        let verdicts = Verdict::decode_all(&answer.head, self.wants.len())?;
+        let parts = std::mem::take(&mut *lock(&self.parts));
+        let mut landings = answer.parts.into_iter();
+        let mut fetched = Vec::with_capacity(verdicts.len());
+        for (verdict, parts) in verdicts.into_iter().zip(parts) {
+            let region = match (&verdict, parts) {
+                (Verdict::Yes { .. }, Some(parts)) => Some(parts.join(landings.next().into_iter().collect())?),
+                (Verdict::Yes { .. }, None) => return Err(mismatch()),
+                _ => None,
+            };
+            fetched.push(Fetched { verdict, region });
+        }
+        match landings.next() {
+            None => Ok(fetched),
+            Some(_) => Err(mismatch()),
+        }
+    }
+}
+
+/// Lands each object that is found in its own cell.
+struct Cells {
+    wants: Vec<Want>,
+    regions: Vec<Option<RegionMut>>,
+    parts: Arc<Mutex<Vec<Option<Parts>>>>,
+}
+
+impl Land for Cells {
+    fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
+        let verdicts = Verdict::decode_all(head, self.wants.len())?;
+        let mut lens = lens.iter();
+        let mut landings = Vec::with_capacity(lens.len());
+        let mut parts = lock(&self.parts);
+        for (at, verdict) in verdicts.iter().enumerate() {
+            if !matches!(verdict, Verdict::Yes { .. }) {
+                continue;
+            }
+            let region = self.regions[at].take();
+            let (Some(region), Some(len)) = (region, lens.next()) else { return Err(mismatch()) };
+            if *len != self.wants[at].count {
+                return Err(mismatch());
+            }
+            let (whole, landing) = Landing::whole(region, *len as usize)?;
+            parts[at] = Some(whole);
+            landings.push(landing);
+        }
+        match lens.next() {
+            None => Ok(landings),
+            Some(_) => Err(mismatch()),
+        }
+    }
+}
+
+/// Lands a range of an object in its part of a cell.
+pub(super) struct Range {
+    pub(super) landing: Option<Landing>,
+}
+
+impl Land for Range {
+    fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
+        match (&Verdict::decode_all(head, 1)?[..], lens, self.landing.take()) {
+            ([Verdict::Yes { .. }], [len], Some(landing)) if *len == landing.len() as u64 => Ok(vec![landing]),
+            ([Verdict::Yes { .. }], ..) => Err(mismatch()),
+            (_, [], _) => Ok(Vec::new()),
+            _ => Err(mismatch()),
+        }
+    }
+}
+
+pub(super) fn mismatch() -> Error {
+    Error::new(ErrorKind::Corrupt, "get", "the other node's answer and the bytes that came with it do not fit together")
+}

@@ -1,0 +1,279 @@
+//! `Objects`: operations on objects of any node, and what follows from one node's answer on another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::landings;
+use super::remote::{Found, Limit, Remote, origin, refused, want};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::random_number;
+use crate::pending::Pending;
+use crate::region::Region;
+use crate::service::address::{Address, Signer};
+use crate::service::client::{Client, Expected, Look, Replica, Sight};
+use crate::service::locator::NO_PLACE;
+use crate::service::question::{Pointer, Question, Verdict};
+
+/// The objects of a job, as a process of it sees them.
+pub(super) struct Objects {
+    pub(super) scheme: &'static str,
+    pub(super) client: Arc<Client>,
+    pub(super) closed: Arc<AtomicBool>,
+    pub(super) signer: Signer,
+    pub(super) remote: Arc<Remote>,
+}
+
+impl Objects {
+    #[inline(always)]
+    pub(super) fn check_open(&self, op: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, op, "").with_connector(self.scheme));
+        }
+        self.client.check(op).map_err(|error| error.with_connector(self.scheme))
+    }
+
+    #[inline]
+    pub(super) fn is_here(&self, address: &Address) -> bool {
+        address.instance == self.client.instance()
+    }
+
+    pub(super) fn get(self: &Arc<Self>, object: Pointer) -> Pending<Option<Region>> {
+        self.get_through(object, HOPS)
+    }
+
+    /// Reads an object, or what was committed to a declaration, which may lie elsewhere.
+    pub(super) fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
+        let found = match self.is_here(&object.address) {
+            true => Pending::ready(self.find(&object)),
+            false => self.fetch(object),
+        };
+        let all = Arc::clone(self);
+        found.chain(move |found| match found {
+            Found::Object(region) => Pending::ready(Ok(Some(region))),
+            Found::Missing => Pending::ready(Ok(None)),
+            Found::Elsewhere(pointer) if hops > 0 && pointer.address.place != NO_PLACE => {
+                all.get_through(pointer, hops - 1)
+            }
+            Found::Elsewhere(_) => Pending::ready(Err(all.corrupt("a declared object leads in circles"))),
+        })
+    }
+
+    /// Finds an object of another node: here, if a process of this node has fetched it, or there.
+    pub(super) fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
+        let Pointer { address, len, format } = object;
+        if address.place == NO_PLACE {
+            let asked = self.remote.ask(address, Question::Exists(vec![want(&address, len)]));
+            return asked.and_then(|verdict| match verdict {
+                Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
+                Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
+                _ => Err(landings::mismatch()),
+            });
+        }
+        if !self.remote.shares {
+            let remote = Arc::clone(&self.remote);
+            return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
+        }
+        match self.client.find_replica(origin(&address)) {
+            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(Ok(Found::Object(region))),
+            Err(error) => Pending::ready(Err(error)),
+            // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
+            Ok(_) => {
+                let all = Arc::clone(self);
+                Pending::blocking_until(move |deadline| all.fetch_shared(object, Limit::new(deadline)))
+            }
+        }
+    }
+
+    /// Fetches an object for all processes of this node, or waits for the one that does.
+    pub(super) fn fetch_shared(self: &Arc<Self>, object: Pointer, limit: Limit) -> Result<Found> {
+        let Pointer { address, len, format } = object;
+        loop {
+            let claim = match self.client.replica(origin(&address))? {
+                Replica::Landed { region, fresh: true } => return Ok(Found::Object(region)),
+                Replica::Landed { region, fresh: false } => {
+                    return match limit.wait(self.exists(object, 0))? {
+                        true => Ok(Found::Object(region)),
+                        false => Ok(Found::Missing),
+                    };
+                }
+                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
+                    Some(region) => return Ok(Found::Object(region)),
+                    None => continue,
+                },
+                Replica::Claimed(claim) => Some(claim),
+                Replica::Unshared => None,
+            };
+            return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+        }
+    }
+
+    /// Finds an object of this node.
+    pub(super) fn find(self: &Arc<Self>, object: &Pointer) -> Result<Found> {
+        let Address { id, place, .. } = object.address;
+        if place != NO_PLACE {
+            return Ok(match self.client.get(id, Expected::new(object.len, place))? {
+                Look::Object(region) => Found::Object(region),
+                Look::Declared | Look::Missing => Found::Missing,
+            });
+        }
+        Ok(match self.client.find(id, Expected::ANY)? {
+            Sight::Object(region, slot) if Sight::is_redirect(&slot) => Found::Elsewhere(Pointer::from_bytes(&region)?),
+            Sight::Object(region, _) => Found::Object(region),
+            Sight::Declared | Sight::Missing => Found::Missing,
+        })
+    }
+
+    pub(super) fn exists(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<bool> {
+        let Address { id, place, .. } = object.address;
+        let verdict = match self.is_here(&object.address) {
+            true if place != NO_PLACE => {
+                return Pending::ready(self.client.exists(id, Expected::new(object.len, place)));
+            }
+            true => Pending::ready(self.find(&object).map(|found| match found {
+                Found::Object(_) => Verdict::Yes { expires_in: 0 },
+                Found::Elsewhere(pointer) => Verdict::Bound(pointer),
+                Found::Missing => Verdict::Missing,
+            })),
+            false => self.remote.ask(object.address, Question::Exists(vec![want(&object.address, object.len)])),
+        };
+        let all = Arc::clone(self);
+        verdict.chain(move |verdict| all.exists_as(&object, verdict, hops))
+    }
+
+    /// Whether an object exists of which a node says so much.
+    pub(super) fn exists_as(self: &Arc<Self>, object: &Pointer, verdict: Verdict, hops: u32) -> Pending<bool> {
+        if !self.is_here(&object.address) {
+            self.note(&object.address, &verdict);
+        }
+        Pending::ready(match verdict {
+            Verdict::Yes { .. } => Ok(true),
+            // Of its own memory the node would not say so if it were not there.
+            Verdict::Bound(pointer) if pointer.address.instance == object.address.instance => Ok(true),
+            Verdict::Bound(pointer) if hops > 0 => return self.exists(pointer, hops - 1),
+            Verdict::Bound(_) => Err(self.corrupt("a declared object leads in circles")),
+            Verdict::Missing | Verdict::Declared => Ok(false),
+            Verdict::Refused { kind } => Err(refused("exists", kind, self.scheme)),
+            Verdict::Taken => Err(landings::mismatch()),
+        })
+    }
+
+    pub(super) fn evict(self: &Arc<Self>, object: Pointer) -> Pending<()> {
+        let verdict = match self.is_here(&object.address) {
+            true => Pending::ready(self.evict_here(&object)),
+            false => self.remote.ask(object.address, Question::Evict(vec![want(&object.address, object.len)])),
+        };
+        let all = Arc::clone(self);
+        verdict.chain(move |verdict| {
+            all.forget(&object.address);
+            all.evict_target(verdict)
+        })
+    }
+
+    /// Takes what a node says of its object for news of this node's copy.
+    pub(super) fn note(&self, at: &Address, verdict: &Verdict) {
+        match verdict {
+            Verdict::Yes { .. } => {
+                // Without it, the next one asks again.
+                let _ = self.client.refresh_replica(origin(at), self.remote.lease);
+            }
+            Verdict::Missing => self.forget(at),
+            _ => {}
+        }
+    }
+
+    /// Ends this node's copy of an object that another node has no more.
+    pub(super) fn forget(&self, at: &Address) {
+        if !self.is_here(at) && at.place != NO_PLACE {
+            // What stays is stale no longer than its lease.
+            let _ = self.client.forget_replica(origin(at));
+        }
+    }
+
+    /// Evicts what an evicted declaration led to.
+    pub(super) fn evict_target(self: &Arc<Self>, verdict: Verdict) -> Pending<()> {
+        match verdict {
+            Verdict::Bound(pointer) if pointer.address.place != NO_PLACE => self.evict(pointer),
+            Verdict::Refused { kind } => Pending::ready(Err(refused("evict", kind, self.scheme))),
+            _ => Pending::ready(Ok(())),
+        }
+    }
+
+    pub(super) fn evict_here(self: &Arc<Self>, object: &Pointer) -> Result<Verdict> {
+        let Address { id, place, .. } = object.address;
+        if place != NO_PLACE {
+            self.client.evict(id, Expected::new(object.len, place))?;
+            return Ok(Verdict::Yes { expires_in: 0 });
+        }
+        let target = match self.find(object)? {
+            Found::Elsewhere(pointer) => Verdict::Bound(pointer),
+            Found::Object(_) | Found::Missing => Verdict::Yes { expires_in: 0 },
+        };
+        if self.client.evict(id, Expected::ANY)? {
+            // Those who wait for it must learn that it does not come.
+            self.client.wake(id);
+            return Ok(target);
+        }
+        Ok(Verdict::Missing)
+    }
+
+    /// Reads an object and ends it, for the one of all callers that is first.
+    ///
+    /// The bytes come first, so that a connection that breaks loses none: what decides is a message without bytes, which
+    /// is repeated under its own number until it is answered.
+    pub(super) fn take(self: &Arc<Self>, object: Pointer) -> Pending<Option<Region>> {
+        let Address { id, place, .. } = object.address;
+        if self.is_here(&object.address) && place != NO_PLACE {
+            let taken = self.client.take(id, Expected::new(object.len, place));
+            return Pending::ready(taken.map(|look| match look {
+                Look::Object(region) => Some(region),
+                Look::Declared | Look::Missing => None,
+            }));
+        }
+        let all = Arc::clone(self);
+        self.get(object).chain(move |region| {
+            let Some(region) = region else { return Pending::ready(Ok(None)) };
+            all.retire(&object).and_then(move |won| Ok(won.then_some(region)))
+        })
+    }
+
+    /// Ends an object; whether it was this call that did.
+    pub(super) fn retire(self: &Arc<Self>, object: &Pointer) -> Pending<bool> {
+        if self.is_here(&object.address) {
+            return match self.evict_here(object) {
+                Ok(Verdict::Missing) => Pending::ready(Ok(false)),
+                // Its target is nobody's any more: a failure to evict it has nobody to tell.
+                Ok(verdict) => self.evict_target(verdict).then(|_| Ok(true)),
+                Err(error) => Pending::ready(Err(error)),
+            };
+        }
+        let wanted = want(&object.address, object.len);
+        let all = Arc::clone(self);
+        // What a declaration leads to is asked for before it is ended: afterwards nobody knows.
+        let target = match object.address.place {
+            NO_PLACE => self.remote.ask(object.address, Question::Exists(vec![wanted])),
+            _ => Pending::ready(Ok(Verdict::Missing)),
+        };
+        let address = object.address;
+        target.chain(move |target| {
+            let question = Question::Retire { want: wanted, number: random_number() };
+            let retired = all.remote.ask(address, question);
+            retired.chain(move |verdict| {
+                all.forget(&address);
+                match (verdict, target) {
+                    (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
+                        all.evict(pointer).then(|_| Ok(true))
+                    }
+                    (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
+                    _ => Pending::ready(Ok(false)),
+                }
+            })
+        })
+    }
+
+    pub(super) fn corrupt(&self, what: &'static str) -> Error {
+        Error::new(ErrorKind::Corrupt, "get", what).with_connector(self.scheme)
+    }
+}
+
+/// How many pointers are followed from a declared object to its bytes.
+pub(super) const HOPS: u32 = 1;

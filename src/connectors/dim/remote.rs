@@ -1,0 +1,281 @@
+//! `Remote`: operations on objects of other nodes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::landings::{Fetch, Fetched, Range, mismatch};
+use super::peers::Peers;
+use crate::environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, Landing, Parts, Peer};
+use crate::key::Format;
+use crate::pending::Pending;
+use crate::region::{Region, RegionMut};
+use crate::service::address::Address;
+use crate::service::client::{Claim, Client};
+use crate::service::locator::NO_PLACE;
+use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
+use crate::shm::table::{Label, Origin};
+
+/// What operations on other nodes' objects need.
+pub(super) struct Remote {
+    pub(super) scheme: &'static str,
+    pub(super) client: Arc<Client>,
+    pub(super) peers: Peers,
+    /// How long a copy of another node's object is used before that node is asked again.
+    pub(super) lease: Duration,
+    /// Whether the processes of this node share what they fetch.
+    pub(super) shares: bool,
+}
+
+/// An object of another node, or the news that there is none.
+pub(super) enum Found {
+    Object(Region),
+    /// A declaration's object is that one.
+    Elsewhere(Pointer),
+    Missing,
+}
+
+/// When an operation of several steps has to be over.
+#[derive(Clone, Copy)]
+pub(super) struct Limit(Instant);
+
+impl Limit {
+    pub(super) fn new(deadline: Option<Instant>) -> Self {
+        Self(deadline.unwrap_or_else(|| Instant::now() + environment::timeout()))
+    }
+
+    /// Waits for one step, as long as there is time.
+    pub(super) fn wait<T: Send + 'static>(self, step: Pending<T>) -> Result<T> {
+        step.deadline(self.0.saturating_duration_since(Instant::now())).wait()
+    }
+}
+
+impl Remote {
+    /// Runs `begin` on the peer that has the object, again where the connection broke meanwhile.
+    ///
+    /// `begin` must be harmless to repeat.
+    ///
+    /// # Errors
+    /// Its own; `PeerDown`, `Timeout`, `Unauthorized` of connecting; `Stale` when the peer's memory is another one by now.
+    pub(super) fn with_peer<T: Send + 'static>(
+        self: &Arc<Self>,
+        op: &'static str,
+        at: Address,
+        begin: impl Fn(&Self, &Arc<dyn Peer>) -> Pending<T> + Send + 'static,
+    ) -> Pending<T> {
+        let begun = Instant::now();
+        let first = match self.peers.current(at.contact) {
+            Some(peer) => match self.check_instance(op, &peer, &at) {
+                Ok(()) => Some(begin(self, &peer)),
+                Err(error) => return Pending::ready(Err(error)),
+            },
+            None => None,
+        };
+        let remote = Arc::clone(self);
+        let again = move |deadline: Option<Instant>| {
+            let deadline = deadline.unwrap_or_else(|| Instant::now() + environment::timeout());
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                let peer = remote.peers.reach(at.contact, deadline)?;
+                remote.check_instance(op, &peer, &at)?;
+                let left = deadline.saturating_duration_since(Instant::now());
+                match begin(&remote, &peer).deadline(left).wait() {
+                    Err(error) if error.kind() == ErrorKind::PeerDown && attempts < ATTEMPTS => {}
+                    result => return result,
+                }
+            }
+        };
+        let scheme = self.scheme;
+        let named = move |error: Error| error.with_connector(scheme);
+        match first {
+            None => Pending::blocking_until(move |deadline| again(deadline).map_err(named)),
+            Some(first) => first.then(Ok).chain(move |outcome| match outcome {
+                Err(error) if error.kind() == ErrorKind::PeerDown => Pending::blocking_until(move |deadline| {
+                    let deadline = deadline.unwrap_or(begun + environment::timeout());
+                    // Its silence may have taken all the time.
+                    match deadline <= Instant::now() {
+                        true => Err(error),
+                        false => again(Some(deadline)),
+                    }
+                    .map_err(named)
+                }),
+                result => Pending::ready(result.map_err(named)),
+            }),
+        }
+    }
+
+    fn check_instance(&self, op: &'static str, peer: &Arc<dyn Peer>, at: &Address) -> Result<()> {
+        if peer.instance() == at.instance {
+            return Ok(());
+        }
+        let context = format!(
+            "the memory that had the object ended with all its processes; {} has another one by now \
+             (`proxystore serve` keeps memory between job steps)",
+            at.contact
+        );
+        Err(Error::new(ErrorKind::Stale, op, context).with_connector(self.scheme))
+    }
+
+    /// Asks about one object; the answer has no bytes.
+    pub(super) fn ask(self: &Arc<Self>, at: Address, question: Question) -> Pending<Verdict> {
+        let op = question.op();
+        let head = question.encode();
+        let scheme = self.scheme;
+        let asked = self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())));
+        asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
+            Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
+            Some(verdict) => Ok(verdict),
+            None => Err(mismatch()),
+        })
+    }
+
+    /// Asks about several objects of one node; the answers have no bytes. `make` makes a question of at most [`MAX_WANTS`].
+    pub(super) fn ask_all(
+        self: &Arc<Self>,
+        at: Address,
+        wants: &[Want],
+        make: impl Fn(Vec<Want>) -> Question,
+    ) -> Pending<Vec<Verdict>> {
+        let asked = wants.chunks(MAX_WANTS).map(|wants| {
+            let question = make(wants.to_vec());
+            let (op, head, count) = (question.op(), question.encode(), wants.len());
+            self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())))
+                .and_then(move |answer| Verdict::decode_all(&answer.head, count))
+        });
+        Pending::all(asked.collect()).and_then(|verdicts| Ok(verdicts.concat()))
+    }
+
+    /// The bytes of an object, in memory of this node that nobody else knows of.
+    pub(super) fn fetch(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
+        self.with_peer("get", at, move |remote, peer| {
+            let reserved = usize::try_from(len)
+                .map_err(|_| too_large(len, remote.scheme))
+                .and_then(|len| remote.client.reserve(len));
+            let region = match reserved {
+                Ok(region) => region,
+                Err(error) => return Pending::ready(Err(error)),
+            };
+            match peer.lanes() {
+                lanes if lanes > 1 && len >= 2 * LEAST_RANGE => fetch_ranges(peer, &at, region, len, lanes),
+                _ => {
+                    let (fetch, call) = Fetch::new(vec![(want(&at, len), region)]);
+                    let one = move |answer| fetch.finish(answer)?.pop().ok_or_else(mismatch);
+                    Arc::clone(peer).request(call).and_then(one)
+                }
+            }
+        })
+    }
+
+    /// The bytes of several objects of one node, at most [`MAX_WANTS`], in one round trip.
+    pub(super) fn fetch_all(
+        self: &Arc<Self>,
+        at: Address,
+        lane: usize,
+        objects: Vec<Pointer>,
+    ) -> Pending<Vec<Fetched>> {
+        self.with_peer("get", at, move |remote, peer| {
+            let reserve =
+                |object: &Pointer| Ok((want(&object.address, object.len), remote.client.reserve(object.len as usize)?));
+            match objects.iter().map(reserve).collect::<Result<_>>() {
+                Ok(wants) => {
+                    let (fetch, mut call) = Fetch::new(wants);
+                    call.lane = lane;
+                    Arc::clone(peer).request(call).and_then(move |answer| fetch.finish(answer))
+                }
+                Err(error) => Pending::ready(Err(error)),
+            }
+        })
+    }
+
+    /// What was fetched: the object that all processes of this node find, where the caller has the duty to fetch it, else one
+    /// that only its view keeps.
+    pub(super) fn found(&self, fetched: Fetched, format: Format, claim: Option<Claim>) -> Result<Found> {
+        match (fetched.verdict, fetched.region) {
+            (Verdict::Yes { expires_in }, Some(region)) => Ok(Found::Object(match claim {
+                Some(claim) => {
+                    let (lease, len) = self.client.lease_of(region)?;
+                    let expires = match expires_in {
+                        0 => 0,
+                        millis => self.client.expiry(Duration::from_millis(millis)),
+                    };
+                    claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease)?
+                }
+                // Its cell goes back to this process, still warm, with the last view.
+                None => region.freeze(),
+            })),
+            (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
+            (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
+            (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),
+            _ => Err(mismatch()),
+        }
+    }
+}
+
+/// Fetches a large object over several lanes, a range each.
+fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64, lanes: usize) -> Pending<Fetched> {
+    let lanes = (len / LEAST_RANGE).min(lanes as u64);
+    // Ranges begin at whole pages.
+    let step = len.div_ceil(lanes).next_multiple_of(PAGE);
+    let starts = (0..lanes).map(|lane| lane * step).filter(|start| *start < len);
+    let ranges: Vec<(u64, u64)> = starts.map(|start| (start, step.min(len - start))).collect();
+    let lens: Vec<usize> = ranges.iter().map(|(_, count)| *count as usize).collect();
+    let (parts, landings) = match Parts::of(region, &lens) {
+        Ok(parts) => parts,
+        Err(error) => return Pending::ready(Err(error)),
+    };
+    let calls = ranges.into_iter().zip(landings).enumerate().map(|(lane, ((from, count), landing))| {
+        let want = Want { from, count, ..want(at, len) };
+        let land = Box::new(Range { landing: Some(landing) });
+        Arc::clone(peer).request(Call { head: Question::Get(vec![want]).encode(), land, lane })
+    });
+    Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers))
+}
+
+/// One object from the answers about all its ranges.
+fn joined(parts: Parts, answers: Vec<Answer>) -> Result<Fetched> {
+    let mut landings: Vec<Landing> = Vec::with_capacity(answers.len());
+    let mut verdict = None;
+    for answer in answers {
+        match Verdict::decode_all(&answer.head, 1)?.pop() {
+            Some(yes @ Verdict::Yes { .. }) => {
+                landings.extend(answer.parts);
+                verdict.get_or_insert(yes);
+            }
+            // It was evicted between two ranges, or never there: no bytes of it are shown.
+            Some(other) => return Ok(Fetched { verdict: other, region: None }),
+            None => return Err(mismatch()),
+        }
+    }
+    let verdict = verdict.ok_or_else(mismatch)?;
+    Ok(Fetched { verdict, region: Some(parts.join(landings)?) })
+}
+
+/// What identifies an object in the memory of other nodes.
+pub(super) fn origin(at: &Address) -> Origin {
+    Origin { instance: at.instance, id: at.id }
+}
+
+/// All of an object.
+pub(super) fn want(at: &Address, len: u64) -> Want {
+    let len = if at.place == NO_PLACE { 0 } else { len };
+    Want { id: at.id, place: at.place, len, from: 0, count: len }
+}
+
+pub(super) fn refused(op: &'static str, kind: ErrorKind, scheme: &'static str) -> Error {
+    Error::new(kind, op, "the node that has the object says so").with_connector(scheme)
+}
+
+fn too_large(len: u64, scheme: &'static str) -> Error {
+    Error::new(ErrorKind::TooLarge, "get", format!("{len} bytes, more than this machine has addresses"))
+        .with_connector(scheme)
+}
+
+/// How often an operation is tried whose connection breaks.
+const ATTEMPTS: u32 = 3;
+
+/// Objects are cut into ranges of at least this many bytes.
+const LEAST_RANGE: u64 = 8 << 20;
+
+const PAGE: u64 = 4096;

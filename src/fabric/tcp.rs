@@ -1,0 +1,99 @@
+//! `Tcp`: the fabric that every machine has, in pure Rust.
+//!
+//! ```text
+//!   requester                                              owner
+//!   TcpPeer ─ lanes ─ Stream ═══ one TCP connection ═══ Connection ─ Worker (a thread, many connections) ─ Service
+//!               │       └ Calls: who waits reads for all      └ answers go from pinned memory into the socket
+//!               └ Reactor: reads for tasks, one thread a process
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::fabric::handshake::Identity;
+use crate::fabric::{Fabric, Listener, Peer, Service};
+
+mod calls;
+mod connection;
+mod door;
+mod frame;
+mod listener;
+mod peer;
+mod reactor;
+mod reader;
+#[expect(unsafe_code, reason = "the kernel writes to memory that is not initialised")]
+mod scatter;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+#[doc(hidden)]
+pub use frame::check_frames;
+
+/// The fabric of TCP connections.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    identity: Identity,
+    options: Options,
+}
+
+/// What may be chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// How long a peer may show no sign of life before it counts as dead. At least 100 ms.
+    pub(crate) silence: Duration,
+    /// Streams to one peer, connected when they are first used.
+    pub(crate) lanes: usize,
+    /// Bytes of answers that may wait for one requester to read; beyond, its questions wait.
+    pub(crate) queued: u64,
+    /// Answers that one requester may have held back; questions beyond are refused.
+    pub(crate) held: usize,
+    /// Handshakes at once.
+    pub(crate) handshakes: usize,
+    /// How long a handshake may take.
+    pub(crate) handshake: Duration,
+    /// Whether parts carry checksums, which costs both sides a pass over the bytes. TCP has its own, of 16 bits.
+    pub(crate) checksums: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            silence: crate::environment::timeout(),
+            lanes: 4,
+            queued: 64 << 20,
+            held: 1 << 16,
+            handshakes: 64,
+            handshake: Duration::from_secs(5),
+            checksums: false,
+        }
+    }
+}
+
+impl Tcp {
+    pub(crate) fn new(identity: Identity, options: Options) -> Self {
+        let options = Options { silence: options.silence.max(LEAST_SILENCE), ..options };
+        Self { identity, options }
+    }
+}
+
+impl Fabric for Tcp {
+    fn scheme(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
+        Ok(Box::new(listener::TcpListener::new(&self.identity, &self.options, addresses, service)?))
+    }
+
+    fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        Ok(peer::TcpPeer::connect(&self.identity, &self.options, contact, deadline)?)
+    }
+}
+
+/// Below, a busy machine's scheduling would look like death.
+const LEAST_SILENCE: Duration = Duration::from_millis(100);

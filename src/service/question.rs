@@ -1,0 +1,395 @@
+//! What nodes ask each other about objects, and the answers: the heads of a fabric's calls.
+//!
+//! All little-endian and of fixed width. Decoding is strict: a head decodes to a message only if that message encodes to the
+//! same head. It never panics, and allocates in proportion to the head.
+
+use super::address::Address;
+use super::message::{kind_code, kind_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::MAX_HEAD;
+use crate::key::{Format, Reader};
+use crate::shm::table::Id;
+
+/// From a node that wants something of an object to the node that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// Wants bytes: the parts of the answer are those of the objects that are found, in order.
+    Get(Vec<Want>),
+    /// Wants to know which can be read.
+    Exists(Vec<Want>),
+    /// Ends objects or declarations.
+    Evict(Vec<Want>),
+    /// Ends an object or a declaration for the one who asks first; asked again with the same number, the answer is the same.
+    Retire { want: Want, number: u64 },
+    /// Wants to hear when something is committed to a declared object.
+    Wait(Want),
+    /// Makes an object of any node that of a declared one; asked again with the same object, the answer is the same.
+    Bind { declared: Want, format: Format, object: Pointer },
+}
+
+/// One object, or some of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Want {
+    pub(crate) id: Id,
+    /// Where the key says that it lies.
+    pub(crate) place: u64,
+    /// How long the key says that it is.
+    pub(crate) len: u64,
+    /// First byte that is wanted.
+    pub(crate) from: u64,
+    /// How many bytes are wanted.
+    pub(crate) count: u64,
+}
+
+/// An object of any node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pointer {
+    pub(crate) address: Address,
+    pub(crate) len: u64,
+    pub(crate) format: Format,
+}
+
+/// What became of one object of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Never there, evicted, taken; or, of `Retire`, ended by another.
+    Missing,
+    /// There, or done. It ends by itself in so many milliseconds, 0 for never.
+    Yes { expires_in: u64 },
+    /// Declared, and nothing was committed to it.
+    Declared,
+    /// Declared, and this is the object that was committed to it.
+    Bound(Pointer),
+    /// Another object was committed to it before.
+    Taken,
+    /// It failed.
+    Refused { kind: ErrorKind },
+}
+
+impl Want {
+    /// Bytes of one in a head.
+    const LEN: usize = 4 + 8 * 5;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.id.slot.to_le_bytes());
+        for number in [self.id.generation, self.place, self.len, self.from, self.count] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+
+    fn decode(input: &mut Reader<'_>) -> Result<Self> {
+        let slot = u32::from_le_bytes(input.array()?);
+        let mut number = || Ok::<_, Error>(u64::from_le_bytes(input.array()?));
+        let (generation, place, len) = (number()?, number()?, number()?);
+        let (from, count) = (number()?, number()?);
+        if generation >> Id::GENERATION_BITS != 0 {
+            return Err(invalid("an impossible generation"));
+        }
+        if from.checked_add(count).is_none_or(|end| end > len) {
+            return Err(invalid("a range outside of its object"));
+        }
+        Ok(Self { id: Id { slot, generation }, place, len, from, count })
+    }
+}
+
+/// Most objects of one question.
+pub(crate) const MAX_WANTS: usize = 1024;
+
+// The longest question and the longest answer of fixed parts fit into a head.
+const _: () = assert!(2 + 4 + MAX_WANTS * Want::LEN <= MAX_HEAD && 2 + 4 + MAX_WANTS * 9 <= MAX_HEAD);
+
+impl Pointer {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        self.address.encode(out);
+        out.extend_from_slice(&self.len.to_le_bytes());
+        out.extend_from_slice(&self.format.codec.to_le_bytes());
+        out.extend_from_slice(&self.format.fingerprint.to_le_bytes());
+    }
+
+    pub(crate) fn decode(input: &mut Reader<'_>) -> Result<Self> {
+        let address = Address::decode(input)?;
+        let len = u64::from_le_bytes(input.array()?);
+        Ok(Self { address, len, format: format(input)? })
+    }
+
+    /// What [`encode`](Self::encode) wrote, and nothing behind.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let mut input = Reader::new(bytes, "pointer");
+        let pointer = Self::decode(&mut input)?;
+        input.finish()?;
+        Ok(pointer)
+    }
+}
+
+impl Question {
+    /// The operation that a user knows it as.
+    pub(crate) fn op(&self) -> &'static str {
+        match self {
+            Self::Get(_) | Self::Wait(_) => "get",
+            Self::Exists(_) => "exists",
+            Self::Evict(_) => "evict",
+            Self::Retire { .. } => "take",
+            Self::Bind { .. } => "commit_at",
+        }
+    }
+
+    /// The head of the call.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(2 + 4 + Want::LEN + 64);
+        match self {
+            Self::Get(wants) => list(&mut out, 1, wants),
+            Self::Exists(wants) => list(&mut out, 2, wants),
+            Self::Evict(wants) => list(&mut out, 3, wants),
+            Self::Retire { want, number } => {
+                out.extend_from_slice(&[VERSION, 4]);
+                want.encode(&mut out);
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            Self::Wait(want) => {
+                out.extend_from_slice(&[VERSION, 5]);
+                want.encode(&mut out);
+            }
+            Self::Bind { declared, format, object } => {
+                out.extend_from_slice(&[VERSION, 6]);
+                declared.encode(&mut out);
+                out.extend_from_slice(&format.codec.to_le_bytes());
+                out.extend_from_slice(&format.fingerprint.to_le_bytes());
+                object.encode(&mut out);
+            }
+        }
+        out
+    }
+
+    /// Reads the head of a call.
+    ///
+    /// # Errors
+    /// `Invalid` for anything that [`encode`](Self::encode) does not write, `Incompatible` for another version.
+    pub(crate) fn decode(head: &[u8]) -> Result<Self> {
+        let mut input = opened(head)?;
+        let question = match input.byte()? {
+            1 => Self::Get(wants(&mut input)?),
+            2 => Self::Exists(wants(&mut input)?),
+            3 => Self::Evict(wants(&mut input)?),
+            4 => Self::Retire { want: Want::decode(&mut input)?, number: u64::from_le_bytes(input.array()?) },
+            5 => Self::Wait(Want::decode(&mut input)?),
+            6 => Self::Bind {
+                declared: Want::decode(&mut input)?,
+                format: format(&mut input)?,
+                object: Pointer::decode(&mut input)?,
+            },
+            _ => return Err(invalid("no such question")),
+        };
+        input.finish()?;
+        Ok(question)
+    }
+}
+
+impl Verdict {
+    pub(crate) fn refused(error: &Error) -> Self {
+        Self::Refused { kind: error.kind() }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Missing => out.push(0),
+            Self::Yes { expires_in } => {
+                out.push(1);
+                out.extend_from_slice(&expires_in.to_le_bytes());
+            }
+            Self::Declared => out.push(2),
+            Self::Bound(pointer) => {
+                out.push(3);
+                pointer.encode(out);
+            }
+            Self::Taken => out.push(4),
+            Self::Refused { kind } => out.extend_from_slice(&[5, kind_code(*kind)]),
+        }
+    }
+
+    fn decode(input: &mut Reader<'_>) -> Result<Self> {
+        Ok(match input.byte()? {
+            0 => Self::Missing,
+            1 => Self::Yes { expires_in: u64::from_le_bytes(input.array()?) },
+            2 => Self::Declared,
+            3 => Self::Bound(Pointer::decode(input)?),
+            4 => Self::Taken,
+            5 => Self::Refused { kind: kind_of(input.byte()?) },
+            _ => return Err(invalid("no such verdict")),
+        })
+    }
+
+    /// The head of an answer, one verdict for each object of the question.
+    pub(crate) fn encode_all(verdicts: &[Self]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1 + 4 + verdicts.len() * 9);
+        out.push(VERSION);
+        out.extend_from_slice(&(verdicts.len() as u32).to_le_bytes());
+        verdicts.iter().for_each(|verdict| verdict.encode(&mut out));
+        out
+    }
+
+    /// Reads the head of an answer to a question about `count` objects.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else, `Incompatible` for another version.
+    pub(crate) fn decode_all(head: &[u8], count: usize) -> Result<Vec<Self>> {
+        let mut input = opened(head)?;
+        if u32::from_le_bytes(input.array()?) as usize != count {
+            return Err(invalid("an answer about more or fewer objects"));
+        }
+        let verdicts = (0..count).map(|_| Self::decode(&mut input)).collect::<Result<_>>()?;
+        input.finish()?;
+        Ok(verdicts)
+    }
+}
+
+fn list(out: &mut Vec<u8>, op: u8, wants: &[Want]) {
+    debug_assert!(wants.len() <= MAX_WANTS);
+    out.reserve(2 + 4 + wants.len() * Want::LEN);
+    out.extend_from_slice(&[VERSION, op]);
+    out.extend_from_slice(&(wants.len() as u32).to_le_bytes());
+    wants.iter().for_each(|want| want.encode(out));
+}
+
+fn wants(input: &mut Reader<'_>) -> Result<Vec<Want>> {
+    let count = u32::from_le_bytes(input.array()?) as usize;
+    if count == 0 || count > MAX_WANTS {
+        return Err(invalid("a question about none or too many objects"));
+    }
+    (0..count).map(|_| Want::decode(input)).collect()
+}
+
+fn format(input: &mut Reader<'_>) -> Result<Format> {
+    Ok(Format { codec: u16::from_le_bytes(input.array()?), fingerprint: u64::from_le_bytes(input.array()?) })
+}
+
+fn opened(head: &[u8]) -> Result<Reader<'_>> {
+    let mut input = Reader::new(head, "question or answer");
+    match input.byte()? {
+        VERSION => Ok(input),
+        other => {
+            let context = format!("the other node speaks version {other} of the protocol, this one {VERSION}");
+            Err(Error::new(ErrorKind::Incompatible, "get", context))
+        }
+    }
+}
+
+fn invalid(what: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, "get", what)
+}
+
+/// Version of the questions, in a byte that text and zeroed memory do not begin with.
+const VERSION: u8 = 0xc1;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn want() -> impl Strategy<Value = Want> {
+        (any::<u32>(), 0..1u64 << Id::GENERATION_BITS, any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
+            |(slot, generation, place, from, count, more)| Want {
+                id: Id { slot, generation },
+                place,
+                from: u64::from(from),
+                count: u64::from(count),
+                len: u64::from(from) + u64::from(count) + u64::from(more),
+            },
+        )
+    }
+
+    fn wanted(most: usize) -> impl Strategy<Value = Vec<Want>> {
+        prop::collection::vec(want(), 1..=most)
+    }
+
+    prop_compose! {
+        fn any_format()(codec in any::<u16>(), fingerprint in any::<u64>()) -> Format {
+            Format { codec, fingerprint }
+        }
+    }
+
+    fn pointer() -> impl Strategy<Value = Pointer> {
+        (any::<[u8; 16]>(), any::<bool>(), any::<u16>(), want(), any::<u64>(), any_format()).prop_map(
+            |(ip, v6, port, want, instance, format)| {
+                let contact = match v6 {
+                    true => SocketAddr::from((ip, port)),
+                    false => SocketAddr::from(([ip[0], ip[1], ip[2], ip[3]], port)),
+                };
+                let address = Address { contact, instance, id: want.id, place: want.place };
+                Pointer { address, len: want.len, format }
+            },
+        )
+    }
+
+    fn question() -> impl Strategy<Value = Question> {
+        prop_oneof![
+            wanted(20).prop_map(Question::Get),
+            wanted(20).prop_map(Question::Exists),
+            wanted(20).prop_map(Question::Evict),
+            (want(), any::<u64>()).prop_map(|(want, number)| Question::Retire { want, number }),
+            want().prop_map(Question::Wait),
+            (want(), any_format(), pointer()).prop_map(|(declared, format, object)| Question::Bind {
+                declared,
+                format,
+                object
+            }),
+        ]
+    }
+
+    fn verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![
+            Just(Verdict::Missing),
+            any::<u64>().prop_map(|expires_in| Verdict::Yes { expires_in }),
+            Just(Verdict::Declared),
+            pointer().prop_map(Verdict::Bound),
+            Just(Verdict::Taken),
+            Just(Verdict::Refused { kind: ErrorKind::NoSpace }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn questions_return(question in question()) {
+            let head = question.encode();
+            prop_assert!(head.len() <= MAX_HEAD);
+            prop_assert_eq!(Question::decode(&head).unwrap(), question);
+        }
+
+        #[test]
+        fn verdicts_return(verdicts in prop::collection::vec(verdict(), 0..20)) {
+            let head = Verdict::encode_all(&verdicts);
+            prop_assert_eq!(Verdict::decode_all(&head, verdicts.len()).unwrap(), verdicts.clone());
+            prop_assert!(Verdict::decode_all(&head, verdicts.len() + 1).is_err());
+        }
+
+        #[test]
+        fn anything_is_refused_or_encodes_to_itself(mut head in prop::collection::vec(any::<u8>(), 0..200), op in 0..8u8) {
+            if let [version, first, ..] = &mut head[..] {
+                (*version, *first) = (VERSION, op);
+            }
+            if let Ok(question) = Question::decode(&head) {
+                prop_assert_eq!(question.encode(), head);
+            }
+        }
+
+        #[test]
+        fn cut_short_is_refused(question in question(), cut in any::<prop::sample::Index>()) {
+            let head = question.encode();
+            prop_assert!(Question::decode(&head[..cut.index(head.len())]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_longest_question_fits() {
+        let want = Want { id: Id { slot: 0, generation: 0 }, place: 0, len: 0, from: 0, count: 0 };
+        assert!(Question::Get(vec![want; MAX_WANTS]).encode().len() <= MAX_HEAD);
+        let mut head = Question::Get(vec![want; MAX_WANTS]).encode();
+        head[2..6].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(Question::decode(&head).is_err());
+    }
+}

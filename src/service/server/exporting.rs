@@ -1,0 +1,135 @@
+//! `Exporting`: how a node begins to answer others. It takes longer than the service's thread has time for: names are looked
+//! up, a port is found, and the answering side is a client of this very service.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, Mutex};
+use std::{mem, thread};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::{Event, Server};
+use crate::error::{Error, Result};
+use crate::service::exported::Exported;
+use crate::service::message::Reply;
+use crate::shm::layout::word;
+use crate::shm::mem::Mem;
+use crate::shm::table::Table;
+use crate::sync::lock;
+
+/// Whether other nodes are answered.
+pub(super) struct Exporting {
+    state: State,
+    outcome: Arc<Outcome>,
+    /// Who wants to know where: connections and requests.
+    asked: Vec<(u32, u64)>,
+}
+
+enum State {
+    No,
+    Beginning,
+    Yes(Exported),
+}
+
+/// What came of beginning, from the thread that did.
+struct Outcome {
+    result: Mutex<Option<Result<Exported>>>,
+    there: OwnedFd,
+}
+
+impl Exporting {
+    pub(super) fn new() -> Result<Self> {
+        let there = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::io("serve", "an eventfd", errno.into()))?;
+        let outcome = Arc::new(Outcome { result: Mutex::default(), there });
+        Ok(Self { state: State::No, outcome, asked: Vec::new() })
+    }
+}
+
+impl Server {
+    /// Goes on where a former service stopped, under its address.
+    pub(super) fn export_again(&mut self) -> Result<()> {
+        self.watch(&self.exporting.outcome.there, Event::Exported)?;
+        if let Some(former) = contact(&self.memory.table) {
+            self.begin_export(Some(former));
+        }
+        Ok(())
+    }
+
+    /// Tells a client where other nodes are answered; begins with it where nobody asked before.
+    pub(super) fn export(&mut self, connection: u32, id: u64) {
+        match &self.exporting.state {
+            State::Yes(exported) => {
+                let contact = exported.contact();
+                return self.send(connection, &Reply::Exported { id, contact }, &[]);
+            }
+            State::No => self.begin_export(contact(&self.memory.table)),
+            State::Beginning => {}
+        }
+        self.exporting.asked.push((connection, id));
+    }
+
+    fn begin_export(&mut self, former: Option<SocketAddr>) {
+        let outcome = Arc::clone(&self.exporting.outcome);
+        let namespace = self.directory.namespace();
+        let begin = move || {
+            let result = Exported::begin(&namespace, former);
+            *lock(&outcome.result) = Some(result);
+            let _ = rustix::io::write(&outcome.there, &1u64.to_le_bytes());
+        };
+        self.exporting.state = State::Beginning;
+        if let Err(error) = thread::Builder::new().name("proxystore-export".to_owned()).spawn(begin) {
+            let error = Error::io("open", "a thread to answer other nodes", error);
+            *lock(&self.exporting.outcome.result) = Some(Err(error));
+            let _ = rustix::io::write(&self.exporting.outcome.there, &1u64.to_le_bytes());
+        }
+    }
+
+    /// The thread that began is done.
+    pub(super) fn exported(&mut self) {
+        let _ = rustix::io::read(&self.exporting.outcome.there, &mut [0; 8]);
+        let Some(result) = lock(&self.exporting.outcome.result).take() else { return };
+        let answer = match result {
+            Ok(exported) => {
+                let contact = exported.contact();
+                set_contact(&self.memory.table, contact);
+                self.exporting.state = State::Yes(exported);
+                Ok(contact)
+            }
+            Err(error) => {
+                self.exporting.state = State::No;
+                Err(error)
+            }
+        };
+        for (connection, id) in mem::take(&mut self.exporting.asked) {
+            let reply = match &answer {
+                Ok(contact) => Reply::Exported { id, contact: *contact },
+                Err(error) => Reply::refuse(id, error),
+            };
+            self.send(connection, &reply, &[]);
+        }
+    }
+}
+
+/// Where other nodes are, or were last, answered for this memory.
+pub(crate) fn contact<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
+    let word = table.header(word::CONTACT).load(Acquire);
+    let half = |at| table.header(word::CONTACT + at).load(Relaxed);
+    let ip = u128::from(half(1)) | u128::from(half(2)) << 64;
+    (word & IS_THERE != 0).then(|| SocketAddr::new(Ipv6Addr::from(ip.to_le_bytes()).to_canonical(), word as u16))
+}
+
+fn set_contact<M: Mem>(table: &Table<M>, contact: SocketAddr) {
+    let ip = match contact.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let ip = u128::from_le_bytes(ip.octets());
+    table.header(word::CONTACT + 1).store(ip as u64, Relaxed);
+    table.header(word::CONTACT + 2).store((ip >> 64) as u64, Relaxed);
+    table.header(word::CONTACT).store(u64::from(contact.port()) | IS_THERE, Release);
+}
+
+/// Set in the word of a contact.
+const IS_THERE: u64 = 1 << 16;

@@ -1,0 +1,54 @@
+//! What happens between machines: several hosts on this one, made by the script `hosts` beside this file.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(unsafe_code, reason = "signals and sockets as tests need them have no safe wrapper")]
+#![allow(clippy::disallowed_methods, reason = "workers end wherever they are")]
+
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+mod bare;
+#[path = "../shm/content.rs"]
+mod content;
+mod harness;
+mod hosts;
+mod node;
+mod proxy;
+mod rows;
+mod worker;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--worker"] => std::process::exit(worker::run()),
+        ["--node", url] => std::process::exit(node::run(url)),
+        ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
+        ["--proxy", own, peer] => std::process::exit(node::proxy(own, peer)),
+        ["--maker"] => std::process::exit(harness::maker()),
+        _ => {}
+    }
+    libtest_mimic::run(&Arguments::from_args(), harness::trials().into_iter().chain(rows::trials()).collect()).exit();
+}
+
+/// A trial with a bound in seconds, which covers the start of its hosts on a busy machine.
+pub(crate) fn row(name: &str, seconds: u64, run: fn()) -> Trial {
+    Trial::test(name, move || {
+        let begun = Instant::now();
+        run();
+        match begun.elapsed() {
+            took if took > Duration::from_secs(seconds) => {
+                Err(Failed::from(format!("took {took:?}, allowed are {seconds} s")))
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// [`row`], or a trial that is ignored for the reason.
+pub(crate) fn needs(missing: &Result<(), String>, name: &str, seconds: u64, run: fn()) -> Trial {
+    match missing {
+        Ok(()) => row(name, seconds, run),
+        Err(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason),
+    }
+}

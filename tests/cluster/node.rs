@@ -1,0 +1,288 @@
+//! A process of the job on a host: opens a `tcp://` store and obeys lines on its standard input.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BufMut;
+use proxystore::connectors::DimConnector;
+use proxystore::service::{ServeOptions, inspect};
+use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
+
+use crate::content::{Random, content, verify};
+use crate::proxy::Proxy;
+use crate::worker::say;
+
+/// What a process has in hand.
+struct Hand {
+    store: Arc<DimConnector>,
+    /// For the operations to come.
+    limit: Option<Duration>,
+    views: Vec<(Region, u64)>,
+}
+
+/// Opens the URL and obeys until standard input ends.
+pub(crate) fn run(url: &str) -> i32 {
+    let begun = Instant::now();
+    let store = match url.parse().and_then(|config| DimConnector::open(&config)) {
+        Ok(store) => Arc::new(store),
+        Err(error) => {
+            say(&format!("{} {}", failure(&error), begun.elapsed().as_millis()));
+            return 0;
+        }
+    };
+    say(&format!("ready {}", std::process::id()));
+    let mut hand = Hand { store, limit: None, views: Vec::new() };
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split(' ').collect();
+        say(&obey(&mut hand, &words).unwrap_or_else(|error| failure(&error)));
+    }
+    0
+}
+
+/// Supervises the namespace of the tests on its host, or is the service of one that does.
+pub(crate) fn serve(rest: &[&str]) -> i32 {
+    let options = ServeOptions {
+        namespace: NAMESPACE.to_owned(),
+        budget: None,
+        displace: false,
+        prefault: false,
+        grace: Duration::from_secs(2),
+    };
+    let done = match rest {
+        [] => {
+            say(&format!("ready {}", std::process::id()));
+            service::serve(&options)
+        }
+        [flag, fd] if *flag == service::KEEPER_FLAG => service::serve_supervised(&options, fd.parse().unwrap()),
+        other => panic!("no such arguments: {other:?}"),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}", failure(&error));
+            1
+        }
+    }
+}
+
+fn failure(error: &Error) -> String {
+    format!("error {:?} {error}", error.kind())
+}
+
+impl Hand {
+    fn limited<T: Send + 'static>(&self, pending: Pending<T>) -> Result<T, Error> {
+        match self.limit {
+            Some(limit) => pending.deadline(limit).wait(),
+            None => pending.wait(),
+        }
+    }
+}
+
+fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let store = Arc::clone(&hand.store);
+    let verdict = |found: Option<&Region>, seed: u64| match found.map(|region| verify(region, seed)) {
+        Some(Ok(())) => "same".to_owned(),
+        Some(Err(how)) => format!("other {how}"),
+        None => "none".to_owned(),
+    };
+    Ok(match *words {
+        ["limit", millis] => {
+            hand.limit = Some(Duration::from_millis(number(millis))).filter(|limit| !limit.is_zero());
+            "done".to_owned()
+        }
+        ["put", seed, len] => {
+            format!("key {}", hand.limited(store.put(&content(number(seed), number(len) as usize), Format::RAW))?)
+        }
+        ["puts", seed, len, count] => {
+            let all = (number(seed)..number(seed) + number(count)).map(|seed| content(seed, number(len) as usize));
+            let all: Vec<Vec<u8>> = all.collect();
+            let objects: Vec<(&[u8], Format)> = all.iter().map(|bytes| (&bytes[..], Format::RAW)).collect();
+            let keys = hand.limited(store.put_batch(&objects))?;
+            format!("keys {}", keys.iter().map(Key::to_string).collect::<Vec<_>>().join(","))
+        }
+        ["get", key, seed] => verdict(hand.limited(store.get(&parse(key)?))?.as_ref(), number(seed)),
+        ["gets", seed, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let found = hand.limited(store.get_batch(&keys))?;
+            let all = found.iter().enumerate().map(|(at, found)| verdict(found.as_ref(), number(seed) + at as u64));
+            let different: Vec<String> = all.filter(|verdict| verdict != "same").collect();
+            if different.is_empty() { "same".to_owned() } else { different.join("; ") }
+        }
+        ["take", key, seed] => verdict(hand.limited(store.take(&parse(key)?))?.as_ref(), number(seed)),
+        ["hold", key, seed] => match hand.limited(store.get(&parse(key)?))? {
+            Some(region) => {
+                hand.views.push((region, number(seed)));
+                "held".to_owned()
+            }
+            None => "none".to_owned(),
+        },
+        ["check"] => match hand.views.iter().try_for_each(|(region, seed)| verify(region, *seed)) {
+            Ok(()) => "same".to_owned(),
+            Err(how) => format!("other {how}"),
+        },
+        ["drop"] => {
+            hand.views.clear();
+            "done".to_owned()
+        }
+        ["exists", key] => hand.limited(store.exists(&parse(key)?))?.to_string(),
+        ["evict", ref keys @ ..] => {
+            for key in keys.iter().flat_map(|keys| keys.split(',')) {
+                hand.limited(store.evict(&parse(key)?))?;
+            }
+            "done".to_owned()
+        }
+        ["declare"] => format!("key {}", store.declare(Format::RAW)?),
+        ["commit_at", key, seed, len] => {
+            let mut region = store.reserve(number(len) as usize)?;
+            region.put_slice(&content(number(seed), number(len) as usize));
+            hand.limited(store.commit_at(&parse(key)?, region))?;
+            "done".to_owned()
+        }
+        ["await", key, seed] => verdict(Some(&hand.limited(store.get_when_committed(&parse(key)?))?), number(seed)),
+        // Gets of all keys, one after another, for so long; how many were as they should be, up to the first that was not.
+        ["load", seed, millis, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let (begun, mut count) = (Instant::now(), 0);
+            while begun.elapsed() < Duration::from_millis(number(millis)) {
+                let at = count % keys.len();
+                let answer = match hand.limited(store.get(&keys[at])) {
+                    Ok(found) => verdict(found.as_ref(), number(seed) + at as u64),
+                    Err(error) => failure(&error),
+                };
+                if answer != "same" {
+                    return Ok(format!("after {count}: {answer}"));
+                }
+                count += 1;
+            }
+            format!("all {count}")
+        }
+        ["timed", ..] => {
+            let begun = Instant::now();
+            let answer = obey(hand, &words[1..]).unwrap_or_else(|error| failure(&error));
+            format!("{} {answer}", begun.elapsed().as_millis())
+        }
+        ["live"] => inspect::stats(NAMESPACE)?.live.count.to_string(),
+        ["dying"] => inspect::stats(NAMESPACE)?.dying.count.to_string(),
+        ["dying_bytes"] => inspect::stats(NAMESPACE)?.dying.bytes.to_string(),
+        ["host"] => inspect::stats(NAMESPACE)?.host.to_string(),
+        ["settled"] => settled(),
+        ["status", field] => status(field).to_string(),
+        ["reset_peak"] => {
+            std::fs::write("/proc/self/clear_refs", "5").expect("this process's own");
+            "done".to_owned()
+        }
+        ["descriptors"] => entries("/proc/self/fd").to_string(),
+        ["threads"] => entries("/proc/self/task").to_string(),
+        ["strangers", address, count, seed] => strangers(address, number(count), number(seed)),
+        _ => panic!("no such order: {words:?}"),
+    })
+}
+
+/// The order of a worker that is a proxy: `OWN PEER:PORT` makes one.
+pub(crate) fn proxy(own: &str, peer: &str) -> i32 {
+    let (own, peer): (Ipv4Addr, SocketAddrV4) = (own.parse().unwrap(), peer.parse().unwrap());
+    let proxy = Proxy::start(own, peer);
+    say(&format!("ready {}", std::process::id()));
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split(' ').collect();
+        say(&match *words {
+            ["plan", ref plan @ ..] => {
+                proxy.plan(plan);
+                "done".to_owned()
+            }
+            ["limit", rate] => {
+                proxy.limit(rate.parse().unwrap());
+                "done".to_owned()
+            }
+            ["connections"] => proxy.connections().to_string(),
+            ["replay", millis] => {
+                let limit = Duration::from_millis(millis.parse().unwrap());
+                match proxy.replay(own, peer, limit) {
+                    Ok(Some(len)) => format!("ended {len}"),
+                    Ok(None) => "open".to_owned(),
+                    Err(error) => format!("error {error}"),
+                }
+            }
+            _ => panic!("no such order: {words:?}"),
+        });
+    }
+    0
+}
+
+fn parse(key: &str) -> Result<Key, Error> {
+    key.parse()
+}
+
+/// Waits at most two seconds until nothing evicted is left and no lease is a dead process's; what is wrong otherwise.
+fn settled() -> String {
+    let begun = Instant::now();
+    loop {
+        let wrong = match inspect::stats(NAMESPACE) {
+            Ok(stats) => {
+                let leased: u64 = stats.clients.iter().map(|client| client.leased.count).sum();
+                let total: u64 = stats.segments.iter().map(|segment| segment.len).sum();
+                let used = stats.live.bytes + stats.reserved.bytes + stats.dying.bytes;
+                match () {
+                    () if stats.dying.count > 0 => format!("{:?} dying, clients {:?}", stats.dying, stats.clients),
+                    () if leased != stats.reserved.count => format!("{:?} reserved, {leased} leased", stats.reserved),
+                    () if used + stats.free_bytes != total => {
+                        format!("{used} used, {} free of {total}", stats.free_bytes)
+                    }
+                    () => return "settled".to_owned(),
+                }
+            }
+            Err(error) => failure(&error),
+        };
+        if begun.elapsed() > Duration::from_secs(2) {
+            return wrong;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Peers that have no secret: each sends so many bytes of nonsense, or none, and waits for what happens. How many were sent
+/// away, of how many.
+fn strangers(address: &str, count: u64, seed: u64) -> String {
+    let address: SocketAddr = address.parse().unwrap();
+    let mut random = Random(seed | 1);
+    let mut peers = Vec::new();
+    for _ in 0..count {
+        let Ok(mut peer) = TcpStream::connect_timeout(&address, Duration::from_secs(5)) else { continue };
+        let bytes: Vec<u8> = match random.below(4) {
+            0 => Vec::new(),
+            // A hello, as far as its first bytes say, and a frame, which no stranger may send.
+            1 => [&[0xf5, b'p', b'h', 1, 1, 1][..], &[0xff; 300]].concat(),
+            2 => [&[0xf5, b'p', b'x', 1, 1, 0, 0xff, 0xff][..], &[0xff; 300]].concat(),
+            _ => (0..random.below(2000)).map(|_| random.next() as u8).collect(),
+        };
+        let _ = std::io::Write::write_all(&mut peer, &bytes);
+        peers.push(peer);
+    }
+    let opened = peers.len();
+    let sent_away = peers.into_iter().filter_map(|mut peer| {
+        peer.set_read_timeout(Some(Duration::from_secs(8))).ok()?;
+        let mut bytes = Vec::new();
+        match std::io::Read::read_to_end(&mut peer, &mut bytes) {
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => None,
+            _ => Some(()),
+        }
+    });
+    format!("{} of {opened}", sent_away.count())
+}
+
+/// A figure of /proc/self/status, in bytes.
+fn status(field: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.expect("a figure in kB") << 10
+}
+
+fn entries(directory: &str) -> usize {
+    std::fs::read_dir(directory).expect("/proc").count()
+}
+
+/// Of all stores of the tests: what differs are their hosts.
+pub(crate) const NAMESPACE: &str = "test";

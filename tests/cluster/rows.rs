@@ -1,0 +1,839 @@
+//! The rows of the fault matrix that concern several nodes, for `tcp://`, a test each, with its bound in time.
+
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+
+use crate::hosts::{Cluster, Host, Worker, missing};
+use crate::needs;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let hosts = missing();
+    let row = |name: &str, seconds, run| needs(&hosts, name, seconds, run);
+    vec![
+        row("row_29_strangers", 60, row_29_strangers),
+        row("row_29_flipped_bits", 120, row_29_flipped),
+        row("row_29_repeated_bytes", 60, row_29_repeated),
+        row("row_30_wrong_secret", 20, row_30_secret),
+        row("row_30_another_namespace", 20, row_30_namespace),
+        row("row_30_replayed_handshake", 30, row_30_replay),
+        row("row_31_another_user", 20, row_31),
+        row("row_32_owner_killed_at_every_step", 120, row_32_owner),
+        row("row_32_requester_killed_at_every_step", 120, row_32_requester),
+        row("row_32_node_lost", 60, row_32_node),
+        row("row_33_parted", 60, row_33_parted),
+        row("row_33_parted_during_a_transfer", 60, row_33_transfer),
+        row("row_33_blocked_one_way", 60, row_33_one_way),
+        row("row_34_healed", 60, row_34),
+        row("row_35_losses", 60, row_35_losses),
+        row("row_35_ten_megabits", 60, row_35_rate),
+        row("row_36_reset", 60, row_36_reset),
+        row("row_36_closed", 60, row_36_closed),
+        row("row_36_muted", 60, row_36_muted),
+        row("row_36_delayed", 60, row_36_delayed),
+        row("row_37_evicted_during_a_read", 60, row_37),
+        row("row_38_slow_reader", 60, row_38),
+        row("row_48_storms", 60, row_48),
+        row("row_49_service_killed_and_ended_under_load", 60, row_49),
+        row("stale_keys", 40, stale_keys),
+        row("objects_outlive_their_producer_and_their_service", 40, outlive),
+        row("deferred_keys_across_hosts", 40, deferred),
+        row("sixteen_processes_one_transfer", 60, sixteen),
+        row("peak_memory_of_a_get", 120, peak),
+    ]
+}
+
+/// Two hosts; a process on each.
+struct Pair {
+    _cluster: Cluster,
+    hosts: [Host; 2],
+    owner: Worker,
+    requester: Worker,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let cluster = Cluster::new(2);
+        let hosts = cluster.hosts();
+        let (owner, requester) = (node(&hosts[0]), node(&hosts[1]));
+        Self { _cluster: cluster, hosts, owner, requester }
+    }
+}
+
+fn node(host: &Host) -> Worker {
+    node_with(host, &[])
+}
+
+/// A process that opens a store where each get crosses the network.
+fn node_with(host: &Host, environment: &[(&str, &str)]) -> Worker {
+    host.start(&["--node", URL], &[ENVIRONMENT, environment].concat())
+}
+
+fn put(owner: &mut Worker, seed: u64, len: usize) -> String {
+    let answer = owner.ask(&format!("put {seed} {len}"));
+    answer.strip_prefix("key ").unwrap_or_else(|| panic!("put: {answer}")).to_owned()
+}
+
+fn get(requester: &mut Worker, key: &str, seed: u64) -> String {
+    requester.ask(&format!("get {key} {seed}"))
+}
+
+/// The answer, and how long it took there.
+fn timed(requester: &mut Worker, order: &str) -> (Duration, String) {
+    split(&requester.ask(&format!("timed {order}")))
+}
+
+fn split(answer: &str) -> (Duration, String) {
+    let (millis, answer) = answer.split_once(' ').unwrap_or_else(|| panic!("no time in {answer:?}"));
+    (Duration::from_millis(millis.parse().unwrap()), answer.to_owned())
+}
+
+/// Whether an answer is an error of one of these kinds.
+fn is_error(answer: &str, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| answer.strip_prefix("error ").is_some_and(|rest| rest.split(' ').next() == Some(kind)))
+}
+
+#[track_caller]
+fn assert_error(answer: &str, kinds: &[&str]) {
+    assert!(is_error(answer, kinds), "{answer}; one of {kinds:?} was expected");
+}
+
+/// Waits until an order has a certain answer.
+#[track_caller]
+fn await_answer(worker: &mut Worker, order: &str, wanted: &str, limit: Duration) {
+    let begun = Instant::now();
+    loop {
+        let answer = worker.ask(order);
+        if answer == wanted {
+            return;
+        }
+        assert!(begun.elapsed() < limit, "{order}: {answer}, and not {wanted} within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The owner's object can go: nobody who is gone pins it.
+#[track_caller]
+fn assert_unpinned(owner: &mut Worker, key: &str, limit: Duration) {
+    owner.expect(&format!("evict {key}"), "done");
+    await_answer(owner, "dying", "0", limit);
+}
+
+/// A proxy on a host between its processes and those of `peer`, whose objects are at `key`'s port.
+fn proxy(host: &Host, peer: &Host) -> Worker {
+    let address = listening(peer);
+    host.start(&["--proxy", &host.address, &address], &[])
+}
+
+/// Where the node service of a host answers others.
+fn listening(host: &Host) -> String {
+    let said = host.print(&["sh", "-c", "cat /proc/net/tcp"]);
+    let mut ports = said.lines().skip(1).filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // 0A is LISTEN.
+        (words[3] == "0A").then(|| u16::from_str_radix(words[1].split(':').nth(1).unwrap(), 16).unwrap())
+    });
+    let port = ports.next().expect("a listening socket");
+    assert_eq!(ports.next(), None, "one port");
+    format!("{}:{port}", host.address)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+fn row_29_strangers() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 100_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let address = listening(&pair.hosts[0]);
+    let figures = |owner: &mut Worker| {
+        ["status VmRSS", "descriptors", "threads"].map(|order| owner.ask(order).parse::<i64>().unwrap())
+    };
+    let before = figures(&mut pair.owner);
+    let mut stranger = node(&pair.hosts[1]);
+    for seed in 0..3 {
+        stranger.tell(&format!("strangers {address} 100 {seed}"));
+        // Meanwhile others are served.
+        for _ in 0..5 {
+            let (took, answer) = timed(&mut pair.requester, &format!("get {key} 1"));
+            assert!(answer == "same" && took < Duration::from_secs(1), "{took:?} {answer}");
+        }
+        assert_eq!(stranger.reply(), "100 of 100", "strangers that were sent away");
+    }
+    let after = figures(&mut pair.owner);
+    assert!(after[0] - before[0] < 4 << 20, "300 strangers took memory: {before:?} {after:?}");
+    assert!(
+        after[1] <= before[1] + 2 && after[2] <= before[2],
+        "they took descriptors or threads: {before:?} {after:?}"
+    );
+}
+
+fn row_29_flipped() {
+    let mut pair = Pair::new();
+    let mut proxy = proxied(&mut pair);
+    // All that has a check of its own: handshake, header and description of the frame, either way.
+    for (way, end) in [("back", 80 + 8 + 36 + 16), ("there", 56 + 40 + 36 + 40)] {
+        for at in (0..end).step_by(11) {
+            let seed = at as u64;
+            let key = put(&mut pair.owner, seed, 200_000);
+            pair.requester = node(&pair.hosts[1]);
+            proxy.expect(&format!("plan flip {way} {at} 1"), "done");
+            let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
+            let is_typed =
+                is_error(&answer, &["PeerDown", "Timeout", "Corrupt", "Incompatible", "Unauthorized", "Stale"]);
+            assert!(answer == "same" || is_typed, "bit {at} {way}: {answer}");
+            assert!(took < SILENCE + Duration::from_secs(3), "bit {at} {way}: {took:?} {answer}");
+            assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+        }
+    }
+    pair.owner.expect("settled", "settled");
+}
+
+fn row_29_repeated() {
+    let mut pair = Pair::new();
+    let mut proxy = proxied(&mut pair);
+    for (way, at) in [("back", 0), ("back", 88), ("there", 0), ("there", 96)] {
+        let key = put(&mut pair.owner, 7, 1_000);
+        pair.requester = node(&pair.hosts[1]);
+        proxy.expect(&format!("plan repeat {way} {at} 1"), "done");
+        for _ in 0..3 {
+            let (took, answer) = timed(&mut pair.requester, &format!("get {key} 7"));
+            let is_typed = is_error(&answer, &["PeerDown", "Timeout", "Corrupt", "Incompatible", "Unauthorized"]);
+            assert!(answer == "same" || is_typed, "bytes from {at} {way}: {answer}");
+            assert!(took < SILENCE + Duration::from_secs(3), "bytes from {at} {way}: {took:?} {answer}");
+        }
+        await_answer(&mut pair.requester, &format!("get {key} 7"), "same", Duration::from_secs(2));
+        assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+    }
+}
+
+/// Puts a proxy between the two, whose port it learns by a first get.
+fn proxied(pair: &mut Pair) -> Worker {
+    let key = put(&mut pair.owner, 1, 100);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let mut proxy = proxy(&pair.hosts[1], &pair.hosts[0]);
+    pair.requester = node(&pair.hosts[1]);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    assert_ne!(proxy.ask("connections"), "0", "the proxy is not in between");
+    proxy
+}
+
+fn row_30_secret() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 1000);
+    let mut stranger = pair.hosts[1].start(
+        &["--node", URL],
+        &[
+            ("PROXYSTORE_SECRET", OTHER_SECRET),
+            ENVIRONMENT[1],
+            ENVIRONMENT[2],
+            ("PROXYSTORE_RUNTIME_DIR", "/run/stranger"),
+        ],
+    );
+    let (took, answer) = timed(&mut stranger, &format!("get {key} 1"));
+    assert_error(&answer, &["Unauthorized"]);
+    assert!(took < SECOND, "{took:?}");
+    for order in [format!("exists {key}"), format!("evict {key}"), format!("take {key} 1")] {
+        assert_error(&stranger.ask(&order), &["Unauthorized"]);
+    }
+    pair.requester.expect(&format!("get {key} 1"), "same");
+}
+
+/// A key of one namespace in another one of the same job: the codes fit, and the node says that it is a stranger.
+fn row_30_namespace() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 1000);
+    let mut other = pair.hosts[1].start(&["--node", "tcp://other?replicas=off"], ENVIRONMENT);
+    let (took, answer) = timed(&mut other, &format!("get {key} 1"));
+    assert_error(&answer, &["Unauthorized"]);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    pair.requester.expect(&format!("get {key} 1"), "same");
+}
+
+fn row_30_replay() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 100_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let mut proxy = proxy(&pair.hosts[1], &pair.hosts[0]);
+    pair.requester = node(&pair.hosts[1]);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    // All that the requester said, word by word, proof and question: no more than the challenge and a refusal come back.
+    let answer = proxy.ask("replay 6000");
+    let len: usize = answer.strip_prefix("ended ").unwrap_or_else(|| panic!("{answer}")).parse().unwrap();
+    assert!(len <= 80 + 8, "a replay is answered with {len} bytes");
+    pair.requester.expect(&format!("get {key} 1"), "same");
+}
+
+fn row_31() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 1000);
+    let host = &pair.hosts[1];
+    let program = crate::hosts::program();
+    let copy = "/tmp/program";
+    host.print(&["cp", program.to_str().unwrap(), copy]);
+    host.print(&["chmod", "755", copy]);
+    host.print(&["sh", "-c", &format!("umask 077; echo {SECRET} >/tmp/secret; mkdir -m 1777 -p /tmp/theirs")]);
+    let start = |environment: &[(&str, &str)]| {
+        let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copy, "--node", URL];
+        let mut command = host.command(&nobody);
+        command.envs(environment.iter().copied());
+        host.begin(command).map(|_| ())
+    };
+    // The namespace of this user, the secret of this user.
+    let said = start(&[ENVIRONMENT[0], ENVIRONMENT[1], ENVIRONMENT[2]]).unwrap_err();
+    assert_error(&said, &["Permission"]);
+    let said =
+        start(&[("PROXYSTORE_SECRET_FILE", "/tmp/secret"), ("PROXYSTORE_RUNTIME_DIR", "/tmp/theirs/run")]).unwrap_err();
+    assert_error(&said, &["Permission"]);
+    // A link in place of the directory.
+    host.print(&["ln", "-s", "/run/proxystore", "/tmp/theirs/link"]);
+    let said = start(&[ENVIRONMENT[0], ("PROXYSTORE_RUNTIME_DIR", "/tmp/theirs/link"), ENVIRONMENT[2]]).unwrap_err();
+    assert_error(&said, &["Permission"]);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+}
+
+fn row_32_owner() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut requester = node(&two);
+    for (at, place) in OWNER_PLACES.iter().enumerate() {
+        let seed = at as u64 + 1;
+        let mut owner = node_with(&one, &[("PROXYSTORE_FAILPOINT", place)]);
+        // Larger than a socket takes at once.
+        let key = put(&mut owner, seed, 24 << 20);
+        let (took, answer) = timed(&mut requester, &format!("get {key} {seed}"));
+        // After the last byte was given to the kernel, the requester has it.
+        let may_have = matches!(*place, "export.answered" | "fabric.answer.sent");
+        if !(may_have && answer == "same") {
+            assert_error(&answer, &["PeerDown"]);
+        }
+        assert!(took < SILENCE, "{place}: {took:?} {answer}");
+        owner.dies();
+        requester.expect("settled", "settled");
+        // Nobody is there any more.
+        let (took, answer) = timed(&mut requester, &format!("exists {key}"));
+        assert_error(&answer, &["PeerDown"]);
+        assert!(took < SILENCE, "{place}: {took:?} {answer}");
+    }
+}
+
+fn row_32_requester() {
+    let mut pair = Pair::new();
+    for (at, place) in REQUESTER_PLACES.iter().enumerate() {
+        let seed = at as u64 + 1;
+        let key = put(&mut pair.owner, seed, 24 << 20);
+        let url = if place.starts_with("client.replica") { "tcp://test" } else { URL };
+        let environment = [ENVIRONMENT, &[("PROXYSTORE_FAILPOINT", place)]].concat();
+        let mut victim = pair.hosts[1].start(&["--node", url], &environment);
+        victim.tell(&format!("get {key} {seed}"));
+        victim.dies();
+        // Its node goes on, and so does the one that has the object.
+        let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
+        assert!(answer == "same" && took < Duration::from_secs(3), "{place}: {took:?} {answer}");
+        pair.requester.expect("settled", "settled");
+        assert_unpinned(&mut pair.owner, &key, Duration::from_secs(3));
+    }
+    pair.owner.expect("settled", "settled");
+}
+
+/// All of a node is gone at once, without a word: power off.
+fn row_32_node() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 16 << 20);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    pair.hosts[0].shape(&["rate=50mbit"]);
+    pair.requester.tell(&format!("timed get {key} 1"));
+    std::thread::sleep(SECOND);
+    pair.hosts[0].crash();
+    let (took, answer) = split(&pair.requester.reply());
+    assert_error(&answer, &["PeerDown", "Timeout"]);
+    // From the last sign of life on.
+    assert!(took < SECOND + SILENCE + SECOND, "{took:?} {answer}");
+    pair.requester.expect("settled", "settled");
+    pair.owner.dies();
+    // It comes back with another memory.
+    pair.hosts[0].boot();
+    pair.owner = node(&pair.hosts[0]);
+    let fresh = put(&mut pair.owner, 2, 1000);
+    await_answer(&mut pair.requester, &format!("get {fresh} 2"), "same", Duration::from_secs(4));
+    assert_error(&get(&mut pair.requester, &key, 1), &["Stale"]);
+}
+
+fn row_33_parted() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 100_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    pair.hosts[0].part(&pair.hosts[1]);
+    pair.requester.expect("limit 1500", "done");
+    // On the connection that there is, and on one that cannot be made.
+    let mut fresh = node(&pair.hosts[1]);
+    fresh.expect("limit 1500", "done");
+    for worker in [&mut pair.requester, &mut fresh] {
+        for order in [format!("get {key} 1"), format!("exists {key}"), format!("evict {key}"), format!("take {key} 1")]
+        {
+            let (took, answer) = timed(worker, &order);
+            assert_error(&answer, &["Timeout", "PeerDown"]);
+            assert!(took < Duration::from_millis(2000), "{order}: {took:?} {answer}");
+        }
+    }
+    pair.requester.expect("settled", "settled");
+    // Nobody else noticed.
+    let mut local = node(&pair.hosts[0]);
+    local.expect(&format!("get {key} 1"), "same");
+}
+
+fn row_33_transfer() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 16 << 20);
+    pair.hosts[0].shape(&["rate=50mbit"]);
+    pair.requester.expect("limit 8000", "done");
+    pair.requester.tell(&format!("timed get {key} 1"));
+    std::thread::sleep(SECOND);
+    pair.hosts[0].part(&pair.hosts[1]);
+    let (took, answer) = split(&pair.requester.reply());
+    assert_error(&answer, &["Timeout", "PeerDown"]);
+    assert!(took < Duration::from_millis(8500), "{took:?} {answer}");
+    pair.requester.expect("settled", "settled");
+    // A pin of a silent peer is over with the silence.
+    assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+    pair.owner.expect("settled", "settled");
+}
+
+fn row_33_one_way() {
+    for from_owner in [true, false] {
+        let mut pair = Pair::new();
+        let key = put(&mut pair.owner, 1, 100_000);
+        pair.requester.expect(&format!("get {key} 1"), "same");
+        let [one, two] = &pair.hosts;
+        if from_owner {
+            one.block(two)
+        } else {
+            two.block(one)
+        }
+        pair.requester.expect("limit 1500", "done");
+        for _ in 0..3 {
+            let (took, answer) = timed(&mut pair.requester, &format!("get {key} 1"));
+            assert_error(&answer, &["Timeout", "PeerDown"]);
+            assert!(took < Duration::from_millis(2000), "{took:?} {answer}");
+        }
+        pair.requester.expect("settled", "settled");
+        assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+    }
+}
+
+fn row_34() {
+    let mut pair = Pair::new();
+    let keys = [put(&mut pair.owner, 1, 100_000), put(&mut pair.owner, 2, 100_000)];
+    pair.requester.expect(&format!("get {} 1", keys[0]), "same");
+    let [one, two] = pair.hosts.clone();
+    // Long enough that the connection is given up, and that it is tried again in vain.
+    one.part(&two);
+    pair.requester.expect("limit 2000", "done");
+    for _ in 0..4 {
+        assert_error(&get(&mut pair.requester, &keys[0], 1), &["Timeout", "PeerDown"]);
+    }
+    one.join(&two);
+    let begun = Instant::now();
+    await_answer(&mut pair.requester, &format!("get {} 1", keys[0]), "same", Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    // The question arrives and the answer does not: whoever asks again, the object is taken once.
+    one.block(&two);
+    assert_error(&pair.requester.ask(&format!("take {} 2", keys[1])), &["Timeout", "PeerDown"]);
+    one.unblock(&two);
+    std::thread::sleep(Duration::from_secs(2));
+    let taken = (0..3).filter(|_| pair.requester.ask(&format!("take {} 2", keys[1])) == "same").count();
+    assert!(taken <= 1, "taken {taken} times");
+    pair.owner.expect(&format!("exists {}", keys[1]), "false");
+    pair.requester.expect("settled", "settled");
+    pair.owner.expect("settled", "settled");
+}
+
+fn row_35_losses() {
+    let mut pair = Pair::new();
+    for (loss, len) in [("loss=1%", 32 << 20), ("loss=10%", 2 << 20)] {
+        pair.hosts[0].shape(&[loss]);
+        for seed in 0..4 {
+            let key = put(&mut pair.owner, seed, len);
+            let small = put(&mut pair.owner, seed + 10, 100);
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+            pair.requester.expect(&format!("get {small} {}", seed + 10), "same");
+            pair.requester.expect(&format!("evict {key}"), "done");
+        }
+    }
+    pair.owner.expect("settled", "settled");
+}
+
+fn row_35_rate() {
+    let mut pair = Pair::new();
+    pair.hosts[0].shape(&["rate=10mbit"]);
+    // 6.7 seconds, more than the silence: bytes that come are a sign of life.
+    let key = put(&mut pair.owner, 1, 8 << 20);
+    pair.requester.expect("limit 20000", "done");
+    let (took, answer) = timed(&mut pair.requester, &format!("get {key} 1"));
+    assert_eq!(answer, "same");
+    assert!((5.0..12.0).contains(&took.as_secs_f64()), "{took:?}");
+}
+
+fn row_36_reset() {
+    disturbed("reset");
+}
+
+fn row_36_closed() {
+    disturbed("close");
+    disturbed("half-close");
+}
+
+/// One connection breaks, at the handshake, within a head, within an object: the get goes on with another one.
+fn disturbed(act: &str) {
+    let mut pair = Pair::new();
+    let mut proxy = proxied(&mut pair);
+    for (way, at) in
+        [("back", 0), ("back", 40), ("back", 90), ("back", 130), ("back", 1_000_000), ("there", 60), ("there", 100)]
+    {
+        let seed = at as u64;
+        let key = put(&mut pair.owner, seed, 4 << 20);
+        pair.requester = node(&pair.hosts[1]);
+        proxy.expect(&format!("plan {act} {way} {at} 1"), "done");
+        let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
+        assert!(answer == "same" || is_error(&answer, &["PeerDown"]), "{act} at {at} {way}: {answer}");
+        assert!(took < SILENCE + SECOND, "{act} at {at} {way}: {took:?} {answer}");
+        await_answer(&mut pair.requester, &format!("get {key} {seed}"), "same", Duration::from_secs(3));
+        pair.requester.expect("settled", "settled");
+        assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+    }
+}
+
+fn row_36_muted() {
+    let mut pair = Pair::new();
+    let mut proxy = proxied(&mut pair);
+    for (way, at) in [("back", 40), ("back", 100), ("back", 1_000_000), ("there", 60), ("there", 100)] {
+        let seed = at as u64;
+        let key = put(&mut pair.owner, seed, 4 << 20);
+        pair.requester = node(&pair.hosts[1]);
+        pair.requester.expect("limit 9000", "done");
+        proxy.expect(&format!("plan mute {way} {at} 1"), "done");
+        let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
+        assert!(answer == "same" || is_error(&answer, &["PeerDown", "Timeout"]), "mute at {at} {way}: {answer}");
+        assert!(took < Duration::from_millis(9500), "mute at {at} {way}: {took:?} {answer}");
+        await_answer(&mut pair.requester, &format!("get {key} {seed}"), "same", Duration::from_secs(3));
+        pair.requester.expect("settled", "settled");
+        assert_unpinned(&mut pair.owner, &key, SILENCE + Duration::from_secs(2));
+    }
+}
+
+fn row_36_delayed() {
+    let mut pair = Pair::new();
+    pair.hosts[0].shape(&["delay=20ms", "jitter=10ms", "loss=0.5%"]);
+    for seed in 0..3 {
+        let key = put(&mut pair.owner, seed, 4 << 20);
+        pair.requester.expect(&format!("get {key} {seed}"), "same");
+    }
+    let answer = pair.owner.ask("puts 100 4096 500");
+    let keys = answer.strip_prefix("keys ").unwrap();
+    let (took, answer) = timed(&mut pair.requester, &format!("gets 100 {keys}"));
+    assert_eq!(answer, "same");
+    // One after another they would take 20 seconds.
+    assert!(took < Duration::from_secs(2), "{took:?} for 500 objects at once");
+}
+
+fn row_37() {
+    let mut pair = Pair::new();
+    pair.hosts[0].shape(&["rate=20mbit"]);
+    for seed in 1..=3 {
+        let key = put(&mut pair.owner, seed, 8 << 20);
+        pair.requester.expect("limit 20000", "done");
+        pair.requester.tell(&format!("get {key} {seed}"));
+        std::thread::sleep(Duration::from_millis(1000));
+        pair.owner.expect(&format!("evict {key}"), "done");
+        // What takes the place of the evicted bytes, if they are given away too early.
+        let others: Vec<String> = (0..4).map(|other| put(&mut pair.owner, 100 + other, 8 << 20)).collect();
+        let answer = pair.requester.reply();
+        assert!(answer == "same" || answer == "none" || is_error(&answer, &["NotFound"]), "{answer}");
+        pair.requester.expect(&format!("get {key} {seed}"), "none");
+        for other in others {
+            pair.owner.expect(&format!("evict {other}"), "done");
+        }
+        await_answer(&mut pair.owner, "dying", "0", Duration::from_secs(2));
+    }
+    pair.requester.expect("settled", "settled");
+    pair.owner.expect("settled", "settled");
+}
+
+fn row_38() {
+    let cluster = Cluster::new(3);
+    let [one, two, three] = cluster.hosts();
+    let (mut owner, mut slow, mut other) = (node(&one), node(&two), node(&three));
+    let key = put(&mut owner, 1, 100);
+    slow.expect(&format!("get {key} 1"), "same");
+    let mut proxy = proxy(&two, &one);
+    proxy.expect("limit 1000000", "done");
+    slow = node(&two);
+    let answer = owner.ask(&format!("puts 10 {} 8", 32 << 20));
+    let keys = answer.strip_prefix("keys ").unwrap().to_owned();
+    slow.expect("limit 60000", "done");
+    slow.tell(&format!("gets 10 {keys}"));
+    std::thread::sleep(Duration::from_secs(2));
+    // Others are served meanwhile as if nothing were.
+    for (at, key) in keys.split(',').enumerate().take(4) {
+        let (took, answer) = timed(&mut other, &format!("get {key} {}", 10 + at));
+        assert!(answer == "same" && took < Duration::from_secs(2), "{took:?} {answer}");
+    }
+    // What the slow one has asked for and not read holds some of the objects, not all.
+    owner.expect(&format!("evict {keys}"), "done");
+    std::thread::sleep(SECOND);
+    let pinned: u64 = owner.ask("dying_bytes").parse().unwrap();
+    assert!(pinned > 0, "nothing is pinned: the reader is not slow");
+    assert!(pinned <= (64 << 20) + (34 << 20), "{pinned} bytes are pinned for one slow reader");
+    slow.kill();
+    await_answer(&mut owner, "dying", "0", Duration::from_secs(3));
+    owner.expect("settled", "settled");
+}
+
+fn row_48() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 100_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let address = listening(&pair.hosts[0]);
+    let figures = |owner: &mut Worker| ["descriptors", "threads"].map(|order| owner.ask(order).parse::<i64>().unwrap());
+    let before = figures(&mut pair.owner);
+    let mut strangers: Vec<Worker> = (0..2).map(|_| node(&pair.hosts[1])).collect();
+    for (seed, stranger) in strangers.iter_mut().enumerate() {
+        stranger.tell(&format!("strangers {address} 300 {seed}"));
+    }
+    // Processes that come, get and go, by their own end or by a kill.
+    for round in 0..6 {
+        let mut crowd: Vec<Worker> = (0..4).map(|_| node(&pair.hosts[1])).collect();
+        for worker in &mut crowd {
+            worker.tell(&format!("timed get {key} 1"));
+        }
+        for worker in &mut crowd {
+            let (took, answer) = split(&worker.reply());
+            assert!(answer == "same" && took < Duration::from_secs(4), "{took:?} {answer}");
+            if round % 2 == 0 { worker.end() } else { worker.kill() }
+        }
+    }
+    for stranger in &strangers {
+        assert_ne!(stranger.reply(), "0 of 300");
+    }
+    drop(strangers);
+    let begun = Instant::now();
+    loop {
+        let after = figures(&mut pair.owner);
+        if after[0] <= before[0] + 2 && after[1] <= before[1] {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(8), "left over: {before:?} {after:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    assert_unpinned(&mut pair.owner, &key, SECOND);
+}
+
+fn row_49() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut server = one.start(&["--serve"], ENVIRONMENT);
+    let mut producer = node(&one);
+    let answer = producer.ask("puts 10 300000 20");
+    let keys = answer.strip_prefix("keys ").unwrap().to_owned();
+    let mut load: Vec<Worker> = (0..2).map(|_| node(&two)).collect();
+    for worker in &mut load {
+        worker.tell(&format!("load 10 6000 {keys}"));
+    }
+    for signal in ["KILL", "TERM", "KILL"] {
+        std::thread::sleep(Duration::from_millis(1500));
+        let service = producer.ask("host");
+        assert_ne!(service, server.id());
+        one.print(&["sh", "-c", &format!("kill -{signal} {service}")]);
+        put(&mut producer, 500, 100_000);
+    }
+    for worker in &load {
+        let answer = worker.reply();
+        let count: u64 = answer.strip_prefix("all ").unwrap_or_else(|| panic!("{answer}")).parse().unwrap();
+        assert!(count > 100, "{count} gets under load");
+    }
+    assert_eq!(producer.ask("live"), "23");
+    // Now in order, and nobody serves in its place but those who have the memory.
+    for worker in &mut load {
+        worker.tell(&format!("load 10 5000 {keys}"));
+    }
+    std::thread::sleep(SECOND);
+    server.signal("TERM");
+    server.end();
+    for worker in &load {
+        let answer = worker.reply();
+        assert!(answer.starts_with("all "), "{answer}");
+    }
+    producer.expect("settled", "settled");
+}
+
+fn stale_keys() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 1000);
+    let address = listening_after(&mut pair, &key);
+    // The node service goes with its last process, and its memory with it; another takes its place.
+    pair.owner.end();
+    pair.owner = node(&pair.hosts[0]);
+    let fresh = put(&mut pair.owner, 2, 1000);
+    assert_eq!(listening(&pair.hosts[0]), address, "another port: nothing would be stale");
+    await_answer(&mut pair.requester, &format!("get {fresh} 2"), "same", Duration::from_secs(3));
+    for order in [format!("get {key} 1"), format!("exists {key}"), format!("take {key} 1")] {
+        let (took, answer) = timed(&mut pair.requester, &order);
+        assert_error(&answer, &["Stale"]);
+        assert!(took < SECOND, "{order}: {took:?}");
+    }
+    // On the node itself too.
+    assert_error(&get(&mut pair.owner, &key, 1), &["Stale"]);
+    // And where nobody had a connection.
+    let mut late = node(&pair.hosts[1]);
+    assert_error(&get(&mut late, &key, 1), &["Stale"]);
+}
+
+fn listening_after(pair: &mut Pair, key: &str) -> String {
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    listening(&pair.hosts[0])
+}
+
+fn outlive() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut server = one.start(&["--serve"], ENVIRONMENT);
+    let (mut producer, mut watch, mut requester) = (node(&one), node(&one), node(&two));
+    let keys = [put(&mut producer, 1, 5 << 20), put(&mut producer, 2, 100)];
+    producer.end();
+    let check = |requester: &mut Worker| {
+        for (at, key) in keys.iter().enumerate() {
+            requester.expect(&format!("get {key} {}", at + 1), "same");
+        }
+    };
+    check(&mut requester);
+    let service = watch.ask("host");
+    one.print(&["sh", "-c", &format!("kill -KILL {service}")]);
+    check(&mut requester);
+    check(&mut node(&two));
+    assert_ne!(watch.ask("host"), service);
+    // Nobody but the service is left there.
+    watch.end();
+    check(&mut requester);
+    check(&mut node(&two));
+    server.signal("TERM");
+    server.end();
+}
+
+fn deferred() {
+    let mut pair = Pair::new();
+    let answer = pair.owner.ask("declare");
+    let key = answer.strip_prefix("key ").unwrap().to_owned();
+    pair.requester.tell(&format!("timed await {key} 5"));
+    std::thread::sleep(Duration::from_millis(500));
+    pair.owner.expect(&format!("commit_at {key} 5 3000000"), "done");
+    let (took, answer) = split(&pair.requester.reply());
+    assert!(answer == "same" && took < Duration::from_secs(2), "{took:?} {answer}");
+    // Committed from the other node.
+    let answer = pair.owner.ask("declare");
+    let key = answer.strip_prefix("key ").unwrap().to_owned();
+    pair.owner.tell(&format!("timed await {key} 6"));
+    std::thread::sleep(Duration::from_millis(300));
+    pair.requester.expect(&format!("commit_at {key} 6 3000000"), "done");
+    let (took, answer) = split(&pair.owner.reply());
+    assert!(answer == "same" && took < Duration::from_secs(2), "{took:?} {answer}");
+    assert_error(&pair.requester.ask(&format!("commit_at {key} 7 30")), &["AlreadyExists"]);
+    // For longer than the silence, from a living node; and one whose node is cut off meanwhile.
+    let answer = pair.owner.ask("declare");
+    let key = answer.strip_prefix("key ").unwrap().to_owned();
+    pair.requester.expect(&format!("limit {}", (SILENCE * 2).as_millis()), "done");
+    pair.requester.tell(&format!("timed await {key} 8"));
+    std::thread::sleep(SILENCE + SECOND);
+    pair.owner.expect(&format!("commit_at {key} 8 30"), "done");
+    let (_, answer) = split(&pair.requester.reply());
+    assert_eq!(answer, "same");
+    let answer = pair.owner.ask("declare");
+    let key = answer.strip_prefix("key ").unwrap().to_owned();
+    pair.requester.tell(&format!("timed await {key} 9"));
+    std::thread::sleep(Duration::from_millis(300));
+    pair.hosts[0].cut();
+    let (took, answer) = split(&pair.requester.reply());
+    assert_error(&answer, &["Timeout", "PeerDown"]);
+    assert!(took < SILENCE * 2 + SECOND, "{took:?}");
+}
+
+fn sixteen() {
+    const LEN: usize = 256 << 20;
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut owner = node(&one);
+    let key = put(&mut owner, 1, LEN);
+    let mut crowd: Vec<Worker> = (0..16).map(|_| two.start(&["--node", "tcp://test"], ENVIRONMENT)).collect();
+    let before = two.traffic();
+    for worker in &mut crowd {
+        worker.tell(&format!("hold {key} 1"));
+    }
+    for worker in &crowd {
+        assert_eq!(worker.reply(), "held");
+    }
+    let received = two.traffic().received - before.received;
+    let ratio = received as f64 / LEN as f64;
+    println!("16 processes, {LEN} bytes: {received} on the wire, {ratio:.4} of one transfer");
+    assert!((1.0..1.05).contains(&ratio), "{received} bytes on the wire for {LEN}, {ratio:.3}");
+    crowd[3].expect("check", "same");
+    crowd[15].expect("check", "same");
+}
+
+fn peak() {
+    const LEN: usize = 1 << 30;
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut owner = node(&one);
+    let key = put(&mut owner, 1, LEN);
+    for url in [URL, "tcp://test"] {
+        let mut requester = two.start(&["--node", url], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat());
+        // What the process has without any object.
+        requester.expect("reset_peak", "done");
+        let before: u64 = requester.ask("status VmHWM").parse().unwrap();
+        requester.expect(&format!("hold {key} 1"), "held");
+        let peak: u64 = requester.ask("status VmHWM").parse().unwrap();
+        let ratio = (peak - before) as f64 / LEN as f64;
+        println!("{url}: {peak} bytes at most, {before} before: {ratio:.4} of the object");
+        assert!(ratio <= 1.05, "{peak} bytes at most, {before} before");
+        requester.expect("check", "same");
+        requester.end();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/// Where a get crosses the network each time.
+const URL: &str = "tcp://test?replicas=off";
+
+const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
+const OTHER_SECRET: &str = "0000e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
+
+/// A peer that shows no sign of life for so long is dead: PROXYSTORE_TIMEOUT.
+const SILENCE: Duration = Duration::from_secs(4);
+const SECOND: Duration = Duration::from_secs(1);
+
+const ENVIRONMENT: &[(&str, &str)] =
+    &[("PROXYSTORE_SECRET", SECRET), ("PROXYSTORE_RUNTIME_DIR", "/run/proxystore"), ("PROXYSTORE_TIMEOUT", "4s")];
+
+/// Where the process that has an object can die while it gives it away.
+const OWNER_PLACES: &[&str] = &[
+    "fabric.accepted",
+    "fabric.proved",
+    "fabric.question",
+    "export.asked",
+    "export.get.pinned",
+    "export.answering",
+    "fabric.answer.half",
+    "export.answered",
+    "fabric.answer.sent",
+];
+
+/// Where the process that wants it can.
+const REQUESTER_PLACES: &[&str] = &[
+    "fabric.connected",
+    "fabric.asked",
+    "fabric.landing",
+    "fabric.answered",
+    "client.replica.claimed",
+    "client.replica.published",
+    "client.replica.bound",
+];
