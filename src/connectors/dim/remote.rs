@@ -1,6 +1,8 @@
 //! `Remote`: operations on objects of other nodes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::landings::{Fetch, Fetched, Range, mismatch};
@@ -120,13 +122,23 @@ impl Remote {
 
     /// Asks about one object; the answer has no bytes.
     pub(super) fn ask(self: &Arc<Self>, at: Address, question: Question) -> Pending<Verdict> {
+        self.ask_counting(at, question).and_then(|(verdict, _)| Ok(verdict))
+    }
+
+    /// The same, and how often it was asked: again where a connection broke, before which it may have been answered.
+    pub(super) fn ask_counting(self: &Arc<Self>, at: Address, question: Question) -> Pending<(Verdict, u32)> {
         let op = question.op();
         let head = question.encode();
         let scheme = self.scheme;
-        let asked = self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())));
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&count);
+        let asked = self.with_peer(op, at, move |_, peer| {
+            counted.fetch_add(1, Relaxed);
+            Arc::clone(peer).request(Call::small(head.clone()))
+        });
         asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
             Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
-            Some(verdict) => Ok(verdict),
+            Some(verdict) => Ok((verdict, count.load(Relaxed))),
             None => Err(mismatch()),
         })
     }
