@@ -80,7 +80,7 @@ impl DimConnector {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
             let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
-            Self::new(canonical, scheme, client, contact, &signing, fabric)
+            Self::new(canonical, client, contact, &signing, fabric)
         };
         begin().map_err(|error: Error| error.with_connector(scheme))
     }
@@ -88,12 +88,12 @@ impl DimConnector {
     /// A connector on an attachment whose service can be reached at `contact`.
     fn new(
         config: ConnectorConfig,
-        scheme: &'static str,
         client: Arc<Client>,
         contact: SocketAddr,
         signing: &[u8; 16],
         fabric: Arc<dyn Fabric>,
     ) -> Result<Self> {
+        let scheme = fabric.scheme();
         let lease =
             config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
         let shares = config.parse_option("replicas", "on or off", |text| match text {

@@ -16,6 +16,7 @@ use crate::key::Reader;
 pub(super) const HEADER: usize = 36;
 
 /// Longest description in bytes.
+#[cfg(test)]
 pub(super) const MAX_DESCRIPTION: usize = MAX_HEAD + MAX_PARTS * (8 + 4);
 
 /// Most bytes that the parts of one answer have together: more than any machine has.
