@@ -149,8 +149,8 @@ impl DimConnector {
     }
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
-    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<(usize, Address)>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<(usize, Address)>> = HashMap::new();
+    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
+        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
             nodes.entry((address.contact, address.instance)).or_default().push((at, address));
@@ -405,6 +405,9 @@ impl fmt::Debug for DimConnector {
             .finish_non_exhaustive()
     }
 }
+
+/// The position of a key among others, and where its object lies.
+type Located = (usize, Address);
 
 fn pointer(address: Address, key: &Key) -> Pointer {
     Pointer { address, len: key.len(), format: key.format() }
