@@ -27,6 +27,8 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
+#[cfg(test)]
+mod faults;
 mod landings;
 mod objects;
 mod peers;
@@ -270,7 +272,9 @@ impl Connector for DimConnector {
             if self.objects.is_here(&node) {
                 started.extend(objects.iter().map(|(at, address)| {
                     let at = *at;
-                    self.objects.exists(pointer(*address, &keys[at]), HOPS).and_then(move |exists| Ok(vec![(at, exists)]))
+                    self.objects
+                        .exists(pointer(*address, &keys[at]), HOPS)
+                        .and_then(move |exists| Ok(vec![(at, exists)]))
                 }));
                 continue;
             }
