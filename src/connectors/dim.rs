@@ -27,6 +27,8 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
+#[cfg(test)]
+mod faults;
 mod landings;
 mod objects;
 mod peers;

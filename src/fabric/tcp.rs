@@ -17,6 +17,8 @@ use crate::fabric::{Fabric, Listener, Peer, Service};
 
 mod calls;
 mod connection;
+#[cfg(test)]
+mod contract;
 mod door;
 mod frame;
 mod listener;
