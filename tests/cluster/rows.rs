@@ -35,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("row_36_delayed", 60, row_36_delayed),
         row("row_37_evicted_during_a_read", 60, row_37),
         row("row_38_slow_reader", 60, row_38),
+        row("row_38_stopped_reader", 60, row_38_stopped),
         row("row_48_storms", 60, row_48),
         row("row_49_service_killed_and_ended_under_load", 60, row_49),
         row("stale_keys", 40, stale_keys),
@@ -647,6 +648,22 @@ fn row_38() {
     slow.kill();
     await_answer(&mut owner, "dying", "0", Duration::from_secs(3));
     owner.expect("settled", "settled");
+}
+
+/// A host whose processes are all stopped: its kernel says that there is no room, again and again, and nothing is read.
+fn row_38_stopped() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 100 << 20);
+    pair.hosts[0].shape(&["rate=200mbit"]);
+    pair.requester.expect(&format!("limit {}", (SILENCE * 4).as_millis()), "done");
+    pair.requester.tell(&format!("get {key} 1"));
+    std::thread::sleep(SECOND);
+    pair.hosts[1].freeze();
+    assert_unpinned(&mut pair.owner, &key, SILENCE + SECOND);
+    pair.hosts[1].thaw();
+    // The connection was ended, and the object with it.
+    pair.requester.expect_reply("none");
+    pair.requester.expect("settled", "settled");
 }
 
 fn row_48() {
