@@ -17,8 +17,6 @@ use crate::fabric::{Fabric, Listener, Peer, Service};
 
 mod calls;
 mod connection;
-#[cfg(test)]
-mod contract;
 mod door;
 mod frame;
 mod listener;
