@@ -190,7 +190,10 @@ fn echo(call: Incoming<'_>) {
 
 /// Responders that wait for a case to use them.
 #[derive(Clone, Default)]
-struct Held(Arc<Mutex<Vec<(Vec<u8>, Responder)>>>);
+struct Held(Arc<Mutex<Vec<Asked>>>);
+
+/// Head of a question, and the duty to answer it.
+type Asked = (Vec<u8>, Responder);
 
 impl Held {
     fn hold(&self, call: Incoming<'_>) {
@@ -210,7 +213,7 @@ impl Held {
         lock(&self.0).iter().filter(|(_, responder)| responder.is_wanted()).map(|(head, _)| head.clone()).collect()
     }
 
-    fn take(&self) -> Vec<(Vec<u8>, Responder)> {
+    fn take(&self) -> Vec<Asked> {
         std::mem::take(&mut *lock(&self.0))
     }
 }

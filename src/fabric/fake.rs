@@ -155,7 +155,7 @@ impl Net {
     /// Unlocks, and only then does what runs foreign code: wakes tasks, and drops what others own.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let dropped = std::mem::take(&mut state.dropped);
-        let woken = state.to_wake();
+        let woken = state.take_woken();
         let notify = state.waiting > 0;
         drop(state);
         if notify {

@@ -44,10 +44,6 @@ impl Node {
         self.secret = secret;
         self
     }
-
-    pub(crate) fn address(&self) -> IpAddr {
-        self.host
-    }
 }
 
 impl Fabric for Node {
@@ -68,7 +64,7 @@ impl Fabric for Node {
             })?;
             let listener = state.number();
             state.contacts.insert(contact, listener);
-            state.listeners.insert(listener, Listening { contact, service, instance, secret });
+            state.listeners.insert(listener, Listening { service, instance, secret });
             Some((listener, contact))
         });
         match found {
