@@ -27,6 +27,8 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
+#[cfg(test)]
+mod faults;
 mod landings;
 mod objects;
 mod peers;
@@ -80,7 +82,7 @@ impl DimConnector {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
             let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
-            Self::new(canonical, scheme, client, contact, &signing, fabric)
+            Self::new(canonical, client, contact, &signing, fabric)
         };
         begin().map_err(|error: Error| error.with_connector(scheme))
     }
@@ -88,12 +90,12 @@ impl DimConnector {
     /// A connector on an attachment whose service can be reached at `contact`.
     fn new(
         config: ConnectorConfig,
-        scheme: &'static str,
         client: Arc<Client>,
         contact: SocketAddr,
         signing: &[u8; 16],
         fabric: Arc<dyn Fabric>,
     ) -> Result<Self> {
+        let scheme = fabric.scheme();
         let lease =
             config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
         let shares = config.parse_option("replicas", "on or off", |text| match text {
@@ -149,8 +151,8 @@ impl DimConnector {
     }
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
-    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<(usize, Address)>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<(usize, Address)>> = HashMap::new();
+    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
+        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
             nodes.entry((address.contact, address.instance)).or_default().push((at, address));
@@ -405,6 +407,9 @@ impl fmt::Debug for DimConnector {
             .finish_non_exhaustive()
     }
 }
+
+/// The position of a key among others, and where its object lies.
+type Located = (usize, Address);
 
 fn pointer(address: Address, key: &Key) -> Pointer {
     Pointer { address, len: key.len(), format: key.format() }

@@ -15,9 +15,6 @@ use crate::key::Reader;
 /// Length of a header in bytes.
 pub(super) const HEADER: usize = 36;
 
-/// Longest description in bytes.
-pub(super) const MAX_DESCRIPTION: usize = MAX_HEAD + MAX_PARTS * (8 + 4);
-
 /// Most bytes that the parts of one answer have together: more than any machine has.
 const MAX_BULK: u64 = 1 << 48;
 
@@ -414,7 +411,7 @@ mod tests {
     #[test]
     fn bounds() {
         let most = encode(Kind::Answer, 1, &[7; MAX_HEAD], &[1; MAX_PARTS], Some(&[0; MAX_PARTS])).unwrap();
-        assert_eq!(most.len(), HEADER + MAX_DESCRIPTION);
+        assert_eq!(most.len(), HEADER + MAX_HEAD + MAX_PARTS * (8 + 4));
         assert_eq!(check_frames(&most), 1);
         for (head, lengths) in [(MAX_HEAD + 1, vec![]), (0, vec![0; MAX_PARTS + 1]), (0, vec![u64::MAX, 1])] {
             let error = encode(Kind::Answer, 1, &vec![0; head], &lengths, None).unwrap_err();

@@ -367,8 +367,9 @@ impl Source<Answer> for Asked {
                 lead.run(Some(self.number), deadline);
                 continue;
             }
-            state.follow(self.number);
+            let former = state.follow(self.number);
             drop(state);
+            drop(former);
             match deadline {
                 None => std::thread::park(),
                 Some(deadline) => std::thread::park_timeout(deadline.saturating_duration_since(Instant::now())),

@@ -70,6 +70,7 @@ fn beside_bare_sockets() {
     for (len, rounds) in [(8, 20_000), (4096, 20_000), (65_536, 4000), (1 << 20, 400), (16 << 20, 40), (256 << 20, 7)] {
         let mut memory = RegionMut::heap(len).unwrap();
         memory.initialize();
+        memory = memory.emptied();
         let mut bare_memory = vec![1; len];
         let mut halves = [RegionMut::heap(len / 2).unwrap(), RegionMut::heap(len / 2).unwrap()];
         let (mut ours, mut theirs, mut wide) = (Vec::new(), Vec::new(), Vec::new());
