@@ -1,6 +1,6 @@
-//! `tcp://[namespace]`: objects in the memory of the nodes of a job, wherever they were put.
+//! `dim`, distributed in-memory: objects in the memory of the nodes of a job, wherever they were put.
 //!
-//! One connector over any fabric: a put is the shared-memory put, a get on the same node the shared-memory get. Only a get
+//! One connector over any fabric, each of which has a scheme: a put is the shared-memory put, a get on the same node the shared-memory get. Only a get
 //! from another node crosses the network, and lands in shared memory of this one.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::shm::attachment;
 use crate::config::ConnectorConfig;
-use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, Registration, not_found};
+use crate::connector::{Capabilities, Connector, ConnectorExt, PutOptions, not_found};
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::Fabric;
@@ -27,6 +27,8 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
+#[cfg(test)]
+mod faults;
 mod landings;
 mod objects;
 mod peers;
@@ -39,11 +41,12 @@ use remote::{Found, Limit, Remote, want};
 /// Keeps objects in the memory of the node that puts them; all nodes of the job reach them.
 ///
 /// A key says which node has the object. There it is a shared-memory object like any other: it outlives its producer as long
-/// as the node service lives. Elsewhere its bytes are moved once, when they are first asked for.
+/// as the node service lives. Elsewhere its bytes are moved once, when they are first asked for. The scheme says over which
+/// fabric.
 ///
 /// | in the URL | meaning | default |
 /// |---|---|---|
-/// | `tcp://NAME` | namespace: processes that use the same one share objects | of the job, else `default` |
+/// | `SCHEME://NAME` | namespace: processes that use the same one share objects | of the job, else `default` |
 /// | `bytes=4GiB` | most memory of all objects on a node; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
 /// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
 /// | `lease=10s` | how long a node uses its copy of another node's object before it asks whether that still exists: an evicted object may be read so long | `10s` |
@@ -55,18 +58,6 @@ pub struct DimConnector {
     objects: Arc<Objects>,
 }
 
-/// The row of the connector table.
-pub const REGISTRATION: Registration = Registration::new(
-    TCP,
-    "cluster",
-    "objects in shared memory of all nodes of the job; other nodes' come over TCP, once a node",
-    &["bytes", "evict", "lease", "replicas"],
-    CAPABILITIES,
-    |config| Ok(Arc::new(DimConnector::open(config)?)),
-);
-
-const TCP: &str = "tcp";
-
 impl DimConnector {
     /// Attaches to a namespace of this node, hosts its service if nobody does, and has it answer other nodes.
     ///
@@ -75,9 +66,13 @@ impl DimConnector {
     ///
     /// # Errors
     /// As [`ShmConnector::open`](super::ShmConnector::open); `Unavailable` when no port is free, `Config` and `Permission`
-    /// for devices and secrets that cannot be used.
+    /// for devices and secrets that cannot be used; `UnknownScheme` for that of another connector.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
-        let (options, mut canonical) = attachment(TCP, config)?;
+        let Some(scheme) = SCHEMES.into_iter().find(|scheme| *scheme == config.scheme()) else {
+            let context = format!("{} is the scheme of no fabric; there are {}", config.scheme(), SCHEMES.join(", "));
+            return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
+        };
+        let (options, mut canonical) = attachment(scheme, config)?;
         for name in ["lease", "replicas"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
@@ -87,20 +82,20 @@ impl DimConnector {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
             let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
-            Self::new(canonical, TCP, client, contact, &signing, fabric)
+            Self::new(canonical, client, contact, &signing, fabric)
         };
-        begin().map_err(|error: Error| error.with_connector(TCP))
+        begin().map_err(|error: Error| error.with_connector(scheme))
     }
 
     /// A connector on an attachment whose service can be reached at `contact`.
-    pub(crate) fn new(
+    fn new(
         config: ConnectorConfig,
-        scheme: &'static str,
         client: Arc<Client>,
         contact: SocketAddr,
         signing: &[u8; 16],
         fabric: Arc<dyn Fabric>,
     ) -> Result<Self> {
+        let scheme = fabric.scheme();
         let lease =
             config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
         let shares = config.parse_option("replicas", "on or off", |text| match text {
@@ -156,8 +151,8 @@ impl DimConnector {
     }
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
-    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<(usize, Address)>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<(usize, Address)>> = HashMap::new();
+    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
+        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
             nodes.entry((address.contact, address.instance)).or_default().push((at, address));
@@ -413,6 +408,9 @@ impl fmt::Debug for DimConnector {
     }
 }
 
+/// The position of a key among others, and where its object lies.
+type Located = (usize, Address);
+
 fn pointer(address: Address, key: &Key) -> Pointer {
     Pointer { address, len: key.len(), format: key.format() }
 }
@@ -435,10 +433,13 @@ fn in_order<T: Default>(count: usize, parts: Vec<Vec<(usize, T)>>) -> Vec<T> {
     all
 }
 
+/// Schemes of the fabrics.
+const SCHEMES: [&str; 1] = [super::tcp::SCHEME];
+
 /// Default of `lease`.
 const LEASE: Duration = Duration::from_secs(10);
 
-pub(crate) const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
+pub(super) const CAPABILITIES: Capabilities = Capabilities::ZERO_COPY_GET
     .union(Capabilities::ZERO_COPY_PUT)
     .union(Capabilities::DEFERRED)
     .union(Capabilities::NOTIFY)

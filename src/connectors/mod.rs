@@ -11,6 +11,8 @@ pub mod memory;
 mod registry;
 #[cfg(all(feature = "shm", not(loom)))]
 pub mod shm;
+#[cfg(all(feature = "tcp", not(loom)))]
+pub mod tcp;
 
 #[cfg(all(feature = "tcp", not(loom)))]
 pub use dim::DimConnector;
@@ -31,7 +33,7 @@ pub const TABLE: &[Registration] = &[
     #[cfg(all(feature = "shm", not(loom)))]
     shm::REGISTRATION,
     #[cfg(all(feature = "tcp", not(loom)))]
-    dim::REGISTRATION,
+    tcp::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.

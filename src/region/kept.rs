@@ -104,8 +104,8 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that are gone, or changed, once the owner is.
-    struct Owner(Box<[u8; 64]>, Arc<AtomicUsize>);
+    /// Bytes that are changed once the owner is gone. In a vector, because a box that moves claims its memory anew.
+    struct Owner(Vec<u8>, Arc<AtomicUsize>);
 
     impl Drop for Owner {
         fn drop(&mut self) {
@@ -116,9 +116,9 @@ mod tests {
 
     fn kept() -> (Kept, Arc<AtomicUsize>) {
         let drops = Arc::new(AtomicUsize::new(0));
-        let mut owner = Owner(Box::new([7; 64]), Arc::clone(&drops));
-        let ptr = NonNull::from(&mut *owner.0).cast();
-        // SAFETY: the box's memory stays where it is until the owner is dropped.
+        let mut owner = Owner(vec![7; 64], Arc::clone(&drops));
+        let ptr = NonNull::from(owner.0.as_mut_slice()).cast();
+        // SAFETY: the vector's memory stays where it is until the owner is dropped.
         (unsafe { Kept::new(ptr, 64, owner) }, drops)
     }
 

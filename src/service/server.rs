@@ -15,6 +15,7 @@ use super::message::{Reply, Request};
 use super::wire::{Received, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
 use crate::shm::segment::Segment;
@@ -95,6 +96,8 @@ struct Client {
     locked: bool,
     /// It was asked for unused leases and has not answered.
     recalled: bool,
+    /// Nor has it in time: it is stopped, and nobody waits for it again until it answers or comes back.
+    silent: bool,
 }
 
 struct Starved {
@@ -124,7 +127,7 @@ impl Server {
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
         // Never of memory that the supervisor has: it forgets the segments of what it had before.
-        if let (Some(keeper), true) = (&keeper, is_fresh) {
+        if let (Some(keeper), true) = (&keeper, is_fresh || mutant!("keep_rebuilt")) {
             let ctl = memory.ctl();
             keeper.keep_ctl(ctl.as_fd(), memory.instance(), ctl.len() as u64)?;
         }
@@ -187,8 +190,10 @@ impl Server {
                 self.memory.table.client(index, client::TAG).store(0, Release);
                 self.deaths += 1;
             } else {
-                self.clients
-                    .insert(index, Client { tag, connection: None, pidfd: None, locked: true, recalled: false });
+                self.clients.insert(
+                    index,
+                    Client { tag, connection: None, pidfd: None, locked: true, recalled: false, silent: false },
+                );
             }
         }
     }
@@ -230,6 +235,9 @@ impl Server {
             }
             self.memory.reclaim();
             self.feed();
+            if self.starved.is_empty() {
+                self.memory.give_growth_up();
+            }
             self.recycle();
             if last_second.elapsed() >= Duration::from_secs(1) {
                 last_second = Instant::now();
@@ -352,7 +360,7 @@ impl Server {
                 if slots.is_empty() {
                     // The end of what it has to give.
                     if let Some(client) = self.clients.get_mut(&index) {
-                        client.recalled = false;
+                        (client.recalled, client.silent) = (false, false);
                     }
                 }
                 for slot in slots {
@@ -441,7 +449,7 @@ impl Server {
 
     /// Whether any client may still give back leases.
     fn is_recalling(&self) -> bool {
-        self.clients.values().any(|client| client.recalled && client.connection.is_some())
+        self.clients.values().any(|client| client.recalled && !client.silent && client.connection.is_some())
     }
 
     /// Asks all clients for what they do not use.
@@ -450,7 +458,7 @@ impl Server {
         self.standing.clear();
         if self.starved.is_empty() {
             self.recalls += 1;
-            let connected = self.clients.values_mut().filter(|client| client.connection.is_some());
+            let connected = self.clients.values_mut().filter(|client| client.connection.is_some() && !client.silent);
             let connections: Vec<u32> = connected
                 .filter_map(|client| {
                     client.recalled = true;
@@ -469,7 +477,11 @@ impl Server {
             let Some(request) = self.starved.pop_front() else { return };
             let Some(client) = self.clients.get(&request.client) else { continue };
             let (tag, connection) = (client.tag, client.connection);
-            let waits = Instant::now() < request.until && self.is_recalling();
+            let is_over = Instant::now() >= request.until;
+            if is_over {
+                self.clients.values_mut().for_each(|client| client.silent |= client.recalled);
+            }
+            let waits = !is_over && self.is_recalling();
             let effort = if waits { Effort::Free } else { Effort::Displace };
             match self.memory.lease(tag, request.class, request.count, request.id, effort) {
                 Ok((slots, added)) => {
@@ -477,7 +489,7 @@ impl Server {
                     let class = request.class.index() as u16;
                     self.reply(connection, &Reply::Leased { id: request.id, class, slots });
                 }
-                Err(_) if waits => self.starved.push_back(request),
+                Err(_) if waits || self.memory.is_growing_for(request.class) => self.starved.push_back(request),
                 Err(shortage) => {
                     self.refused += 1;
                     let error = self.memory.exhausted(&shortage);
@@ -674,3 +686,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often record locks are looked at, where nothing better tells of a client's end.
 const LOCK_POLL: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;

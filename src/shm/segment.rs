@@ -131,6 +131,17 @@ impl Segment {
         self.pages
     }
 
+    /// How many bytes from `offset` on have pages that somebody wrote to, up to the first that has none.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn written_from(&self, offset: usize) -> Result<usize> {
+        match rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Hole(offset as u64)) {
+            Ok(hole) => Ok((hole as usize).saturating_sub(offset)),
+            Err(errno) => Err(failed("size segment", "lseek", errno)),
+        }
+    }
+
     /// A second descriptor of the same segment.
     pub(crate) fn try_clone(&self) -> Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0).map_err(|errno| failed("clone segment", "dup", errno))?;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 /// Hosts that meet on a switch; all gone when dropped, or when this process ends in whatever way.
@@ -279,6 +279,11 @@ impl Worker {
         self.reply_within(PATIENCE).expect("an answer in time from a living worker")
     }
 
+    #[track_caller]
+    pub(crate) fn expect_reply(&self, answer: &str) {
+        assert_eq!(self.reply(), answer);
+    }
+
     /// The answer, or none: the worker died, or says nothing.
     pub(crate) fn reply_within(&self, limit: Duration) -> Option<String> {
         self.lines.recv_timeout(limit).ok()
@@ -287,7 +292,8 @@ impl Worker {
     /// Waits until it has died of SIGKILL, by whatever sent that.
     #[track_caller]
     pub(crate) fn dies(&mut self) {
-        assert_eq!(self.lines.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "it lives");
+        let left = std::iter::from_fn(|| self.lines.recv_timeout(PATIENCE).ok()).count();
+        assert_eq!(self.lines.try_recv(), Err(TryRecvError::Disconnected), "it lives, and said {left} lines");
         let status = self.process.wait().unwrap();
         // The shell between us says it so.
         assert_eq!(status.code(), Some(128 + libc::SIGKILL), "{status}");

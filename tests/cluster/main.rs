@@ -1,4 +1,6 @@
 //! What happens between machines: several hosts on this one, made by the script `hosts` beside this file.
+//!
+//! `--bench` prints what gets between hosts cost beside a bare loop over sockets.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unsafe_code, reason = "signals and sockets as tests need them have no safe wrapper")]
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod bare;
+mod bench;
+mod chaos;
 #[path = "../shm/content.rs"]
 mod content;
 mod harness;
@@ -22,6 +26,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--worker"] => std::process::exit(worker::run()),
+        ["--bench"] => std::process::exit(bench::main()),
         ["--node", url] => std::process::exit(node::run(url)),
         ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
         ["--proxy", own, peer] => std::process::exit(node::proxy(own, peer)),

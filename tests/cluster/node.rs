@@ -110,6 +110,14 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             let different: Vec<String> = all.filter(|verdict| verdict != "same").collect();
             if different.is_empty() { "same".to_owned() } else { different.join("; ") }
         }
+        // A question each, all asked before the first answer is waited for.
+        ["gets_apart", seed, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let found = hand.limited(Pending::all(keys.iter().map(|key| store.get(key)).collect()))?;
+            let is_same =
+                |(at, found): (usize, &Option<Region>)| verdict(found.as_ref(), number(seed) + at as u64) == "same";
+            found.iter().enumerate().all(is_same).to_string()
+        }
         ["take", key, seed] => verdict(hand.limited(store.take(&parse(key)?))?.as_ref(), number(seed)),
         ["hold", key, seed] => match hand.limited(store.get(&parse(key)?))? {
             Some(region) => {
@@ -157,6 +165,47 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
                 count += 1;
             }
             format!("all {count}")
+        }
+        // Median time of a get, in nanoseconds; the first tenth warms up.
+        ["latency", key, count] => {
+            let key = parse(key)?;
+            let mut times = Vec::new();
+            for at in 0..number(count) + number(count) / 10 {
+                let begun = Instant::now();
+                let found = store.get(&key).wait()?;
+                if at >= number(count) / 10 {
+                    times.push(begun.elapsed().as_nanos());
+                }
+                assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
+            }
+            times.sort_unstable();
+            times[times.len() / 2].to_string()
+        }
+        // Bytes a second of the best of so many gets, after one.
+        ["bandwidth", key, count] => {
+            let key = parse(key)?;
+            let mut best = Duration::MAX;
+            for at in 0..=number(count) {
+                let begun = Instant::now();
+                let found = store.get(&key).wait()?;
+                if at > 0 {
+                    best = best.min(begun.elapsed());
+                }
+                assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
+            }
+            format!("{:.0}", key.len() as f64 / best.as_secs_f64())
+        }
+        // Nanoseconds for all of them, one after another or at once.
+        ["singles" | "batch", keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let begun = Instant::now();
+            let found = match words[0] {
+                "batch" => store.get_batch(&keys).wait()?,
+                _ => keys.iter().map(|key| store.get(key).wait()).collect::<Result<Vec<_>, _>>()?,
+            };
+            let took = begun.elapsed();
+            assert!(found.iter().all(Option::is_some), "the objects are there");
+            took.as_nanos().to_string()
         }
         ["timed", ..] => {
             let begun = Instant::now();

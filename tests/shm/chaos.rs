@@ -108,7 +108,7 @@ fn sweep(only: Option<&str>, seed: u64) -> i32 {
     println!("{:<28} {:>5} {:>9} {:>10} {:>7}", "failpoint", "hits", "ops", "violations", "ms");
     for (at, name) in proxystore::service::NAMES.iter().enumerate() {
         // One node passes none of the others.
-        let is_ours = (name.starts_with("client.") || name.starts_with("service."));
+        let is_ours = name.starts_with("client.") || name.starts_with("service.");
         if !is_ours || only.is_some_and(|only| only != *name) {
             continue;
         }

@@ -1,13 +1,13 @@
 //! Ends that are not deaths: of use, of patience, of descriptors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use proxystore::service::{self, Namespace};
 
 use crate::child::{Hand, open};
 use crate::rows::row;
-use crate::site::{NAMESPACE, Site};
+use crate::site::{Client, NAMESPACE, Site};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("who_looked_first_takes_over", 20, who_looked_first_takes_over),
         row("failed_attaches_leave_no_client", 60, failed_attaches_leave_no_client),
         row("a_removed_lock_file_ends_nobody", 20, a_removed_lock_file_ends_nobody),
+        row("a_stopped_client_is_waited_for_once", 20, a_stopped_client_is_waited_for_once),
     ]
 }
 
@@ -45,7 +46,7 @@ fn who_looked_first_takes_over() {
     let (mut host, mut user) = (site.client(), site.command(&["--looker", &site.url()]));
     host.put(1, 100);
     user.env("PROXYSTORE_TIMEOUT", "5s");
-    let mut user = crate::site::Client::start(user);
+    let mut user = Client::start(user);
     let key = user.put(2, 5000);
     host.kill();
     user.expect(&format!("get {key} 2"), "same");
@@ -67,7 +68,7 @@ fn failed_attaches_leave_no_client() {
     host.expect("put_many 1 1000000 40", "done");
     let mut command = site.command(&["--few", &site.url()]);
     command.env("PROXYSTORE_TIMEOUT", "1s");
-    let mut few = crate::site::Client::spawn(command);
+    let mut few = Client::spawn(command);
     let answer = few.reply_within(Duration::from_secs(20)).expect("an answer");
     assert!(answer.starts_with("error"), "{answer}");
     let clients: u64 = host.ask("clients").parse().unwrap();
@@ -98,6 +99,32 @@ fn a_removed_lock_file_ends_nobody() {
     third.expect("drop", "done");
     second.await_answer("dying", "0");
     site.check(vec![second, third], 2..=2);
+}
+
+/// Nothing is refused before all were asked for unused leases: who does not answer holds that up once, not each time.
+fn a_stopped_client_is_waited_for_once() {
+    let site = Site::new();
+    let (mut host, mut stopped) = (site.client(), site.client());
+    // Leases more than this one.
+    stopped.put(1, 1_000_000);
+    stopped.signal(libc::SIGSTOP);
+    let mut live = 1;
+    let mut put = |host: &mut Client| {
+        let answer = host.ask("put 2 1000000");
+        live += u64::from(answer.starts_with("key"));
+        assert!(answer.starts_with("key") || answer.starts_with("error NoSpace"), "{answer}");
+        answer.starts_with("key")
+    };
+    while put(&mut host) {}
+    let begun = Instant::now();
+    assert!((0..20).all(|_| !put(&mut host)));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for 20 refusals, at 200 ms a recall", begun.elapsed());
+    stopped.signal(libc::SIGCONT);
+    let begun = Instant::now();
+    while !put(&mut host) {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it gives nothing back");
+    }
+    site.check(vec![host, stopped], live..=live);
 }
 
 /// Attaches with too few descriptors left for the memory, and says what became of that.

@@ -236,6 +236,12 @@ impl Objects {
         })
     }
 
+    fn ended_by_somebody(&self) -> Error {
+        let context = "the connection broke while the object was being taken: it is gone, and it is not known whether this \
+                       call or another one took it";
+        Error::new(ErrorKind::PeerDown, "take", context).with_connector(self.remote.scheme)
+    }
+
     /// Ends an object; whether it was this call that did.
     pub(super) fn retire(self: &Arc<Self>, object: &Pointer) -> Pending<bool> {
         if self.is_here(&object.address) {
@@ -256,14 +262,16 @@ impl Objects {
         let address = object.address;
         target.chain(move |target| {
             let question = Question::Retire { want: wanted, number: random_number() };
-            let retired = all.remote.ask(address, question);
-            retired.chain(move |verdict| {
+            let retired = all.remote.ask_counting(address, question);
+            retired.chain(move |(verdict, count)| {
                 all.forget(&address);
                 match (verdict, target) {
                     (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
                         all.evict(pointer).then(|_| Ok(true))
                     }
                     (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
+                    // A service that died meanwhile has taken with it who ended the object.
+                    (Verdict::Missing, _) if count > 1 => Pending::ready(Err(all.ended_by_somebody())),
                     _ => Pending::ready(Ok(false)),
                 }
             })

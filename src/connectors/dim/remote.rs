@@ -1,6 +1,8 @@
 //! `Remote`: operations on objects of other nodes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::landings::{Fetch, Fetched, Range, mismatch};
@@ -120,13 +122,23 @@ impl Remote {
 
     /// Asks about one object; the answer has no bytes.
     pub(super) fn ask(self: &Arc<Self>, at: Address, question: Question) -> Pending<Verdict> {
+        self.ask_counting(at, question).and_then(|(verdict, _)| Ok(verdict))
+    }
+
+    /// The same, and how often it was asked: again where a connection broke, before which it may have been answered.
+    pub(super) fn ask_counting(self: &Arc<Self>, at: Address, question: Question) -> Pending<(Verdict, u32)> {
         let op = question.op();
         let head = question.encode();
         let scheme = self.scheme;
-        let asked = self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())));
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&count);
+        let asked = self.with_peer(op, at, move |_, peer| {
+            counted.fetch_add(1, Relaxed);
+            Arc::clone(peer).request(Call::small(head.clone()))
+        });
         asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
             Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
-            Some(verdict) => Ok(verdict),
+            Some(verdict) => Ok((verdict, count.load(Relaxed))),
             None => Err(mismatch()),
         })
     }
@@ -189,22 +201,30 @@ impl Remote {
         })
     }
 
+    /// Makes fetched bytes the object that all processes of this node find.
+    fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64) -> Result<Found> {
+        let (lease, len) = self.client.lease_of(region)?;
+        let expires = match expires_in {
+            0 => 0,
+            millis => self.client.expiry(Duration::from_millis(millis)),
+        };
+        match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease) {
+            Ok(region) => Ok(Found::Object(region)),
+            // Its time was over when it came.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Missing),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What was fetched: the object that all processes of this node find, where the caller has the duty to fetch it, else one
     /// that only its view keeps.
     pub(super) fn found(&self, fetched: Fetched, format: Format, claim: Option<Claim>) -> Result<Found> {
         match (fetched.verdict, fetched.region) {
-            (Verdict::Yes { expires_in }, Some(region)) => Ok(Found::Object(match claim {
-                Some(claim) => {
-                    let (lease, len) = self.client.lease_of(region)?;
-                    let expires = match expires_in {
-                        0 => 0,
-                        millis => self.client.expiry(Duration::from_millis(millis)),
-                    };
-                    claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease)?
-                }
+            (Verdict::Yes { expires_in }, Some(region)) => match claim {
+                Some(claim) => self.land(claim, region, format, expires_in),
                 // Its cell goes back to this process, still warm, with the last view.
-                None => region.freeze(),
-            })),
+                None => Ok(Found::Object(region.freeze())),
+            },
             (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
             (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
             (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),

@@ -56,6 +56,8 @@ impl Server {
                         if pidfd.is_some() {
                             client.pidfd = pidfd;
                         }
+                        // What it was asked over another connection it may not have heard.
+                        (client.recalled, client.silent) = (false, false);
                         if let Some(former) = client.connection.replace(number) {
                             if former != number {
                                 self.disconnect(former);
@@ -83,8 +85,10 @@ impl Server {
                 };
                 let tag = self.next_tag << INDEX_BITS | u64::from(index);
                 self.next_tag = (self.next_tag + 1) & (u64::MAX >> (INDEX_BITS + 1));
-                self.clients
-                    .insert(index, Client { tag, connection: Some(number), pidfd, locked: false, recalled: false });
+                self.clients.insert(
+                    index,
+                    Client { tag, connection: Some(number), pidfd, locked: false, recalled: false, silent: false },
+                );
                 index
             }
         };

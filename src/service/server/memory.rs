@@ -1,14 +1,13 @@
 //! `Memory`: what the service owns, and what it knows of who has which part.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::mutant::mutant;
 use crate::service::arena::Arena;
-use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
 use crate::shm::futex;
 use crate::shm::layout::{Layout, policy, word};
@@ -16,11 +15,13 @@ use crate::shm::mapped::Mapped;
 use crate::shm::segment::{Access, Segment};
 use crate::shm::table::{Id, State, Table};
 
+mod growth;
 mod rebuild;
 mod replica;
 mod shortage;
 mod sweep;
 
+use growth::Growth;
 pub(super) use shortage::Shortage;
 
 /// Segments, slots and pages of pin cells, with the service's own record of them.
@@ -40,6 +41,8 @@ pub(super) struct Memory {
     dying: Vec<u32>,
     /// Whose cells were freed lately, and of which class.
     freed: Vec<(u64, Class)>,
+    /// A large segment that is being made.
+    growth: Option<Growth>,
     /// Most bytes of all data segments.
     pub(super) budget: u64,
     /// Most bytes of objects of other nodes, but for what is looked at.
@@ -113,6 +116,7 @@ impl Memory {
             pages: Vec::new(),
             dying: Vec::new(),
             freed: Vec::new(),
+            growth: None,
             budget,
             replica_budget,
             leased: 0,
@@ -212,8 +216,10 @@ impl Memory {
         }
         let mut why = String::new();
         if effort >= Effort::Grow {
-            match self.grow(class) {
+            match if class.capacity() > growth::ASIDE { self.grow_aside(class) } else { self.grow(class) } {
                 Ok(Some(index)) => added.push(index),
+                // Nothing has to go for what is on its way.
+                Ok(None) if self.is_growing_for(class) => return Err(Shortage { class, why }),
                 Ok(None) => {}
                 Err(error) => why = format!(" ({error})"),
             }
@@ -259,36 +265,6 @@ impl Memory {
             }
         }
         Some(cell.place)
-    }
-
-    /// Adds a segment in which a cell of this class has room, if the budget allows.
-    fn grow(&mut self, class: Class) -> Result<Option<u16>> {
-        let total = self.arena.total_bytes();
-        let left = self.budget.saturating_sub(total);
-        let needed = class.capacity().next_multiple_of(UNIT);
-        // There may be as many as one packet can announce, so the later ones are larger.
-        let step = LARGEST_STEP << (self.segments.len() / 64);
-        let wanted = total.clamp(FIRST_SEGMENT, step).max(needed);
-        if needed > left {
-            return Ok(None);
-        }
-        // A former service may have made one that only a client has: its number is taken.
-        let is_new = |index: &u16| self.table.segment(*index, 0).load(Acquire) == 0 || mutant!("grow_over");
-        let Some(index) = (0..MAX_SEGMENTS as u16).find(|index| !self.segments.contains_key(index) && is_new(index))
-        else {
-            return Ok(None);
-        };
-        let create = |len: u64| Segment::create("proxystore-data", len as usize);
-        let wanted = wanted.min(left / UNIT * UNIT).max(needed);
-        // Less than what was hoped for is better than nothing.
-        let segment = create(wanted).or_else(|error| if wanted > needed { create(needed) } else { Err(error) })?;
-        let len = segment.len() as u64;
-        failpoint!("service.segment.created");
-        self.table.segment(index, 1).store(segment.pages() as u64, Relaxed);
-        self.table.segment(index, 0).store(len, Release);
-        self.segments.insert(index, segment);
-        self.arena.add_segment(index, len);
-        Ok(Some(index))
     }
 
     /// Adds segments until there are `bytes` of them, within the budget.
@@ -552,9 +528,6 @@ const MOST_FREED: usize = 1 << 16;
 
 /// Segments are multiples of this, and of huge pages.
 const UNIT: u64 = 2 << 20;
-
-/// The first segment: small, because whoever puts first waits for its pages.
-const FIRST_SEGMENT: u64 = 4 << 20;
 
 /// Segments double what there is, up to this step.
 const LARGEST_STEP: u64 = 1 << 30;

@@ -121,8 +121,8 @@ pub(super) fn exists(place: &Place, partner: &mut Partner, size: usize, plan: &P
 pub(super) fn get(place: &Place, partner: &mut Partner, size: usize, plan: &Plan, how: How) -> Result<Pair, Failure> {
     let buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
-    let most = if how == How::Batch { TOGETHER } else { 16 };
-    let objects = objects_at_once(size, IN_FLIGHT / 4, most);
+    let (bytes, most) = if how == How::Batch { (IN_FLIGHT / 16, TOGETHER) } else { (IN_FLIGHT / 4, 16) };
+    let objects = objects_at_once(size, bytes, most);
     let proxies = (0..objects).map(|_| Ok(place.store.proxy(&buffers.payload[..]).wait()?));
     let proxies = proxies.collect::<Result<Vec<Proxy<[u8]>>, Failure>>()?;
     let tokens = proxies.iter().map(Proxy::to_token_bytes).collect::<Result<_, _>>()?;

@@ -30,7 +30,8 @@ impl Place {
         };
         let scheme = config.connector.scheme().to_owned();
         let row = connectors::registrations().into_iter().find(|row| row.scheme == scheme);
-        let crosses_nodes = row.is_some_and(|row| row.capabilities.contains(Capabilities::CROSS_NODE));
+        // Others reach other nodes through a file system.
+        let crosses_nodes = row.is_some_and(|row| row.options.contains(&"replicas"));
         if crosses_nodes && config.connector.option("replicas").is_none() {
             // Otherwise the second get of an object would be one of this node's copy.
             config.connector = config.connector.with_option("replicas", "off");

@@ -9,8 +9,10 @@ use crate::fabric::conformance::Ends;
 
 /// A module of its own, since a case is named as a function that is used here.
 mod cases {
+    use super::ends;
+
     crate::fabric::conformance::suite!(
-        super::ends,
+        ends,
         cut: [ignore = "cuts the loopback interface of a network namespace of its own; needs root: --ignored"],
         stranger: []
     );

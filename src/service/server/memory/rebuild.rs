@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::{Held, Memory, NO_MEMORY};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::service::arena::Arena;
 use crate::service::message::MAX_SEGMENTS;
 use crate::shm::class::{Class, Place};
@@ -33,15 +34,15 @@ impl Memory {
         // What the first host decided holds for all.
         let budget = Some(table.header(word::BUDGET).load(Relaxed)).filter(|budget| *budget != 0).unwrap_or(budget);
         let mut memory = Self::empty(ctl, table, segments, Arena::new(), budget);
-        memory.read_table(lives);
+        memory.read_table(lives)?;
         memory.table.header(word::REBUILDS).fetch_add(1, Relaxed);
         failpoint!("service.rebuild.end");
         Ok(memory)
     }
 
     /// Fills the record from the table. Nonsense in the table costs the slot that it is in, nothing else.
-    fn read_table(&mut self, lives: impl Fn(u64) -> bool) {
-        let count = self.table.slots();
+    fn read_table(&mut self, lives: impl Fn(u64) -> bool) -> Result<()> {
+        let count = self.reserved_slots()?;
         let mut lost = Vec::new();
         for slot in 0..count {
             let decoded = self.table.state(slot);
@@ -77,6 +78,18 @@ impl Memory {
         dead.iter().for_each(|tag| self.release_pages(*tag));
         self.sweep(|owner| owner > 1 && !lives(owner));
         self.reclaim();
+        Ok(())
+    }
+
+    /// As many slots as the table says, if they have memory: to look at others would take as much, a gigabyte at most, and as
+    /// long as that takes.
+    fn reserved_slots(&self) -> Result<u32> {
+        let layout = self.table.layout();
+        let (start, slot) = (layout.slot_bytes(0, 0).0, layout.slot_bytes(0, 1).1);
+        let there = (self.ctl.written_from(start)? / slot) as u32;
+        let count = self.table.slots().min(if mutant!("rebuild_slots") { u32::MAX } else { there });
+        self.table.header(word::SLOTS).store(u64::from(count), Release);
+        Ok(count)
     }
 
     /// A segment of this memory that only a client had; whether it is one.

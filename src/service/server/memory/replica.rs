@@ -20,7 +20,7 @@ struct Landed {
 impl Memory {
     /// How many there are, and the memory that they take.
     pub(in crate::service::server) fn replicas(&self) -> (u64, u64) {
-        let landed = self.landed();
+        let (landed, _) = self.landed();
         (landed.len() as u64, landed.iter().map(|replica| replica.bytes).sum())
     }
 
@@ -33,24 +33,18 @@ impl Memory {
     /// themselves.
     ///
     /// # Cost
-    /// A walk through the index, which has half a MiB; nothing where nobody ever fetched anything.
+    /// A walk through the index, which has half a MiB, and to what it leads; nothing where nobody ever fetched anything.
     pub(in crate::service::server) fn trim_replicas(&mut self) {
         self.leased = 0;
         if self.table.header(word::REPLICAS).load(Relaxed) == 0 {
             return;
         }
-        let gone: Vec<Id> = self
-            .table
-            .landed_replicas()
-            .filter(|(_, object)| object.is_none_or(|object| !self.is_live(object)))
-            .map(|(declared, _)| declared)
-            .collect();
+        let (landed, gone) = self.landed();
         for declared in gone {
             if !mutant!("trim_gone") && self.table.retire(declared) {
                 self.queue(declared.slot);
             }
         }
-        let landed = self.landed();
         let bytes: u64 = landed.iter().map(|replica| replica.bytes).sum();
         let excess = bytes.saturating_sub(self.replica_budget);
         if excess > 0 && !mutant!("trim_excess") {
@@ -64,7 +58,7 @@ impl Memory {
         if self.table.header(word::REPLICAS).load(Relaxed) == 0 {
             return false;
         }
-        let landed = self.landed();
+        let (landed, _) = self.landed();
         self.end_replicas(landed, bytes)
     }
 
@@ -95,13 +89,20 @@ impl Memory {
         freed > 0
     }
 
-    fn landed(&self) -> Vec<Landed> {
-        let describe = |(declared, object): (Id, Option<Id>)| {
-            let object = object.filter(|object| self.is_live(*object))?;
-            let held = self.slots.get(object.slot as usize)?;
-            Some(Landed { declared, object, stamp: self.table.read(object).stamp, bytes: held.class.capacity() })
-        };
-        self.table.landed_replicas().filter_map(describe).collect()
+    /// All that can be found, and declarations whose objects are gone.
+    fn landed(&self) -> (Vec<Landed>, Vec<Id>) {
+        let (mut landed, mut gone) = (Vec::new(), Vec::new());
+        for (declared, object) in self.table.landed_replicas() {
+            let object = object.filter(|object| self.is_live(*object));
+            match object.and_then(|object| Some((object, self.slots.get(object.slot as usize)?))) {
+                Some((object, held)) => {
+                    let stamp = self.table.read(object).stamp;
+                    landed.push(Landed { declared, object, stamp, bytes: held.class.capacity() });
+                }
+                None => gone.push(declared),
+            }
+        }
+        (landed, gone)
     }
 
     fn is_live(&self, object: Id) -> bool {

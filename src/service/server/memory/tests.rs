@@ -304,6 +304,18 @@ fn a_slot_that_lost_its_generation_gets_one_that_no_key_has() {
 }
 
 #[test]
+fn more_slots_than_there_are_cost_nothing() {
+    let (mut memory, _) = memory();
+    let id = object(&mut memory, A, 0);
+    let (count, pages) = (memory.slots.len(), rustix::fs::fstat(memory.ctl.as_fd()).unwrap().st_blocks);
+    memory.table.header(word::SLOTS).store(u64::MAX, Relaxed);
+    let memory = restart(memory, |_| true);
+    assert_eq!((memory.slots.len(), memory.table.slots() as usize), (count, count));
+    assert_eq!(rustix::fs::fstat(memory.ctl.as_fd()).unwrap().st_blocks, pages);
+    assert_eq!(state(&memory, id), Some(State::Live));
+}
+
+#[test]
 fn a_segment_that_a_client_has_keeps_its_number() {
     let (mut memory, _) = memory();
     let id = object(&mut memory, B, 0);
