@@ -176,7 +176,7 @@ fn owners_that_talk_nonsense_are_left() {
             Ok(_) => assert_eq!(what, "the same answer twice"),
         }
         eventually(what, || !peer.is_up());
-        assert_eq!(kind(echo(&peer, "x")), ErrorKind::Corrupt, "{what}");
+        assert_eq!(kind(echo(&peer, "x")), ErrorKind::PeerDown, "{what}");
     }
 }
 
