@@ -296,6 +296,6 @@ fn too_large(len: u64, scheme: &'static str) -> Error {
 const ATTEMPTS: u32 = 3;
 
 /// Objects are cut into ranges of at least this many bytes.
-const LEAST_RANGE: u64 = 8 << 20;
+const LEAST_RANGE: u64 = 512 << 10;
 
 const PAGE: u64 = 4096;
