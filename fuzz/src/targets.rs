@@ -187,7 +187,8 @@ pub fn frame(data: &[u8]) {
         header[..4].copy_from_slice(&[0xf5, b'p', b'x', 1]);
         let parts = usize::from(u16::from_le_bytes([header[6], header[7]]));
         let head = u32::from_le_bytes([header[24], header[25], header[26], header[27]]) as usize;
-        let described = head + parts * if header[5] == 1 { 12 } else { 8 };
+        let described = 36 + head + parts * if header[5] == 1 { 12 } else { 8 };
+        let described = described.next_multiple_of(64) - 36;
         if let Some(description) = data[36..].get(..described) {
             header[28..32].copy_from_slice(&crc32fast::hash(description).to_le_bytes());
         }

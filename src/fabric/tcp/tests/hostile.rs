@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::liveness::{next_frame, proved, puppet, reach};
 use super::*;
-use crate::fabric::tcp::frame::{Decoder, Frame, Kind, encode};
+use crate::fabric::tcp::frame::{Decoder, Frame, Kind, encode, padding};
 
 /// Until the other side closes.
 fn rest(stream: &mut TcpStream) -> Vec<u8> {
@@ -155,13 +155,16 @@ fn questions_beyond_the_bound_are_refused() {
 
 #[test]
 fn owners_that_talk_nonsense_are_left() {
-    let answer = |number| encode(Kind::Answer, number, b"a", &[3], None).unwrap();
+    let answer = |number| {
+        let frame = encode(Kind::Answer, number, b"a", &[3], None).unwrap();
+        [&frame[..], b"abc", &[0; 64][..padding(3)]].concat()
+    };
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("garbage", b"no frame at all, but long enough to be taken for one".to_vec()),
-        ("an answer to no question", [&answer(2)[..], b"abc"].concat()),
+        ("an answer to no question", answer(2)),
         ("a refusal of no question", Frame::bare(Kind::Refusal, 2).encode().unwrap()),
         ("a question", encode(Kind::Ask, 1, b"", &[], None).unwrap()),
-        ("the same answer twice", [&answer(1)[..], b"abc", &answer(1)[..], b"abc"].concat()),
+        ("the same answer twice", [answer(1), answer(1)].concat()),
     ];
     for (what, bytes) in cases {
         let site = Site::new(options());
@@ -188,7 +191,7 @@ fn damaged_bytes_are_noticed_where_they_are_checked() {
         for (bytes, number) in [(b"abc", 1), (b"abd", 2), (b"abc", 3)] {
             assert_eq!(next_frame(&mut stream, &mut decoder).number, number);
             let frame = encode(Kind::Answer, number, b"", &[3], Some(&[crc32fast::hash(b"abc")])).unwrap();
-            stream.write_all(&[&frame[..], bytes].concat()).unwrap();
+            stream.write_all(&[&frame[..], bytes, &[0; 64][..padding(3)]].concat()).unwrap();
         }
         let _ = stream.read(&mut [0; 100]);
     });
