@@ -8,8 +8,8 @@ use crate::chaos::chaos;
 use crate::hosts::{Cluster, Host, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, Pair, SECOND, SILENCE, URL, assert_error, await_answer, connections, get, listening, node, put, split,
-    timed,
+    ENVIRONMENT, Pair, SECOND, SILENCE, URL, assert_error, await_answer, connections, get, listening, node, put,
+    sockets, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -19,6 +19,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("stale_keys", 40, stale_keys),
         row("objects_outlive_their_producer_and_their_service", 40, outlive),
         row("deferred_keys_across_hosts", 40, deferred),
+        row("one_interface_is_listened_at", 20, one_interface),
+        row("ports_that_are_taken", 40, ports),
         row("leases_bound_what_is_stale", 30, leases),
         row("one_of_many_takes_an_object", 40, takes),
         row("who_fetches_for_all_is_killed", 40, fetcher_killed),
@@ -119,6 +121,58 @@ fn deferred() {
     let (took, answer) = split(&pair.requester.reply());
     assert_error(&answer, &["Timeout", "PeerDown"]);
     assert!(took < SILENCE * 2 + SECOND, "{took:?}");
+}
+
+fn one_interface() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 1000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let [one, two] = pair.hosts.clone();
+    for host in [&one, &two] {
+        let all = sockets(host, "0A");
+        assert!(all.iter().all(|(own, _)| own.ip().to_string() == host.address), "{all:?}");
+        let wide = host.print(&["sh", "-c", "grep -c ' 0A ' /proc/net/tcp6 || :"]);
+        assert_eq!(wide, "0", "listeners for IPv6");
+    }
+    // Another namespace, as it is told.
+    let environment = [ENVIRONMENT, &[("PROXYSTORE_NET_DEVICES", "lo")]].concat();
+    let mut local = one.start(&["--node", "tcp://other?replicas=off"], &environment);
+    let key = put(&mut local, 2, 1000);
+    let addresses: Vec<String> = sockets(&one, "0A").iter().map(|(own, _)| own.ip().to_string()).collect();
+    assert_eq!(addresses, [&one.address, "127.0.0.1"]);
+    let mut elsewhere = two.start(&["--node", "tcp://other?replicas=off"], ENVIRONMENT);
+    let (took, answer) = timed(&mut elsewhere, &format!("get {key} 2"));
+    assert_error(&answer, &["PeerDown"]);
+    assert!(took < SILENCE, "{took:?}");
+}
+
+/// Two namespaces, a stranger where one of them would be, and a stranger who comes when the service is away.
+fn ports() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut server = one.start(&["--serve"], ENVIRONMENT);
+    let (mut owner, mut requester) = (node(&one), node(&two));
+    let key = put(&mut owner, 1, 1000);
+    requester.expect(&format!("get {key} 1"), "same");
+    let (_, port) = listening(&one).split_once(':').map(|(ip, port)| (ip.to_owned(), port.to_owned())).unwrap();
+
+    let service = owner.ask("host");
+    server.signal("STOP");
+    one.print(&["sh", "-c", &format!("kill -KILL {service}")]);
+    let mut stranger = one.worker();
+    while stranger.ask(&format!("occupy {port}")) != "done" {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.signal("CONT");
+    let (took, answer) = timed(&mut requester, &format!("get {key} 1"));
+    assert_error(&answer, &["PeerDown", "Timeout"]);
+    assert!(took < SILENCE * 2, "{took:?} {answer}");
+    // Keys that are made now name another port.
+    let fresh = put(&mut owner, 2, 1000);
+    owner.expect(&format!("get {key} 1"), "same");
+    requester.expect(&format!("get {fresh} 2"), "same");
+    server.signal("TERM");
+    server.end();
 }
 
 /// Where a node shares what it fetched, an evicted object is read for one lease at most, whoever can be asked.

@@ -1,5 +1,6 @@
 //! Two hosts with a process of the job each, and what is asked of them.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::hosts::{Cluster, Host, Worker};
@@ -88,25 +89,29 @@ pub(crate) fn proxy(host: &Host, peer: &Host) -> Worker {
 
 /// Where the node service of a host answers others.
 pub(crate) fn listening(host: &Host) -> String {
-    let ports: Vec<u16> = sockets(host, "0A").into_iter().map(|(local, _)| local).collect();
-    assert_eq!(ports.len(), 1, "{ports:?}");
-    format!("{}:{}", host.address, ports[0])
+    let mut all = sockets(host, "0A");
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0).0.to_string()
 }
 
-/// Ports of the connections of a host, its own and the others'.
-pub(crate) fn connections(host: &Host) -> Vec<(u16, u16)> {
+/// The connections of a host: its own end and the other.
+pub(crate) fn connections(host: &Host) -> Vec<(SocketAddrV4, SocketAddrV4)> {
     sockets(host, "01")
 }
 
-/// Ports of the TCP sockets of a host in one state, as proc(5) spells it.
-pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(u16, u16)> {
-    let port = |word: &str| u16::from_str_radix(word.split(':').nth(1).unwrap(), 16).unwrap();
+/// Both ends of the TCP sockets of a host in one state, as proc(5) spells it.
+pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(SocketAddrV4, SocketAddrV4)> {
+    let end = |word: &str| {
+        let (ip, port) = word.split_once(':').unwrap();
+        let ip = u32::from_str_radix(ip, 16).unwrap();
+        SocketAddrV4::new(Ipv4Addr::from(ip.to_le_bytes()), u16::from_str_radix(port, 16).unwrap())
+    };
     let said = host.print(&["cat", "/proc/net/tcp"]);
     let sockets = said.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut ports: Vec<_> =
-        sockets.filter(|words| words[3] == state).map(|words| (port(words[1]), port(words[2]))).collect();
-    ports.sort_unstable();
-    ports
+    let mut ends: Vec<_> =
+        sockets.filter(|words| words[3] == state).map(|words| (end(words[1]), end(words[2]))).collect();
+    ends.sort_unstable();
+    ends
 }
 
 /// Where a get crosses the network each time.
