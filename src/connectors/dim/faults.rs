@@ -49,7 +49,7 @@ impl Site {
             let service: Arc<dyn Service> = Arc::new(Arc::clone(&export));
             let listener = fabric.listen(&[(host, 0).into()], service).unwrap();
             export.set_contact(listener.contact());
-            let config = ConnectorConfig::new("tcp", name).with_option("replicas", replicas);
+            let config = ConnectorConfig::new("fake", name).with_option("replicas", replicas);
             let own = Arc::clone(&client);
             let connector = DimConnector::new(config, own, listener.contact(), &[7; 16], fabric).unwrap();
             Node { client, connector, _listener: listener }
