@@ -21,6 +21,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("deferred_keys_across_hosts", 40, deferred),
         row("one_interface_is_listened_at", 20, one_interface),
         row("ports_that_are_taken", 40, ports),
+        row("objects_expire_everywhere", 30, expiry),
+        row("batches_of_thousands", 40, batches),
+        row("no_room_to_land", 40, no_room),
         row("leases_bound_what_is_stale", 30, leases),
         row("one_of_many_takes_an_object", 40, takes),
         row("who_fetches_for_all_is_killed", 40, fetcher_killed),
@@ -173,6 +176,70 @@ fn ports() {
     requester.expect(&format!("get {fresh} 2"), "same");
     server.signal("TERM");
     server.end();
+}
+
+fn expiry() {
+    let mut pair = Pair::new();
+    let mut sharing = pair.hosts[1].start(&["--node", "tcp://test?lease=60s"], ENVIRONMENT);
+    let answer = pair.owner.ask("put_for 1 50000 2500");
+    let key = answer.strip_prefix("key ").unwrap().to_owned();
+    for worker in [&mut pair.owner, &mut pair.requester, &mut sharing] {
+        worker.expect(&format!("get {key} 1"), "same");
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    // The copy of a node expires with the object, whatever the lease.
+    for worker in [&mut pair.owner, &mut pair.requester, &mut sharing] {
+        worker.expect(&format!("get {key} 1"), "none");
+        worker.expect(&format!("exists {key}"), "false");
+        worker.expect("settled", "settled");
+    }
+}
+
+/// More than one question holds, from two nodes, some of them gone.
+fn batches() {
+    let mut pair = Pair::new();
+    let [theirs, ours] = [&mut pair.owner, &mut pair.requester].map(|worker| {
+        let answer = worker.ask("puts 1000 300 3000");
+        answer.strip_prefix("keys ").unwrap().split(',').map(str::to_owned).collect::<Vec<_>>()
+    });
+    pair.requester.expect(&format!("gets 1000 {}", theirs.join(",")), "same");
+    pair.owner.expect(&format!("gets 1000 {}", ours.join(",")), "same");
+    // In the order of the seeds, every other from the other node.
+    let mixed: Vec<&str> =
+        (0..3000).map(|at| if at % 2 == 0 { theirs[at].as_str() } else { ours[at].as_str() }).collect();
+    let mixed = mixed.join(",");
+    pair.requester.expect(&format!("gets 1000 {mixed}"), "same");
+    pair.owner.expect(&format!("evict {}", theirs[0]), "done");
+    pair.owner.expect(&format!("evict {}", theirs[2998]), "done");
+    pair.requester.expect(&format!("gets 1000 {mixed}"), "none; none");
+    pair.owner.expect("settled", "settled");
+    pair.requester.expect("settled", "settled");
+}
+
+fn no_room() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let (mut owner, mut small) =
+        (node(&one), two.start(&["--node", "tcp://test?replicas=off&bytes=64MiB"], ENVIRONMENT));
+    let large = put(&mut owner, 1, 80 << 20);
+    let keys: Vec<String> = (10..16).map(|seed| put(&mut owner, seed, 15 << 20)).collect();
+    let (took, answer) = timed(&mut small, &format!("get {large} 1"));
+    assert_error(&answer, &["NoSpace", "TooLarge"]);
+    assert!(took < SILENCE + SECOND, "{took:?} {answer}");
+    let held = |small: &mut Worker| {
+        let hold = |(at, key): (usize, &String)| small.ask(&format!("hold {key} {}", at + 10));
+        keys.iter().enumerate().map(hold).take_while(|answer| answer == "held").count()
+    };
+    let first = held(&mut small);
+    assert!((1..6).contains(&first), "{first} objects of 15 MiB fit into 64 MiB");
+    let answer = small.ask(&format!("get {} 15", keys[5]));
+    assert_error(&answer, &["NoSpace"]);
+    small.expect("check", "same");
+    // What was refused is not lost, and what was held is not kept.
+    small.expect("drop", "done");
+    small.expect("settled", "settled");
+    assert_eq!(held(&mut small), first);
+    small.expect("check", "same");
 }
 
 /// Where a node shares what it fetched, an evicted object is read for one lease at most, whoever can be asked.

@@ -7,8 +7,8 @@ use libtest_mimic::Trial;
 use crate::hosts::{Cluster, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, OTHER_SECRET, Pair, SECOND, SECRET, SILENCE, URL, assert_error, assert_unpinned, await_answer, get,
-    is_error, listening, node, node_with, proxy, put, split, timed,
+    ENVIRONMENT, OTHER_SECRET, Pair, SECOND, SECRET, SILENCE, URL, assert_error, assert_unpinned, await_answer,
+    connections, get, is_error, listening, node, node_with, proxy, put, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -203,6 +203,7 @@ fn row_32_owner() {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut requester = node(&two);
+    let before: usize = requester.ask("descriptors").parse().unwrap();
     for (at, place) in OWNER_PLACES.iter().enumerate() {
         let seed = at as u64 + 1;
         let mut owner = node_with(&one, &[("PROXYSTORE_FAILPOINT", place)]);
@@ -222,6 +223,10 @@ fn row_32_owner() {
         assert_error(&answer, &["PeerDown"]);
         assert!(took < SILENCE, "{place}: {took:?} {answer}");
     }
+    // Segments of its own memory, and no sockets of the dead.
+    let after: usize = requester.ask("descriptors").parse().unwrap();
+    assert!(after <= before + 6, "{before} descriptors before {} deaths, {after} after", OWNER_PLACES.len());
+    assert_eq!(connections(&two), []);
 }
 
 /// Operations that change something, at each of their steps: an error, or done; and the next process has a fresh memory.
