@@ -21,6 +21,7 @@ use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Arrival, Client, Expected};
+use crate::service::contact;
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
@@ -53,7 +54,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
-    /// Where the objects of this node are reached.
+    /// Where the objects of this node were reached when this was opened.
     contact: SocketAddr,
     objects: Arc<Objects>,
 }
@@ -116,7 +117,9 @@ impl DimConnector {
 
     #[inline]
     fn address(&self, id: Id, place: u64) -> Address {
-        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
+        // A service that was restarted may not have found its former port free.
+        let contact = contact::read(self.objects.client.table()).unwrap_or(self.contact);
+        Address { contact, instance: self.objects.client.instance(), id, place }
     }
 
     #[inline]
