@@ -216,26 +216,24 @@ fn candidates(attempts: &mut Vec<Attempt>) -> Vec<(Origin, Place)> {
 fn open(origin: &Origin, place: &Place) -> Result<Option<Ucx>, String> {
     use std::ffi::{CStr, OsStr};
 
-    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL, RTLD_NOW};
 
     use crate::newer::Newer;
     use crate::symbols::Symbols;
 
     let load = |name: &OsStr, flags| {
         // SAFETY: constructors of UCX run, as its users expect; `quietly` keeps them from changing the process.
-        unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL | flags) }.map_err(|error| reason(&error))
+        unsafe { Library::open(Some(name), RTLD_LOCAL | flags) }.map_err(|error| reason(&error))
     };
-    // What is loaded by name could be of another copy than what is loaded by path, so parts are loaded by path too, in the
-    // order of their dependencies: the loader takes them for the parts that `libucp` names.
     let mut parts = Vec::new();
     let library = match place {
-        Place::Process => match load(OsStr::new(UCP), libc::RTLD_NOLOAD) {
+        Place::Process => match load(OsStr::new(UCP), RTLD_NOW | libc::RTLD_NOLOAD) {
             Ok(library) => library,
             Err(_) => return Ok(None),
         },
         Place::Name => {
             free_of_others(None)?;
-            load(OsStr::new(UCP), 0)?
+            load(OsStr::new(UCP), RTLD_NOW)?
         }
         Place::Directory(directory, file) => {
             let path = directory.join(file);
@@ -244,10 +242,14 @@ fn open(origin: &Origin, place: &Place) -> Result<Option<Ucx>, String> {
             }
             let path = std::path::absolute(&path).map_err(|error| error.to_string())?;
             free_of_others(Some(&path))?;
-            for part in PARTS.map(|part| path.with_file_name(part)).iter().filter(|part| part.is_file()) {
-                parts.push(load(part.as_os_str(), 0)?);
+            // `libucp` names its parts without a path, and a run path that leads to its own directory is not always there. What
+            // is in the process already is taken for a part, so the parts come first, in the order of their dependencies.
+            // Lazily: libucm calls libucs without naming it. Where one cannot be loaded alone, `libucp` brings it or another one,
+            // which is seen below.
+            for part in PARTS.map(|part| path.with_file_name(part)) {
+                parts.extend(load(part.as_os_str(), RTLD_LAZY));
             }
-            load(path.as_os_str(), 0)?
+            load(path.as_os_str(), RTLD_NOW)?
         }
     };
     let lookup = |name: &'static CStr| {
@@ -256,10 +258,9 @@ fn open(origin: &Origin, place: &Place) -> Result<Option<Ucx>, String> {
         found.ok().map(|symbol| symbol.into_raw())
     };
     let file = lookup(c"ucp_get_version").and_then(file_of);
-    let services = lookup(c"ucs_status_string").and_then(file_of);
-    if let (Some(file), Some(services)) = (&file, &services) {
-        if home(file) != home(services) {
-            return Err(format!("{} would work with {}, of another UCX", file.display(), services.display()));
+    for part in SYMBOLS.into_iter().filter_map(lookup).filter_map(file_of) {
+        if let Some(file) = file.as_ref().filter(|file| home(file) != home(&part)) {
+            return Err(format!("{} would work with {}, of another UCX", file.display(), part.display()));
         }
     }
     // SAFETY: functions of libucp, if it is one; that it is 1.12 or newer is checked before any but the first is called, and it
@@ -294,12 +295,12 @@ fn open(origin: &Origin, place: &Place) -> Result<Option<Ucx>, String> {
 fn free_of_others(wanted: Option<&std::path::Path>) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_NOW};
 
-    for part in PARTS.into_iter().chain([UCP]) {
+    for (part, symbol) in PARTS.into_iter().chain([UCP]).zip(SYMBOLS) {
         // SAFETY: with RTLD_NOLOAD nothing is loaded and nothing runs.
         let Ok(library) = (unsafe { Library::open(Some(part), RTLD_NOW | libc::RTLD_NOLOAD) }) else { continue };
-        let symbol = SYMBOL_OF.iter().find(|(of, _)| *of == part).map_or(&b"\0"[..], |(_, symbol)| *symbol);
         // SAFETY: only the address is used.
-        let address = unsafe { library.get::<*mut libc::c_void>(symbol) }.map(|symbol| symbol.into_raw());
+        let address =
+            unsafe { library.get::<*mut libc::c_void>(symbol.to_bytes_with_nul()) }.map(|symbol| symbol.into_raw());
         let resident = address.ok().and_then(file_of);
         if let (Some(resident), Some(wanted)) = (&resident, wanted) {
             if home(resident) == home(wanted) {
@@ -359,11 +360,7 @@ const UCP: &str = "libucp.so.0";
 #[cfg(not(linked))]
 const PARTS: [&str; 3] = ["libucm.so.0", "libucs.so.0", "libuct.so.0"];
 
-/// A function of each, by which its file is known.
+/// A function of each of [`PARTS`] and of `libucp`, by which its file is known.
 #[cfg(not(linked))]
-const SYMBOL_OF: [(&str, &[u8]); 4] = [
-    ("libucm.so.0", b"ucm_set_event_handler\0"),
-    ("libucs.so.0", b"ucs_status_string\0"),
-    ("libuct.so.0", b"uct_md_query\0"),
-    (UCP, b"ucp_get_version\0"),
-];
+const SYMBOLS: [&std::ffi::CStr; 4] =
+    [c"ucm_set_event_handler", c"ucs_status_string", c"uct_md_open", c"ucp_get_version"];
