@@ -49,13 +49,6 @@ pub(crate) fn quietly<R>(load: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Whether the user decided about a setting.
-#[cfg(linked)]
-pub(crate) fn is_set(wanted: &CStr) -> bool {
-    // SAFETY: as in `quietly`.
-    unsafe { entries(ENVIRON.load(Ordering::Acquire)) }.iter().any(|&entry| name(entry) == wanted.to_bytes())
-}
-
 /// # Safety
 /// `environ` is null, or an array that ends in null.
 unsafe fn entries(environ: *mut *mut c_char) -> Vec<*mut c_char> {
@@ -116,20 +109,20 @@ mod tests {
 
         // SAFETY: the only thread that writes; readers use std, which locks.
         unsafe { env::set_var("UCX_MEM_EVENTS", "y") };
-        quietly(|| assert_eq!(seen(c"UCX_MEM_EVENTS").unwrap(), c"y".into()));
-        assert_eq!(seen(c"UCX_MEM_EVENTS").unwrap(), c"y".into());
+        quietly(|| assert_eq!(seen(c"UCX_MEM_EVENTS").unwrap(), c"y".to_owned()));
+        assert_eq!(seen(c"UCX_MEM_EVENTS").unwrap(), c"y".to_owned());
 
         // Somebody else writes meanwhile: a new variable, then one in place, then one is gone.
         // SAFETY: as above.
         quietly(|| unsafe { env::set_var("UCX_SYS_TEST", "new") });
-        assert_eq!(seen(c"UCX_SYS_TEST").unwrap(), c"new".into());
+        assert_eq!(seen(c"UCX_SYS_TEST").unwrap(), c"new".to_owned());
         for (name, _) in QUIET {
             // SAFETY: as above.
             unsafe { env::remove_var(name.to_str().unwrap()) };
         }
         // SAFETY: as above.
         quietly(|| unsafe { env::set_var("UCX_SYS_TEST", "changed in place") });
-        assert_eq!(seen(c"UCX_SYS_TEST").unwrap(), c"changed in place".into());
+        assert_eq!(seen(c"UCX_SYS_TEST").unwrap(), c"changed in place".to_owned());
         for (name, _) in QUIET {
             // SAFETY: as above.
             unsafe { env::remove_var(name.to_str().unwrap()) };

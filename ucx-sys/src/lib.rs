@@ -18,13 +18,19 @@ mod bindings {
     #[cfg(regenerated)]
     include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 }
+#[cfg(not(linked))]
 mod environment;
 mod inline;
 mod library;
+#[cfg(linked)]
+mod linked;
 mod load;
 pub mod newer;
 mod oversize;
+#[cfg(not(linked))]
 mod package;
+#[cfg(not(linked))]
+mod search;
 mod symbols;
 
 pub use bindings::*;

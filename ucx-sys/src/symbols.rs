@@ -19,6 +19,11 @@ macro_rules! functions {
             $($name: unsafe extern "C" fn($($type),*) $(-> $result)?,)*
         }
 
+        #[cfg(linked)]
+        unsafe extern "C" {
+            $(pub(crate) fn $name($($argument: $type),*) $(-> $result)?;)*
+        }
+
         impl Symbols {
             /// # Errors
             /// The names that `lookup` did not find.
@@ -41,9 +46,6 @@ macro_rules! functions {
             /// Those that the linker bound.
             #[cfg(linked)]
             pub(crate) fn linked() -> Self {
-                unsafe extern "C" {
-                    $(fn $name($($argument: $type),*) $(-> $result)?;)*
-                }
                 Self { $($name,)* }
             }
         }

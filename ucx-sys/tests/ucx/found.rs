@@ -114,7 +114,9 @@ fn a_directory_is_taken_whole() {
 fn parts_of_two_are_refused() {
     let copy = Copy::new(&["libucp.so.0"]);
     let error = child::start("look", &[("PROXYSTORE_UCX_LIB", &copy.path())]).unwrap_err();
-    assert!(error.contains("of another UCX") || error.contains("cannot open shared object"), "{error}");
+    // A libucp that is much newer than the parts does not even load.
+    let reasons = ["of another UCX", "undefined symbol", "cannot open shared object"];
+    assert!(reasons.iter().any(|reason| error.contains(reason)), "{error}");
 }
 
 fn what_is_in_the_process_is_taken() {
