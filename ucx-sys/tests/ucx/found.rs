@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, thread};
 
@@ -36,25 +37,24 @@ fn look() {
 
 /// Many threads load, others read the environment: there is one library, and `PATH` is never missing.
 fn bound() {
-    let done = AtomicBool::new(false);
+    let (done, reading) = (AtomicBool::new(false), Barrier::new(3));
     let all = thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut reads = 0_u64;
+                    reading.wait();
                     while !done.load(Ordering::Relaxed) {
                         // SAFETY: nobody changes this variable.
                         assert!(!unsafe { libc::getenv(c"PATH".as_ptr()) }.is_null());
-                        reads += 1;
                     }
-                    reads
                 })
             })
             .collect();
+        reading.wait();
         let loaders: Vec<_> = (0..8).map(|_| scope.spawn(ucx_sys::load)).collect();
         let all: Vec<_> = loaders.into_iter().map(|loader| loader.join().unwrap().unwrap()).collect();
         done.store(true, Ordering::Relaxed);
-        assert!(readers.into_iter().all(|reader| reader.join().unwrap() > 0));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
         all
     });
     assert!(all.iter().all(|ucx| std::ptr::eq(*ucx, all[0])));
@@ -136,6 +136,11 @@ fn what_is_in_the_process_is_taken() {
         &[("UCX_SYS_TEST_FILE", &file), ("PROXYSTORE_UCX_LIB", &other.path())];
     let error = child::start("resident", named).unwrap_err();
     assert!(error.contains("is in the process already, and two UCX cannot be mixed"), "{error}");
+    // Parts without a libucp: whatever the loader finds would be mixed with them.
+    let parts: &[(&str, &dyn AsRef<std::ffi::OsStr>)] =
+        &[("UCX_SYS_TEST_FILE", &one.path().join("libuct.so.0")), ("PROXYSTORE_UCX_LIB", &"")];
+    let error = child::start("resident", parts).unwrap_err();
+    assert!(error.contains("libucp.so.0 (the loader's path): ") && error.contains("cannot be mixed"), "{error}");
     // The same one, named.
     let said = child::run("resident", &[("UCX_SYS_TEST_FILE", &file), ("PROXYSTORE_UCX_LIB", &one.path())]);
     assert!(said.starts_with("PROXYSTORE_UCX_LIB\n"), "{said}");
