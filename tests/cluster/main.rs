@@ -12,6 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 mod bare;
 mod bench;
+mod chaos;
 #[path = "../shm/content.rs"]
 mod content;
 mod harness;

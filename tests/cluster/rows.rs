@@ -41,6 +41,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("stale_keys", 40, stale_keys),
         row("objects_outlive_their_producer_and_their_service", 40, outlive),
         row("deferred_keys_across_hosts", 40, deferred),
+        row("leases_bound_what_is_stale", 30, leases),
+        row("one_of_many_takes_an_object", 40, takes),
+        row("who_fetches_for_all_is_killed", 40, fetcher_killed),
+        row("chaos_between_hosts", 120, crate::chaos::chaos),
         row("sixteen_processes_one_transfer", 60, sixteen),
         row("peak_memory_of_a_get", 120, peak),
     ]
@@ -92,7 +96,7 @@ fn split(answer: &str) -> (Duration, String) {
 }
 
 /// Whether an answer is an error of one of these kinds.
-fn is_error(answer: &str, kinds: &[&str]) -> bool {
+pub(crate) fn is_error(answer: &str, kinds: &[&str]) -> bool {
     kinds.iter().any(|kind| answer.strip_prefix("error ").is_some_and(|rest| rest.split(' ').next() == Some(kind)))
 }
 
@@ -835,6 +839,79 @@ fn deferred() {
     let (took, answer) = split(&pair.requester.reply());
     assert_error(&answer, &["Timeout", "PeerDown"]);
     assert!(took < SILENCE * 2 + SECOND, "{took:?}");
+}
+
+/// Where a node shares what it fetched, an evicted object is read for one lease at most, whoever can be asked.
+fn leases() {
+    const LEASED: &str = "tcp://test?lease=1s";
+    let mut pair = Pair::new();
+    let mut sharing = pair.hosts[1].start(&["--node", LEASED], ENVIRONMENT);
+    let keys = [put(&mut pair.owner, 1, 100_000), put(&mut pair.owner, 2, 100_000)];
+    for (at, key) in keys.iter().enumerate() {
+        sharing.expect(&format!("get {key} {}", at + 1), "same");
+    }
+    // Without the network, while the lease lasts; asked again, when it is over.
+    let before = pair.hosts[1].traffic();
+    sharing.expect(&format!("get {} 1", keys[0]), "same");
+    assert_eq!(pair.hosts[1].traffic().received, before.received, "it was fetched again");
+    pair.owner.expect(&format!("evict {}", keys[0]), "done");
+    await_answer(&mut sharing, &format!("get {} 1", keys[0]), "none", Duration::from_secs(2));
+    let before = pair.hosts[1].traffic();
+    sharing.expect(&format!("get {} 2", keys[1]), "same");
+    let asked = pair.hosts[1].traffic().received - before.received;
+    assert!(asked < 10_000, "{asked} bytes to hear that an object is still there");
+    // Nobody can be asked.
+    pair.hosts[0].part(&pair.hosts[1]);
+    std::thread::sleep(SECOND + SECOND / 10);
+    sharing.expect("limit 1500", "done");
+    assert_error(&get(&mut sharing, &keys[1], 2), &["Timeout", "PeerDown"]);
+}
+
+fn takes() {
+    let cluster = Cluster::new(3);
+    let hosts: [Host; 3] = cluster.hosts();
+    let mut owner = node(&hosts[0]);
+    let mut crowd: Vec<Worker> = (0..6).map(|at| node(&hosts[at % 3])).collect();
+    for seed in 0..40 {
+        let key = put(&mut owner, seed, if seed % 2 == 0 { 500 } else { 300_000 });
+        for worker in &mut crowd {
+            worker.tell(&format!("take {key} {seed}"));
+        }
+        let answers: Vec<String> = crowd.iter().map(Worker::reply).collect();
+        assert_eq!(answers.iter().filter(|answer| *answer == "same").count(), 1, "{answers:?}");
+        assert_eq!(answers.iter().filter(|answer| *answer == "none").count(), 5, "{answers:?}");
+    }
+    owner.expect("settled", "settled");
+}
+
+/// One process fetches and the others of its node wait; it is killed: another one fetches.
+fn fetcher_killed() {
+    const LEN: u64 = 24 << 20;
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, LEN as usize);
+    let mut crowd: Vec<Worker> = (0..5)
+        .map(|_| {
+            pair.hosts[1].start(&["--node", "tcp://test"], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "20s")]].concat())
+        })
+        .collect();
+    pair.hosts[0].shape(&["rate=100mbit"]);
+    let before = pair.hosts[1].traffic();
+    let mut first = crowd.remove(0);
+    first.tell(&format!("hold {key} 1"));
+    std::thread::sleep(Duration::from_millis(500));
+    for worker in &mut crowd {
+        worker.tell(&format!("hold {key} 1"));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    first.kill();
+    for worker in &mut crowd {
+        worker.expect_reply("held");
+        worker.expect("check", "same");
+    }
+    let received = pair.hosts[1].traffic().received - before.received;
+    // One whole transfer and what came until the kill, with what was on its way.
+    assert!(received < 2 * LEN, "{received} bytes for {LEN} and a broken transfer");
+    pair.requester.expect("settled", "settled");
 }
 
 fn sixteen() {

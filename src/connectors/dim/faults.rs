@@ -54,7 +54,7 @@ impl Site {
             let service: Arc<dyn Service> = Arc::new(Arc::clone(&export));
             let listener = fabric.listen(&[(host, 0).into()], service).unwrap();
             export.set_contact(listener.contact());
-            let config = ConnectorConfig::new("tcp", name);
+            let config = ConnectorConfig::new("fake", name);
             let config = options.iter().fold(config, |config, (name, value)| config.with_option(*name, *value));
             let own = Arc::clone(&client);
             let connector = DimConnector::new(config, own, listener.contact(), &[7; 16], fabric).unwrap();

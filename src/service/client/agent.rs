@@ -463,5 +463,8 @@ mod tests {
                 }
             }
         }
+        // What its agent would have left to the service, which ended with it.
+        *lock(&client.member) = None;
+        let _ = client.directory.remove();
     }
 }

@@ -14,7 +14,7 @@ fn strict() -> Options {
 }
 
 /// An owner that proves itself and then does what a test wants.
-fn puppet(site: &Site, behave: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
+pub(super) fn puppet(site: &Site, behave: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let contact = listener.local_addr().unwrap();
     let identity = identity(&site.secret, 7);
@@ -33,7 +33,7 @@ fn puppet(site: &Site, behave: impl FnOnce(TcpStream) + Send + 'static) -> Socke
 }
 
 /// The next frame that a requester sent.
-fn next_frame(stream: &mut TcpStream, decoder: &mut Decoder) -> Frame {
+pub(super) fn next_frame(stream: &mut TcpStream, decoder: &mut Decoder) -> Frame {
     loop {
         let mut byte = [0];
         stream.read_exact(&mut byte).unwrap();
@@ -43,7 +43,7 @@ fn next_frame(stream: &mut TcpStream, decoder: &mut Decoder) -> Frame {
     }
 }
 
-fn reach(site: &Site, contact: SocketAddr) -> Arc<dyn Peer> {
+pub(super) fn reach(site: &Site, contact: SocketAddr) -> Arc<dyn Peer> {
     site.requester.connect(contact, soon()).unwrap()
 }
 
