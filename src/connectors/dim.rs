@@ -54,7 +54,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
-    /// Where the objects of this node are reached.
+    /// Where the objects of this node were reached when it was opened.
     contact: SocketAddr,
     objects: Arc<Objects>,
 }
@@ -117,7 +117,9 @@ impl DimConnector {
 
     #[inline]
     fn address(&self, id: Id, place: u64) -> Address {
-        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
+        // A service that took over may not have got its predecessor's port.
+        let contact = self.objects.client.contact().unwrap_or(self.contact);
+        Address { contact, instance: self.objects.client.instance(), id, place }
     }
 
     #[inline]

@@ -523,6 +523,16 @@ impl Client {
         }
     }
 
+    /// Where other nodes reach the objects of this one now, if they do.
+    ///
+    /// # Cost
+    /// Three loads.
+    #[cfg(feature = "tcp")]
+    #[inline]
+    pub(crate) fn contact(&self) -> Option<std::net::SocketAddr> {
+        super::server::contact(&self.table)
+    }
+
     fn unanswered(&self, op: &'static str) -> Error {
         let context = format!(
             "the node service of {:?} (process {}) did not answer within {:?}",

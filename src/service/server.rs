@@ -28,6 +28,10 @@ pub(crate) mod memory;
 mod stats;
 
 use connection::Connection;
+#[cfg(feature = "tcp")]
+pub(crate) use exporting::contact;
+#[cfg(all(test, feature = "tcp"))]
+pub(crate) use exporting::set_contact;
 use members::Members;
 use memory::{Effort, Memory};
 

@@ -457,7 +457,7 @@ fn a_batch_of_stale_copies_is_one_question() {
     let before = site.net.traffic(OTHER).messages;
     let found = other.get_batch(&keys).wait().unwrap();
     assert!(found.iter().enumerate().all(|(i, found)| found.is_some() == (i != 7)));
-    // A question and its answer.
+    // The question, and the news that nobody waits for its answer any more.
     assert_eq!(site.net.traffic(OTHER).messages - before, 2);
 }
 
@@ -481,4 +481,18 @@ fn what_may_be_bound_stays() {
     }
     assert!(!may_be_bound(1, ErrorKind::NoSpace) && may_be_bound(2, ErrorKind::NoSpace));
     assert!(!may_be_bound(2, ErrorKind::TypeMismatch));
+}
+
+/// A service that took over and found its predecessor's port in use is reached at another.
+#[test]
+fn keys_name_the_service_that_is_there_now() {
+    let site = Site::of(["moved-owner", "moved-other"], &Plan::default(), &[]);
+    let contact_of = |key: &Key| site.owner.connector.objects.signer.address("get", key).unwrap().contact;
+    let before = site.owner.connector.put(b"before", Format::RAW).wait().unwrap();
+    assert_eq!(contact_of(&before), site.owner.connector.contact);
+    let moved: SocketAddr = (OWNER, 12345).into();
+    crate::service::server::set_contact(site.owner.client.table(), moved);
+    let after = site.owner.connector.put(b"after", Format::RAW).wait().unwrap();
+    let declared = site.owner.connector.declare(Format::RAW).unwrap();
+    assert_eq!((contact_of(&after), contact_of(&declared)), (moved, moved));
 }

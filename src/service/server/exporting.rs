@@ -113,6 +113,7 @@ impl Server {
 }
 
 /// Where other nodes are, or were last, answered for this memory.
+#[inline]
 pub(crate) fn contact<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
     let word = table.header(word::CONTACT).load(Acquire);
     let half = |at| table.header(word::CONTACT + at).load(Relaxed);
@@ -120,7 +121,7 @@ pub(crate) fn contact<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
     (word & IS_THERE != 0).then(|| SocketAddr::new(Ipv6Addr::from(ip.to_le_bytes()).to_canonical(), word as u16))
 }
 
-fn set_contact<M: Mem>(table: &Table<M>, contact: SocketAddr) {
+pub(crate) fn set_contact<M: Mem>(table: &Table<M>, contact: SocketAddr) {
     let ip = match contact.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
