@@ -1,10 +1,11 @@
 //! Many objects at once: all transfers are in flight before the first is waited for.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::landings::Fetched;
 use super::objects::Objects;
-use super::remote::{Found, Limit, origin};
+use super::remote::{Found, Limit, origin, want};
 use crate::error::Result;
 use crate::key::Format;
 use crate::pending::Pending;
@@ -12,7 +13,7 @@ use crate::region::Region;
 use crate::service::address::Address;
 use crate::service::client::{Claim, Replica};
 use crate::service::locator::NO_PLACE;
-use crate::service::question::{MAX_WANTS, Pointer};
+use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
 
 /// An object, and its position in the batch.
 pub(super) type Placed = (usize, Pointer);
@@ -21,6 +22,13 @@ pub(super) type Placed = (usize, Pointer);
 struct Transfer {
     objects: Vec<(usize, Format, Option<Claim>)>,
     fetched: Pending<Vec<Fetched>>,
+}
+
+/// A question whether the originals of copies are still there.
+struct Look {
+    stale: Vec<(usize, Pointer, Region)>,
+    asked: Instant,
+    verdicts: Pending<Vec<Verdict>>,
 }
 
 /// Fetches the objects of several nodes, at the positions that they are to have.
@@ -34,9 +42,10 @@ pub(super) fn fetch(
 ) -> Result<Vec<(usize, Option<Region>)>> {
     let mut done = Vec::new();
     let mut later = Vec::new();
-    let mut transfers = Vec::new();
+    let (mut transfers, mut looks) = (Vec::new(), Vec::new());
     for (node, objects) in nodes {
         let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::new();
+        let mut stale: Vec<(usize, Pointer, Region)> = Vec::new();
         for (at, object) in objects {
             if object.address.place == NO_PLACE || all.is_here(&object.address) {
                 later.push((at, object));
@@ -50,6 +59,10 @@ pub(super) fn fetch(
                         done.push((at, Some(region)));
                         continue;
                     }
+                    Replica::Landed { region, fresh: false } if region.len() as u64 == object.len => {
+                        stale.push((at, object, region));
+                        continue;
+                    }
                     Replica::Landed { .. } | Replica::InFlight(_) => {
                         later.push((at, object));
                         continue;
@@ -61,7 +74,7 @@ pub(super) fn fetch(
             match object.len <= SMALL {
                 true => small.push((at, object, claim)),
                 false => transfers.push(Transfer {
-                    fetched: all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one])),
+                    fetched: limit.start(all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one]))),
                     objects: vec![(at, object.format, claim)],
                 }),
             }
@@ -74,10 +87,16 @@ pub(super) fn fetch(
             }
             let pointers = small.iter().map(|(_, object, _)| *object).collect();
             transfers.push(Transfer {
-                fetched: all.remote.fetch_all(node, lane, pointers),
+                fetched: limit.start(all.remote.fetch_all(node, lane, pointers)),
                 objects: small.into_iter().map(|(at, object, claim)| (at, object.format, claim)).collect(),
             });
             small = rest;
+        }
+        if !stale.is_empty() {
+            let wants: Vec<Want> = stale.iter().map(|(_, object, _)| want(&object.address, object.len)).collect();
+            let asked = Instant::now();
+            let verdicts = limit.start(all.remote.ask_all(node, &wants, Question::Exists));
+            looks.push(Look { stale, asked, verdicts });
         }
     }
     for transfer in transfers {
@@ -88,6 +107,12 @@ pub(super) fn fetch(
                 Found::Missing => done.push((at, None)),
                 Found::Elsewhere(pointer) => later.push((at, pointer)),
             }
+        }
+    }
+    for Look { stale, asked, verdicts } in looks {
+        for ((at, object, region), verdict) in stale.into_iter().zip(limit.wait(verdicts)?) {
+            let exists = limit.wait(all.exists_as(&object, verdict, asked, 0))?;
+            done.push((at, exists.then_some(region)));
         }
     }
     for (at, object) in later {
