@@ -44,7 +44,7 @@ impl Awake {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     #[cfg(loom)]
     use loom::{
