@@ -1,6 +1,6 @@
 //! Node-local shared memory: segments, and the protocol of slots and pins in them.
 //!
-//! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom and Miri.
+//! No sockets and no threads here: what runs on mapped memory in production runs on the heap under loom, shuttle and Miri.
 
 pub(crate) mod awake;
 pub(crate) mod class;

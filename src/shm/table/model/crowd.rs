@@ -530,7 +530,7 @@ fn crowds(scheduler: impl Scheduler + 'static, mix: &'static Mix, expected: &[&s
 }
 
 fn iterations() -> usize {
-    std::env::var("SHUTTLE_ITERATIONS").map_or(1000, |n| n.parse().expect("a number"))
+    std::env::var("SHUTTLE_ITERATIONS").map_or(5000, |n| n.parse().expect("a number"))
 }
 
 fn at_random(mix: &'static Mix, expected: &[&str]) {
@@ -641,9 +641,9 @@ const DEATHS: Mix = Mix {
 const OF_DEATHS: &[&str] = &["bound object", "buried", "evicted", "forgotten", "landed", "restarted", "taken"];
 
 const CLIENTS: usize = 3;
-const SLOTS: u32 = 6;
+const SLOTS: u32 = 5;
 /// Of each client.
-const STEPS: usize = 14;
+const STEPS: usize = 20;
 /// How often a client looks for a lease that it asked for: there may be none before it ends something itself.
 const PATIENCE: usize = 5;
 const ORIGINS: usize = 3;
