@@ -142,7 +142,8 @@ impl<T> Shared<T> {
 }
 
 /// Under loom every order of events, else (and so under Miri) some that happen.
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::task::Wake;
 

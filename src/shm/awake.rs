@@ -44,7 +44,8 @@ impl Awake {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     #[cfg(loom)]
     use loom::{

@@ -357,12 +357,21 @@ impl Client {
         let Some(object) = self.lease() else { return Ok(()) };
         self.write(object, Kind::Object, BOUND)?;
         lock(&self.crowd.truth).binding(declared, object);
-        let bound = self.crowd.table().bind(self.cell(), declared, FORMAT, object);
+        let format = if pick(8) == 0 { OTHER_FORMAT } else { FORMAT };
+        let bound = self.crowd.table().bind(self.cell(), declared, format, object);
         match bound {
-            Ok(()) => lock(&self.crowd.truth).bound(declared, object),
+            Ok(()) => {
+                assert_eq!(format, FORMAT, "{declared:?} was bound to another type");
+                lock(&self.crowd.truth).bound(declared, object);
+            }
             Err(why) => {
+                assert!(why != Unbound::Format || format == OTHER_FORMAT, "{declared:?} has another type");
                 lock(&self.crowd.truth).unbound(declared, object, &why);
-                self.crowd.seen.note(if why == Unbound::Taken { "bound by another" } else { "key ended" });
+                self.crowd.seen.note(match why {
+                    Unbound::Taken => "bound by another",
+                    Unbound::Format => "another type",
+                    Unbound::Missing => "key ended",
+                });
                 self.end(object, Table::retire_object)?;
             }
         }
@@ -590,6 +599,7 @@ const OBJECTS: Mix = Mix {
 };
 
 const OF_OBJECTS: &[&str] = &[
+    "another type",
     "bound by another",
     "bound object",
     "busy",
@@ -654,6 +664,7 @@ const DEPTH: usize = 4;
 const CROWDED: Layout = Layout { pages: CLIENTS as u32, slots: SLOTS, ..LAYOUT };
 
 const FORMAT: Format = Format { codec: 1, fingerprint: 2 };
+const OTHER_FORMAT: Format = Format { codec: 1, fingerprint: 3 };
 const CLASS: u64 = 5;
 const REQUEST: u64 = 9;
 /// Times until which replicas of the n-th origin are fresh begin at n + 1 times this.
