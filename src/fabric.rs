@@ -48,6 +48,8 @@ pub use tcp::check_frames;
 /// * **Operations own their memory.** A landing and a part of a reply belong to the operation until the mechanism is done with
 ///   them, also when the caller stopped waiting: nothing is freed or reused early.
 /// * **All or nothing.** A request ends in a whole answer or in an error. Bytes that did land without the rest are not shown.
+/// * **Heads arrive whole or not at all.** A head with a flipped bit is another question: where the mechanism does not check, the
+///   fabric does, and the connection ends.
 /// * **Everything ends.** A request whose peer shows no sign of life for the silence limit ends in `PeerDown`, and so do all
 ///   others on the same connection; the caller's own deadline ends it earlier, in `Timeout`. An answer may be held back
 ///   for as long as the owner's process shows that it lives.

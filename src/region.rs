@@ -25,10 +25,8 @@ use rustix::mm::{Advice, madvise};
 
 use crate::error::{Error, ErrorKind, Result};
 
-#[cfg_attr(not(all(feature = "shm", not(loom))), allow(dead_code, reason = "what shared memory keeps its pins by"))]
+#[cfg(all(feature = "shm", not(loom)))]
 mod kept;
-
-use kept::Kept;
 
 /// Alignment of the first byte of every region: a cache line, and enough for any plain-data or SIMD type.
 pub const ALIGNMENT: usize = 64;
@@ -43,7 +41,8 @@ pub struct Region(Inner);
 #[derive(Clone)]
 enum Inner {
     Bytes(Bytes),
-    Kept(Kept),
+    #[cfg(all(feature = "shm", not(loom)))]
+    Kept(kept::Kept),
 }
 
 impl Region {
@@ -69,7 +68,7 @@ impl Region {
     pub(crate) unsafe fn keep(ptr: NonNull<u8>, len: usize, owner: impl Send + 'static) -> Self {
         debug_assert!(ptr.addr().get() % ALIGNMENT == 0);
         // SAFETY: the caller's promise.
-        Self(Inner::Kept(unsafe { Kept::new(ptr, len, owner) }))
+        Self(Inner::Kept(unsafe { kept::Kept::new(ptr, len, owner) }))
     }
 
     /// Copies `bytes` into fresh aligned memory.
@@ -126,6 +125,7 @@ impl From<Region> for Bytes {
     fn from(region: Region) -> Self {
         match region.0 {
             Inner::Bytes(bytes) => bytes,
+            #[cfg(all(feature = "shm", not(loom)))]
             Inner::Kept(_) => Self::from_owner(region),
         }
     }
@@ -144,6 +144,7 @@ impl Deref for Region {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Inner::Bytes(bytes) => bytes,
+            #[cfg(all(feature = "shm", not(loom)))]
             Inner::Kept(kept) => kept.as_slice(),
         }
     }

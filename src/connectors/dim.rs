@@ -21,12 +21,15 @@ use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Arrival, Client, Expected};
+use crate::service::contact;
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
 
 mod batch;
+#[cfg(test)]
+mod faults;
 mod landings;
 mod objects;
 mod peers;
@@ -51,7 +54,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
-    /// Where the objects of this node are reached.
+    /// Where the objects of this node were reached when this was opened.
     contact: SocketAddr,
     objects: Arc<Objects>,
 }
@@ -114,7 +117,9 @@ impl DimConnector {
 
     #[inline]
     fn address(&self, id: Id, place: u64) -> Address {
-        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
+        // A service that was restarted may not have found its former port free.
+        let contact = contact::read(self.objects.client.table()).unwrap_or(self.contact);
+        Address { contact, instance: self.objects.client.instance(), id, place }
     }
 
     #[inline]
@@ -149,8 +154,8 @@ impl DimConnector {
     }
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
-    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<(usize, Address)>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<(usize, Address)>> = HashMap::new();
+    fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
+        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
             nodes.entry((address.contact, address.instance)).or_default().push((at, address));
@@ -405,6 +410,9 @@ impl fmt::Debug for DimConnector {
             .finish_non_exhaustive()
     }
 }
+
+/// The position of a key among others, and where its object lies.
+type Located = (usize, Address);
 
 fn pointer(address: Address, key: &Key) -> Pointer {
     Pointer { address, len: key.len(), format: key.format() }

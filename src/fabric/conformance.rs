@@ -1,7 +1,7 @@
 //! The executable contract of a [`Fabric`]: cases that every fabric passes.
 //!
-//! A fabric's test module has one line, `conformance::suite!(ends);`, where `ends` is a function that makes two [`Ends`] of
-//! their own for each case. What cannot be tried there is left out aloud:
+//! A fabric's test module has one line, `conformance::suite!(ends);`, where `ends` is a function that makes [`Ends`] of its
+//! own for each case. What cannot be tried there is left out aloud:
 //! `conformance::suite!(ends, cut: [ignore = "needs network namespaces"], stranger: []);`
 //!
 //! Every case is bounded in time, so a fabric that hangs fails. `mutants` proves that each case can fail.
@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,11 @@ pub(crate) use for_each_case;
 macro_rules! suite {
     ($ends:expr) => { $crate::fabric::conformance::suite!($ends, cut: [], stranger: []); };
     ($ends:expr, cut: $cut:tt, stranger: $stranger:tt) => {
-        $crate::fabric::conformance::for_each_case!(tests, ($ends, $cut, $stranger));
+        mod contract {
+            use super::*;
+
+            $crate::fabric::conformance::for_each_case!(tests, ($ends, $cut, $stranger));
+        }
     };
 }
 pub(crate) use suite;
@@ -148,6 +152,7 @@ impl Ends {
 
     #[track_caller]
     fn listen(&self, answer: impl Fn(Incoming<'_>) + Send + Sync + 'static) -> Box<dyn Listener> {
+        content();
         self.owner.listen(&self.addresses, Arc::new(Answering(answer))).expect("a free address")
     }
 
@@ -185,7 +190,10 @@ fn echo(call: Incoming<'_>) {
 
 /// Responders that wait for a case to use them.
 #[derive(Clone, Default)]
-struct Held(Arc<Mutex<Vec<(Vec<u8>, Responder)>>>);
+struct Held(Arc<Mutex<Vec<Asked>>>);
+
+/// Head of a question, and the duty to answer it.
+type Asked = (Vec<u8>, Responder);
 
 impl Held {
     fn hold(&self, call: Incoming<'_>) {
@@ -205,7 +213,7 @@ impl Held {
         lock(&self.0).iter().filter(|(_, responder)| responder.is_wanted()).map(|(head, _)| head.clone()).collect()
     }
 
-    fn take(&self) -> Vec<(Vec<u8>, Responder)> {
+    fn take(&self) -> Vec<Asked> {
         std::mem::take(&mut *lock(&self.0))
     }
 }
@@ -351,7 +359,25 @@ fn watched(head: impl Into<Vec<u8>>) -> (Call, Weak<()>) {
 
 /// Bytes that differ from place to place and from `seed` to `seed`.
 fn pattern(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ (i >> 16) ^ seed.wrapping_mul(37)) as u8).collect()
+    let start = seed % 4093;
+    content()[start..start + len].to_vec()
+}
+
+/// Made before a service begins to answer: it must not take its time.
+fn content() -> &'static [u8] {
+    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+    CONTENT.get_or_init(|| {
+        let block: Vec<u8> =
+            (0..1 << 16).map(|i: usize| (i.wrapping_mul(31) ^ (i >> 8).wrapping_mul(7)) as u8).collect();
+        let mut all = Vec::with_capacity(LARGE + (1 << 17));
+        for i in 0.. {
+            if all.len() > LARGE + 4096 {
+                break;
+            }
+            all.extend_from_slice(&block[i % 251..]);
+        }
+        all
+    })
 }
 
 #[track_caller]
@@ -368,6 +394,9 @@ const ECHO: &[u8] = b"echo";
 
 /// Stretches of memory around landings, in bytes: they keep landings apart and out of line.
 const CANARY: usize = 61;
+
+/// Bytes of a large part; Miri takes a second for each few thousand.
+const LARGE: usize = if cfg!(miri) { 1 << 18 } else { 64 << 20 };
 
 /// Deadline of operations that should end.
 const LIMIT: Duration = Duration::from_secs(20);

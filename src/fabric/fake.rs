@@ -155,7 +155,7 @@ impl Net {
     /// Unlocks, and only then does what runs foreign code: wakes tasks, and drops what others own.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let dropped = std::mem::take(&mut state.dropped);
-        let woken = state.to_wake();
+        let woken = state.take_woken();
         let notify = state.waiting > 0;
         drop(state);
         if notify {
@@ -174,6 +174,9 @@ impl Net {
                 break Some(result);
             }
             if self.0.time == Time::Auto && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                // Time went by here too, up to what nobody has delivered yet.
+                let next = state.next().unwrap_or(Duration::MAX);
+                state.now = state.now.max(limit.unwrap_or_default().min(next));
                 break None;
             }
             let within = |at| limit.is_none_or(|limit| at <= limit);

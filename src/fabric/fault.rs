@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,14 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
-use crate::sync::lock;
 
 mod plan;
 mod tests;
 
-pub(crate) use plan::{Act, Place, Plan, Step};
+pub(crate) use plan::Plan;
+pub(crate) use tests::Between;
+
+use plan::{Act, Place};
 
 /// What faults can do beyond the messages that pass through the wrapper.
 pub(crate) trait World: Send + Sync + 'static {
@@ -76,12 +78,11 @@ pub(crate) struct Fault {
 struct Hand {
     plan: Plan,
     world: Arc<dyn World>,
-    peers: Arc<Mutex<Vec<Weak<dyn Peer>>>>,
 }
 
 impl Fault {
     pub(crate) fn new(inner: Arc<dyn Fabric>, plan: Plan, world: Arc<dyn World>) -> Arc<Self> {
-        Arc::new(Self { inner, hand: Hand { plan, world, peers: Arc::default() } })
+        Arc::new(Self { inner, hand: Hand { plan, world } })
     }
 }
 
@@ -91,8 +92,7 @@ impl Hand {
         let mut acts = self.plan.pass(place);
         acts.retain(|act| match act {
             Act::Close => {
-                let peers: Vec<_> = lock(&self.peers).iter().filter_map(Weak::upgrade).collect();
-                peers.iter().for_each(|peer| peer.close());
+                self.plan.close();
                 false
             }
             Act::Cut => {
@@ -131,10 +131,7 @@ impl Fabric for Fault {
             return Err(Error::new(ErrorKind::PeerDown, "open", format!("{contact}: a fault refuses")));
         }
         let inner = self.inner.connect(contact, deadline)?;
-        let mut peers = lock(&self.hand.peers);
-        peers.retain(|peer| peer.strong_count() > 0);
-        peers.push(Arc::downgrade(&inner));
-        drop(peers);
+        self.hand.plan.connected(&inner);
         Ok(Arc::new(FaultyPeer { inner, hand: self.hand.clone() }))
     }
 }

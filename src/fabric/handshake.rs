@@ -50,7 +50,7 @@ pub(crate) struct Stream {
 
 /// What is spoken after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "fabrics over native libraries use it on their control connection"))]
+#[allow(dead_code, reason = "fabrics over native libraries use it on their control connection")]
 pub(crate) enum Purpose {
     Tcp = 1,
     Ucx = 2,

@@ -51,7 +51,7 @@ pub(crate) use arrival::Arrival;
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;
-#[allow(unused_imports, reason = "until the distributed connector is here")]
+#[cfg(any(feature = "tcp", feature = "failpoints"))]
 pub(crate) use replica::{Claim, Replica};
 pub(crate) use walk::Seen;
 

@@ -105,6 +105,14 @@ pub(crate) fn connect(descriptor: RawFd) -> Result<Kept> {
 }
 
 impl Link {
+    /// A service's side of a connection to whoever has the other end.
+    #[cfg(test)]
+    pub(super) fn over(socket: Socket) -> Result<Self> {
+        let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
+        let either = either(socket.as_fd(), signals.as_fd()).map_err(fail)?;
+        Ok(Self { socket, signals, either, draining: false, signalled: false, ended: false })
+    }
+
     /// Gives the supervisor a duplicate of a new `ctl` segment; it forgets what it held before, segments included. From the
     /// return on the memory outlives this process.
     ///

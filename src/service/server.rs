@@ -15,6 +15,7 @@ use super::message::{Reply, Request};
 use super::wire::{Received, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::shm::class::Class;
 use crate::shm::layout::{Layout, client, word};
 use crate::shm::segment::Segment;
@@ -126,7 +127,7 @@ impl Server {
         };
         memory.table.header(word::SUPERVISED).store(u64::from(keeper.is_some()), Relaxed);
         // Never of memory that the supervisor has: it forgets the segments of what it had before.
-        if let (Some(keeper), true) = (&keeper, is_fresh) {
+        if let (Some(keeper), true) = (&keeper, is_fresh || mutant!("keep_rebuilt")) {
             let ctl = memory.ctl();
             keeper.keep_ctl(ctl.as_fd(), memory.instance(), ctl.len() as u64)?;
         }
@@ -685,3 +686,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often record locks are looked at, where nothing better tells of a client's end.
 const LOCK_POLL: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;

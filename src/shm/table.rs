@@ -357,6 +357,7 @@ impl<M: Mem> Table<M> {
         }
         let id =
             if mutant!("step_generation") { Id { generation: state.load(Acquire) >> STATE_BITS, ..id } } else { id };
+        // Stronger than it has to be: who reads DYING goes on to a fence, as did whoever pinned what it takes.
         state.compare_exchange(from.word(id.generation), to.word(id.generation), AcqRel, Relaxed).is_ok()
     }
 
@@ -391,13 +392,9 @@ impl<M: Mem> Table<M> {
         } else {
             check(&self.read(declared).label).and_then(|()| {
                 let link = u64::from(object.slot + 1) << LINK_SLOT | object.generation & LINK_GENERATION;
-                // SYNC POINT: `pin_declared`, `examine`.
-                match self.slot(declared.slot, slot::PLACE).compare_exchange(
-                    0,
-                    link,
-                    mutant!(AcqRel, "bind_release"),
-                    Relaxed,
-                ) {
+                // SYNC POINT: `pin_declared`, `examine`. Stronger than it has to be: the fence of `point` already puts the object
+                // before its link.
+                match self.slot(declared.slot, slot::PLACE).compare_exchange(0, link, AcqRel, Relaxed) {
                     Err(_) if mutant!("bind_over") => {
                         self.slot(declared.slot, slot::PLACE).store(link, Release);
                         Ok(())

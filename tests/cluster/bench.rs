@@ -1,7 +1,7 @@
 //! Gets between two hosts beside a bare loop of requests and replies over sockets, in one run: `cluster --bench`.
 
 use crate::hosts::{Cluster, Worker, missing};
-use crate::rows::{ENVIRONMENT, URL};
+use crate::pair::{ENVIRONMENT, URL};
 
 /// Prints the table; the exit status.
 pub(crate) fn main() -> i32 {

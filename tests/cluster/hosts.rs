@@ -279,6 +279,11 @@ impl Worker {
         self.reply_within(PATIENCE).expect("an answer in time from a living worker")
     }
 
+    #[track_caller]
+    pub(crate) fn expect_reply(&self, answer: &str) {
+        assert_eq!(self.reply(), answer);
+    }
+
     /// The answer, or none: the worker died, or says nothing.
     pub(crate) fn reply_within(&self, limit: Duration) -> Option<String> {
         self.lines.recv_timeout(limit).ok()

@@ -164,6 +164,19 @@ impl Client {
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: a system call without memory; our child was not waited for, so the number is its.
         unsafe { libc::kill(self.process.id() as i32, signal) };
+        // On a busy machine some threads go on for a while.
+        let begun = Instant::now();
+        while signal == libc::SIGSTOP && !self.is_stopped() {
+            assert!(begun.elapsed() < PATIENCE, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether all its threads are stopped.
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        let state = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        tasks.map(state).all(|stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T')))
     }
 
     pub(crate) fn kill(&mut self) {

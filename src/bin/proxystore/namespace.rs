@@ -25,7 +25,7 @@ impl NamespaceArgs {
 /// The namespace of the default store; where that is another kind of store, the one that `shm://` means.
 pub(crate) fn default_name() -> Result<String, Failure> {
     let url = environment::default_store();
-    match url.starts_with("shm:") {
+    match SCHEMES.iter().any(|scheme| url.split(':').next() == Some(scheme)) {
         true => name_of(&url),
         false => Ok(service::default_namespace()?),
     }
@@ -38,8 +38,8 @@ pub(crate) fn name_of(url: &str) -> Result<String, Failure> {
     }
     let config: StoreConfig = url.parse()?;
     match (config.connector.scheme(), config.connector.location()) {
-        ("shm", "") => Ok(service::default_namespace()?),
-        ("shm", name) => Ok(name.to_owned()),
+        (scheme, "") if SCHEMES.contains(&scheme) => Ok(service::default_namespace()?),
+        (scheme, name) if SCHEMES.contains(&scheme) => Ok(name.to_owned()),
         (scheme, _) => Err(Failure::new(format_args!(
             "{scheme}:// has no node service; this command is about shared memory, as shm://NAME"
         ))),
@@ -65,3 +65,6 @@ pub(crate) fn find(name: &str) -> Result<Namespace, Failure> {
         "no process holds shm://{name}: start `proxystore serve` or a program that opens it; {others}"
     )))
 }
+
+/// Schemes whose objects lie in the memory that a node service owns.
+pub(crate) const SCHEMES: [&str; 2] = ["shm", "tcp"];

@@ -116,7 +116,7 @@ struct Told {
 /// Refuses stores whose objects would be gone before anybody could read the token.
 fn check_reach(store: &Store) -> Result<(), Failure> {
     let connector = &store.config().connector;
-    if connector.scheme() == "shm" {
+    if namespace::SCHEMES.contains(&connector.scheme()) {
         // Whoever held the memory may have ended since, and this process taken its place.
         let stats = match Namespace::find(connector.location())? {
             Some(namespace) => namespace.stats()?,

@@ -45,11 +45,12 @@ pub(super) fn fetch(
             let claim = match all.remote.shares {
                 false => None,
                 true => match all.client.replica(origin(&object.address))? {
-                    Replica::Landed { region, fresh: true } => {
+                    // One of another length is looked at again, and refused.
+                    Replica::Landed { region, fresh: true } if region.len() as u64 == object.len => {
                         done.push((at, Some(region)));
                         continue;
                     }
-                    Replica::Landed { fresh: false, .. } | Replica::InFlight(_) => {
+                    Replica::Landed { .. } | Replica::InFlight(_) => {
                         later.push((at, object));
                         continue;
                     }

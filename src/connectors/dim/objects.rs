@@ -74,7 +74,7 @@ impl Objects {
             return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
         }
         match self.client.find_replica(origin(&address)) {
-            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(Ok(Found::Object(region))),
+            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(self.whole(region, len)),
             Err(error) => Pending::ready(Err(error)),
             // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
             Ok(_) => {
@@ -89,21 +89,29 @@ impl Objects {
         let Pointer { address, len, format } = object;
         loop {
             let claim = match self.client.replica(origin(&address))? {
-                Replica::Landed { region, fresh: true } => return Ok(Found::Object(region)),
+                Replica::Landed { region, fresh: true } => return self.whole(region, len),
                 Replica::Landed { region, fresh: false } => {
                     return match limit.wait(self.exists(object, 0))? {
-                        true => Ok(Found::Object(region)),
+                        true => self.whole(region, len),
                         false => Ok(Found::Missing),
                     };
                 }
                 Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
-                    Some(region) => return Ok(Found::Object(region)),
+                    Some(region) => return self.whole(region, len),
                     None => continue,
                 },
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,
             };
             return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+        }
+    }
+
+    /// A copy that another process of this node made, if it is as long as the key says.
+    pub(super) fn whole(&self, region: Region, len: u64) -> Result<Found> {
+        match region.len() as u64 == len {
+            true => Ok(Found::Object(region)),
+            false => Err(self.corrupt("this node's copy of the object has another length than the key says")),
         }
     }
 

@@ -201,22 +201,30 @@ impl Remote {
         })
     }
 
+    /// Makes fetched bytes the object that all processes of this node find.
+    fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64) -> Result<Found> {
+        let (lease, len) = self.client.lease_of(region)?;
+        let expires = match expires_in {
+            0 => 0,
+            millis => self.client.expiry(Duration::from_millis(millis)),
+        };
+        match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease) {
+            Ok(region) => Ok(Found::Object(region)),
+            // Its time was over when it came.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Missing),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What was fetched: the object that all processes of this node find, where the caller has the duty to fetch it, else one
     /// that only its view keeps.
     pub(super) fn found(&self, fetched: Fetched, format: Format, claim: Option<Claim>) -> Result<Found> {
         match (fetched.verdict, fetched.region) {
-            (Verdict::Yes { expires_in }, Some(region)) => Ok(Found::Object(match claim {
-                Some(claim) => {
-                    let (lease, len) = self.client.lease_of(region)?;
-                    let expires = match expires_in {
-                        0 => 0,
-                        millis => self.client.expiry(Duration::from_millis(millis)),
-                    };
-                    claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease)?
-                }
+            (Verdict::Yes { expires_in }, Some(region)) => match claim {
+                Some(claim) => self.land(claim, region, format, expires_in),
                 // Its cell goes back to this process, still warm, with the last view.
-                None => region.freeze(),
-            })),
+                None => Ok(Found::Object(region.freeze())),
+            },
             (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
             (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
             (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),
@@ -288,6 +296,6 @@ fn too_large(len: u64, scheme: &'static str) -> Error {
 const ATTEMPTS: u32 = 3;
 
 /// Objects are cut into ranges of at least this many bytes.
-const LEAST_RANGE: u64 = 8 << 20;
+const LEAST_RANGE: u64 = 512 << 10;
 
 const PAGE: u64 = 4096;

@@ -56,12 +56,12 @@ pub(super) fn gave_up_on_parts(ends: &Ends) {
     let owned = released.clone();
     let (_listener, peer) = ends.serve(move |call| match call.head {
         ECHO => echo(call),
-        _ => call.responder.reply(b"x".to_vec(), vec![owned.part(pattern(2, 8 << 20))]),
+        _ => call.responder.reply(b"x".to_vec(), vec![owned.part(pattern(2, LARGE / 8))]),
     });
     let rounds = if cfg!(miri) { 2 } else { 8 };
     let mut lents = Vec::new();
     for round in 0..rounds {
-        let (region, lent) = RegionMut::foreign(8 << 20).unwrap();
+        let (region, lent) = RegionMut::foreign(LARGE / 8).unwrap();
         let mut region = Some(region);
         let call = choose("x", move |_, lens| match (region.take(), lens) {
             (Some(region), [len]) => Ok(vec![Landing::whole(region, *len as usize)?.1]),

@@ -188,6 +188,3 @@ pub(super) fn held_until_sent(ends: &Ends) {
     assert_eq!(early.load(Ordering::SeqCst), 0, "the part was released before it could be sent");
     ends.soon("the part is released", || released.count() == 1);
 }
-
-/// Bytes of a large part; Miri takes a second for each few thousand.
-const LARGE: usize = if cfg!(miri) { 1 << 18 } else { 64 << 20 };

@@ -44,10 +44,6 @@ impl Node {
         self.secret = secret;
         self
     }
-
-    pub(crate) fn address(&self) -> IpAddr {
-        self.host
-    }
 }
 
 impl Fabric for Node {
@@ -68,7 +64,7 @@ impl Fabric for Node {
             })?;
             let listener = state.number();
             state.contacts.insert(contact, listener);
-            state.listeners.insert(listener, Listening { contact, service, instance, secret });
+            state.listeners.insert(listener, Listening { service, instance, secret });
             Some((listener, contact))
         });
         match found {
@@ -114,12 +110,14 @@ impl Knock {
     pub(super) fn answer(mut self, state: &mut State) {
         let owner = self.contact.ip();
         let cut = state.cut_since(self.host, owner).or(state.cut_since(owner, self.host));
-        if (cut.is_some() || state.is_dead(owner) || state.is_dead(self.host)) && !self.unheard {
+        let silent = cut.is_some() || state.is_dead(owner) || state.is_dead(self.host);
+        if silent && !self.unheard {
             self.unheard = true;
             state.post(state.now + state.silence, None, Event::Connect(self));
             return;
         }
-        let (ticket, made) = (self.ticket, self.connect(state));
+        let (ticket, made) =
+            (self.ticket, if silent { Err(self.down("nothing was heard")) } else { self.connect(state) });
         if let Some(waiting) = state.tickets.get_mut(&ticket) {
             *waiting = Some(made);
         } else if let Ok(connection) = made {
@@ -127,13 +125,13 @@ impl Knock {
         }
     }
 
-    fn connect(self, state: &mut State) -> Result<u64> {
-        let down = |why| Error::new(ErrorKind::PeerDown, "open", format!("{}: {why}", self.contact));
-        if self.unheard {
-            return Err(down("nothing was heard"));
-        }
+    fn down(&self, why: &str) -> Error {
+        Error::new(ErrorKind::PeerDown, "open", format!("{}: {why}", self.contact))
+    }
+
+    fn connect(&self, state: &mut State) -> Result<u64> {
         let found = state.contacts.get(&self.contact).and_then(|id| state.listeners.get(id).map(|one| (*id, one)));
-        let (listener, listening) = found.ok_or_else(|| down("nobody listens"))?;
+        let (listener, listening) = found.ok_or_else(|| self.down("nobody listens"))?;
         if listening.secret != self.secret {
             return Err(Error::new(ErrorKind::Unauthorized, "open", format!("{} has another secret", self.contact)));
         }

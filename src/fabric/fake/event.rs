@@ -80,7 +80,7 @@ impl Transfer {
         let all: u128 = self.parts.iter().map(|part| part.len() as u128).sum();
         let span = self.last.saturating_sub(self.first).as_nanos();
         let passed = now.saturating_sub(self.first).as_nanos().min(span);
-        let mut left = if span == 0 { 0 } else { usize::try_from(all * passed / span).unwrap_or(usize::MAX) };
+        let mut left = usize::try_from((all * passed).checked_div(span).unwrap_or(0)).unwrap_or(usize::MAX);
         for (landing, part) in self.landings.iter_mut().zip(&self.parts) {
             let count = part.len().min(left);
             landing.write(&part[..count]);

@@ -49,7 +49,6 @@ pub(super) struct State {
 
 /// Who answers at a contact.
 pub(super) struct Listening {
-    pub(super) contact: SocketAddr,
     pub(super) service: Arc<dyn Service>,
     pub(super) instance: u64,
     pub(super) secret: u64,
@@ -149,7 +148,7 @@ impl State {
     }
 
     /// Tasks to wake: those whose answers came, and, where events are left that nobody delivers, all others.
-    pub(super) fn to_wake(&mut self) -> Vec<Waker> {
+    pub(super) fn take_woken(&mut self) -> Vec<Waker> {
         let mut woken = std::mem::take(&mut self.woken);
         if !self.running && !self.queue.is_empty() {
             woken.extend(self.questions.values_mut().filter_map(|question| question.waker.take()));

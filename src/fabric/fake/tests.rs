@@ -96,6 +96,16 @@ fn bytes_take_their_time() {
 }
 
 #[test]
+fn links_differ_by_direction() {
+    let (net, _listener, peer) = simulation(0);
+    net.set_link(OWNER, REQUESTER, Link { latency: MS * 70, ..Link::default() });
+    let begin = net.now();
+    peer.request(question(0)).wait().unwrap();
+    let took = net.now() - begin;
+    assert!(took >= MS * 71 && took < MS * 72, "{took:?}");
+}
+
+#[test]
 fn a_node_sends_one_byte_at_a_time() {
     let (net, listener, first) = simulation(0);
     let second = net.node(Ipv4Addr::new(10, 0, 0, 9)).connect(listener.contact(), far()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use proptest::sample::select;
 
 use super::Side;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::Responder;
+use crate::fabric::{Peer, Responder};
 use crate::sync::lock;
 
 /// Steps, and what became of them so far. Clones share both.
@@ -25,6 +25,7 @@ struct Inner {
     passes: Mutex<[u64; PLACES.len()]>,
     did: Mutex<Vec<Step>>,
     kept: Mutex<Vec<Responder>>,
+    peers: Mutex<Vec<Weak<dyn Peer>>>,
 }
 
 /// Something to happen at the `nth` pass of a place, counted from 1 over all connections.
@@ -70,7 +71,7 @@ pub(crate) enum Act {
     Truncate,
     /// The last byte of the last part is missing.
     Shorten,
-    /// The requester's connections of the wrapper are closed.
+    /// All connections are closed.
     Close,
     /// No message passes any more.
     Cut,
@@ -106,6 +107,18 @@ impl Plan {
         lock(&self.0.kept).push(responder);
     }
 
+    pub(super) fn connected(&self, peer: &Arc<dyn Peer>) {
+        let mut peers = lock(&self.0.peers);
+        peers.retain(|peer| peer.strong_count() > 0);
+        peers.push(Arc::downgrade(peer));
+    }
+
+    /// Closes all connections that were made under this plan.
+    pub(super) fn close(&self) {
+        let peers: Vec<_> = lock(&self.0.peers).iter().filter_map(Weak::upgrade).collect();
+        peers.iter().for_each(|peer| peer.close());
+    }
+
     /// Lets go of lost messages; their questions end in `Cancelled` where somebody still waits.
     pub(crate) fn release(&self) {
         let kept = std::mem::take(&mut *lock(&self.0.kept));
@@ -113,8 +126,14 @@ impl Plan {
     }
 
     /// Plans of up to so many steps in the first `passes` of each place, without [`Act::Kill`].
-    pub(crate) fn any(steps: usize, passes: u64) -> impl Strategy<Value = Self> {
-        proptest::collection::vec(Step::any(passes), 0..=steps).prop_map(Self::new)
+    pub(crate) fn any(steps: usize, passes: u64, longest: Duration) -> impl Strategy<Value = Self> {
+        proptest::collection::vec(Step::any(passes, longest), 0..=steps).prop_map(Self::new)
+    }
+
+    /// Those of a fabric that checks its messages: heads arrive as they were sent, or not at all.
+    pub(crate) fn whole(steps: usize, passes: u64, longest: Duration) -> impl Strategy<Value = Self> {
+        let step = Step::any(passes, longest).prop_filter("heads are whole", |step| !matches!(step.act, Act::Flip(_)));
+        proptest::collection::vec(step, 0..=steps).prop_map(Self::new)
     }
 }
 
@@ -141,8 +160,8 @@ impl FromStr for Plan {
 }
 
 impl Step {
-    fn any(passes: u64) -> impl Strategy<Value = Self> {
-        let span = || (1u64..8000).prop_map(Duration::from_millis);
+    fn any(passes: u64, longest: Duration) -> impl Strategy<Value = Self> {
+        let span = || (1..longest.as_millis() as u64).prop_map(Duration::from_millis);
         let act = prop_oneof![
             3 => select(&[Act::Drop, Act::Refuse, Act::Duplicate, Act::Truncate, Act::Shorten, Act::Close][..]),
             1 => Just(Act::Cut),
@@ -262,7 +281,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: if cfg!(miri) { 4 } else { 256 }, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_is_its_text(plan in Plan::any(8, 100)) {
+    fn a_plan_is_its_text(plan in Plan::any(8, 100, Duration::from_secs(9))) {
         let again: Plan = plan.to_string().parse().unwrap();
         prop_assert_eq!(&again.0.steps, &plan.0.steps);
     }

@@ -196,13 +196,13 @@ impl State {
     }
 
     /// Notes that this thread waits for a call while another one reads.
-    pub(super) fn follow(&mut self, number: u64) {
-        if let Some(entry) = self.open.get_mut(&number) {
-            if !matches!(entry.waiter, Waiter::Thread(_)) {
-                entry.waiter = Waiter::Thread(std::thread::current());
-                self.followers.push_back(number);
-            }
-        }
+    ///
+    /// What it returns is dropped outside of the lock: a waker is foreign code.
+    #[must_use]
+    pub(super) fn follow(&mut self, number: u64) -> impl Sized + use<> {
+        let entry = self.open.get_mut(&number).filter(|entry| !matches!(entry.waiter, Waiter::Thread(_)))?;
+        self.followers.push_back(number);
+        Some(std::mem::replace(&mut entry.waiter, Waiter::Thread(std::thread::current())))
     }
 
     /// Notes that a call's thread does not follow any more.

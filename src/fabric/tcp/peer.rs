@@ -190,14 +190,22 @@ fn try_reach(
     }
     socket.connected().map_err(fail)?;
     socket.configure(options.silence).map_err(fail)?;
-    let deadline = deadline.min(Instant::now() + options.handshake);
+    let limit = Instant::now() + options.handshake;
+    // Its kernel accepts connections for a process that is stopped.
+    let (deadline, kind) = if limit < deadline { (limit, ErrorKind::PeerDown) } else { (deadline, ErrorKind::Timeout) };
     let stream = handshake::Stream { purpose: Purpose::Tcp, lane, silence: options.silence };
-    let proven = prove(&socket, contact, Handshake::request(identity, stream), deadline)?;
+    let proven = prove(&socket, contact, Handshake::request(identity, stream), deadline, kind)?;
     Ok((socket, proven))
 }
 
-/// Drives a handshake to its end.
-fn prove(socket: &Socket, contact: SocketAddr, mut handshake: Handshake, deadline: Instant) -> Result<Proven> {
+/// Drives a handshake to its end; past the deadline it fails in `late`.
+fn prove(
+    socket: &Socket,
+    contact: SocketAddr,
+    mut handshake: Handshake,
+    deadline: Instant,
+    late: ErrorKind,
+) -> Result<Proven> {
     let fail = |error: io::Error| down("connect", contact, error);
     let mut buffer = [0; 128];
     loop {
@@ -224,7 +232,7 @@ fn prove(socket: &Socket, contact: SocketAddr, mut handshake: Handshake, deadlin
             Moved::None if Instant::now() >= deadline => {
                 let context =
                     format!("{contact} accepted the connection and says nothing: is it proxystore, and alive?");
-                return Err(Error::new(ErrorKind::Timeout, "connect", context));
+                return Err(Error::new(late, "connect", context));
             }
             Moved::None => drop(socket.wait(PollFlags::IN, deadline).map_err(fail)?),
         }

@@ -16,6 +16,8 @@ pub(super) struct Reader {
     buffer: Box<[u8; AHEAD]>,
     decoder: Decoder,
     arriving: Option<Arriving>,
+    /// Where unwanted bytes go; empty until there are some.
+    scrap: Vec<u8>,
     /// When the last byte came.
     pub(super) heard: Instant,
 }
@@ -43,7 +45,13 @@ pub(super) enum Broken {
 
 impl Reader {
     pub(super) fn new() -> Self {
-        Self { buffer: Box::new([0; AHEAD]), decoder: Decoder::default(), arriving: None, heard: Instant::now() }
+        Self {
+            buffer: Box::new([0; AHEAD]),
+            decoder: Decoder::default(),
+            arriving: None,
+            scrap: Vec::new(),
+            heard: Instant::now(),
+        }
     }
 
     /// Receives once, and ends the calls whose answers are whole now. `None` when nothing came.
@@ -51,15 +59,15 @@ impl Reader {
     /// # Cost
     /// One system call; copies at most the few KiB that it reads ahead.
     pub(super) fn receive(&mut self, socket: &Socket, calls: &Calls, patience: Patience) -> Result<Moved, Broken> {
-        let mut scrap;
         let (moved, ahead) = match &mut self.arriving {
             None => scatter::receive(socket, &mut [], &mut self.buffer[..], patience),
             Some(Arriving { parts: Place::Landings { landings, at }, .. }) => {
                 scatter::receive(socket, &mut landings[*at..], &mut self.buffer[..], patience)
             }
             Some(Arriving { parts: Place::Nowhere(left), .. }) => {
-                scrap = vec![0; usize::try_from(*left).unwrap_or(SCRAP).min(SCRAP)];
-                let moved = scatter::receive(socket, &mut [], &mut scrap, patience);
+                self.scrap.resize(SCRAP, 0);
+                let most = usize::try_from(*left).unwrap_or(SCRAP).min(SCRAP);
+                let moved = scatter::receive(socket, &mut [], &mut self.scrap[..most], patience);
                 if let Ok((_, thrown)) = &moved {
                     *left -= *thrown as u64;
                 }
@@ -185,7 +193,8 @@ impl Arriving {
     }
 }
 
-/// Bytes read ahead at most: an answer that fits comes with one system call, and is copied once more.
+/// Bytes read ahead at most: an answer that fits comes with one system call, and is copied once more. A multiple of 64, so that
+/// what follows is received to the beginning of a cache line (see `frame`).
 const AHEAD: usize = (4 << 10) + 512;
 
 /// Bytes thrown away at once.

@@ -44,6 +44,8 @@ pub(super) struct Worker {
     service: Arc<dyn Service>,
     options: Options,
     clients: HashMap<u64, Client>,
+    /// How often to look at them.
+    tick: Duration,
 }
 
 /// A connection, and what it is in the middle of saying.
@@ -99,7 +101,7 @@ impl Worker {
         service: Arc<dyn Service>,
         options: &Options,
     ) -> Self {
-        Self { desk, desks, door, service, options: options.clone(), clients: HashMap::new() }
+        Self { desk, desks, door, service, options: options.clone(), clients: HashMap::new(), tick: NEVER }
     }
 
     /// Serves until the desk is stopped.
@@ -121,7 +123,7 @@ impl Worker {
                 self.event(number, flags);
             }
             let now = Instant::now();
-            if now.saturating_duration_since(looked) >= self.tick() {
+            if now.saturating_duration_since(looked) >= self.tick {
                 looked = now;
                 self.look(now);
             }
@@ -170,6 +172,7 @@ impl Worker {
         for connection in arrived {
             if connection.watch().is_ok() {
                 let client = Client { connection, decoder: Decoder::default(), ahead: Vec::new(), last: 0 };
+                self.tick = self.tick.min(client.connection.tick());
                 self.clients.insert(client.connection.number, client);
             } else {
                 self.desk.load.fetch_sub(1, Relaxed);
@@ -192,15 +195,12 @@ impl Worker {
         for number in ended {
             self.forget(number);
         }
-    }
-
-    fn tick(&self) -> Duration {
-        self.clients.values().map(|client| client.connection.tick()).min().unwrap_or(Duration::from_secs(3600))
+        self.tick = self.clients.values().map(|client| client.connection.tick()).min().unwrap_or(NEVER);
     }
 
     fn next_look(&mut self, looked: Instant) -> Option<Instant> {
         let door = self.door.as_mut().and_then(|door| door.look(Instant::now()));
-        let clients = (!self.clients.is_empty()).then(|| looked + self.tick());
+        let clients = (!self.clients.is_empty()).then(|| looked + self.tick);
         door.into_iter().chain(clients).min()
     }
 }
@@ -283,6 +283,9 @@ const POKE: u64 = 0;
 
 /// The number of the first connection.
 const FIRST: u64 = LISTENER + 1;
+
+/// How often to look at nothing.
+const NEVER: Duration = Duration::from_secs(3600);
 
 /// Bytes received at once: many questions, or a part of the longest one.
 const AHEAD: usize = 16 << 10;

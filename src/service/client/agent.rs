@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::{Client, attach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
+use crate::mutant::mutant;
 use crate::pending::{Completer, Pending};
 use crate::service::message::{Reply, Request, kind_of};
 use crate::service::server::UNASKED;
@@ -337,6 +338,11 @@ impl Client {
     /// Makes all open requests again, before anybody else can send anything over `link`: one that a thread sends itself is
     /// behind the same one made again, which the service would otherwise answer with the same leases twice.
     fn ask_again(&self, link: Socket) {
+        let link = Arc::new(link);
+        if mutant!("ask_again_late") {
+            *lock(&self.link) = Some(Arc::clone(&link));
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut open = lock(&self.requests.open);
         let mut outbox = lock(&self.requests.outbox);
         outbox.retain(|waiting| waiting.lasting);
@@ -347,7 +353,7 @@ impl Client {
             outbox.push(Waiting { packet: packet_of(request), lasting: false });
         }
         // Last, while the outbox is locked: what others send comes behind.
-        *lock(&self.link) = Some(Arc::new(link));
+        *lock(&self.link) = Some(link);
     }
 
     /// There is no service for this memory any more.
@@ -395,3 +401,70 @@ const LINGER: Duration = Duration::from_millis(1);
 
 /// How long a client tries to find a service again.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::Options;
+    use super::*;
+
+    /// A client whose agent has ended, so that a test can be that.
+    fn without_agent() -> Arc<Client> {
+        let options = Options {
+            namespace: format!("test-agent-{}", std::process::id()),
+            budget: Some(64 << 20),
+            displace: None,
+            timeout: Duration::from_secs(20),
+            may_host: true,
+        };
+        let client = Client::attach(&options).expect("a service of its own");
+        client.ended.store(true, Release);
+        client.doorbell.ring();
+        while lock(&client.link).is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        client
+    }
+
+    #[test]
+    fn what_is_asked_again_is_never_behind_itself() {
+        let client = without_agent();
+        for _ in 0..8 {
+            lock(&client.requests.open).clear();
+            lock(&client.requests.outbox).clear();
+            let (ours, service) = Socket::pair().unwrap();
+            let is_back = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_back.load(Acquire) {
+                        client.begin(|id| Request::Lease { id, class: 1, count: 1, urgent: true, again: false }, None);
+                    }
+                });
+                while lock(&client.requests.open).len() < 10 {
+                    std::thread::yield_now();
+                }
+                client.ask_again(ours);
+                is_back.store(true, Release);
+            });
+            let link = lock(&client.link).take().unwrap();
+            let (mut first, mut packet) = (HashSet::new(), Vec::new());
+            let mut is_all = false;
+            while !is_all {
+                is_all = client.flush(&link);
+                while let Received::Packet { .. } = service.recv(&mut packet).unwrap() {
+                    match Request::decode(&packet).unwrap() {
+                        // The service gives leases for this one, and the same leases again for the other.
+                        Request::Lease { id, again: true, .. } => assert!(!first.contains(&id), "request {id}"),
+                        Request::Lease { id, again: false, .. } => drop(first.insert(id)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        // What its agent would have left to the service, which ended with it.
+        *lock(&client.member) = None;
+        let _ = client.directory.remove();
+    }
+}
