@@ -97,9 +97,12 @@ impl Objects {
                         false => Ok(Found::Missing),
                     };
                 }
-                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
-                    Some(region) => return self.whole(region, len),
-                    None => continue,
+                Replica::InFlight(id) => match limit.half().wait(self.client.await_replica(id, &self.closed)) {
+                    Ok(Some(region)) => return self.whole(region, len),
+                    Ok(None) => continue,
+                    // Who fetches it for all is stopped, or slow: there is time left to fetch it for oneself.
+                    Err(error) if error.kind() == ErrorKind::Timeout => None,
+                    Err(error) => return Err(error),
                 },
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,

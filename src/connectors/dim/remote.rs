@@ -47,6 +47,12 @@ impl Limit {
         Self(deadline.unwrap_or_else(|| Instant::now() + environment::timeout()))
     }
 
+    /// Half of the time that is left.
+    pub(super) fn half(self) -> Self {
+        let now = Instant::now();
+        Self(now + self.0.saturating_duration_since(now) / 2)
+    }
+
     /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.
     pub(super) fn start<T: Send + 'static>(self, step: Pending<T>) -> Pending<T> {
         step.deadline(self.0.saturating_duration_since(Instant::now())).start()
