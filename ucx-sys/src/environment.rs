@@ -36,7 +36,7 @@ pub(crate) fn quietly<R>(load: impl FnOnce() -> R) -> R {
     }
     entries.extend(missing);
     entries.push(ptr::null_mut());
-    // Leaked: some thread may read it for as long as it likes. Each load costs some hundred bytes; there is one a process.
+    // Leaked: some thread may read it for as long as it likes. Some hundred bytes a call.
     let ours = Box::leak(entries.clone().into_boxed_slice()).as_mut_ptr();
     ENVIRON.store(ours, Ordering::Release);
     let result = load();
