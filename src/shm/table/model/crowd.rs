@@ -125,6 +125,8 @@ impl Crowd {
             assert!(!entry.over, "{id:?} is over and there: {entry:?}");
             let is_declaration = matches!(entry.kind, Kind::Declared | Kind::Replica(_));
             assert_eq!(is_declaration, state == State::Declared, "{id:?}: {entry:?}");
+            let is_fetched = matches!(entry.kind, Kind::Replica(_)) && !self.table().is_bound(slot);
+            assert!(!is_fetched, "{id:?} is a claim of nobody: {entry:?}");
             if entry.flags & BOUND != 0 {
                 assert!(entry.acknowledged, "{id:?} is bound to nothing: {entry:?}");
             }
@@ -539,7 +541,7 @@ fn crowds(scheduler: impl Scheduler + 'static, mix: &'static Mix, expected: &[&s
 }
 
 fn iterations() -> usize {
-    std::env::var("SHUTTLE_ITERATIONS").map_or(5000, |n| n.parse().expect("a number"))
+    std::env::var("SHUTTLE_ITERATIONS").map_or(10_000, |n| n.parse().expect("a number"))
 }
 
 fn at_random(mix: &'static Mix, expected: &[&str]) {
