@@ -338,7 +338,7 @@ type Flights = HashMap<(Key, TypeId), Arc<dyn Any + Send + Sync>>;
 /// Enough that threads of one node rarely meet on a lock.
 const SHARDS: usize = 32;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::key::Format;

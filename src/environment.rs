@@ -179,7 +179,7 @@ pub fn default_store() -> String {
     STORE.value().filter(|url| !url.is_empty()).unwrap_or_else(|| DEFAULT_STORE.to_owned())
 }
 
-const DEFAULT_STORE: &str = if cfg!(all(feature = "shm", not(loom))) { "shm://" } else { "file://" };
+const DEFAULT_STORE: &str = if cfg!(all(feature = "shm", not(any(loom, shuttle)))) { "shm://" } else { "file://" };
 
 /// Deadline of operations whose store sets none.
 pub(crate) fn timeout() -> Duration {

@@ -120,7 +120,7 @@ impl Key {
     }
 
     /// A key of the same connector: `self` with another end of the locator, length and format.
-    #[cfg(all(feature = "shm", not(loom)))]
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     #[inline]
     pub(crate) fn sibling<const N: usize>(&self, end: &[u8; N], len: u64, format: Format) -> Self {
         let mut key = *self;
@@ -131,7 +131,7 @@ impl Key {
     }
 
     /// Whether the connector of `other` made this key too, as far as schemes tell.
-    #[cfg(all(feature = "shm", not(loom)))]
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     #[inline]
     pub(crate) fn has_scheme_of(&self, other: &Self) -> bool {
         self.scheme == other.scheme && self.scheme_len == other.scheme_len

@@ -13,9 +13,9 @@ mod flight;
 pub mod telemetry;
 pub mod codec;
 pub mod connectors;
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 pub mod service;
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub(crate) mod fabric;
 #[cfg(feature = "shm")]
 pub(crate) mod shm;
@@ -25,10 +25,10 @@ pub mod pending;
 pub mod region;
 pub mod token;
 pub mod config;
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 pub mod launch;
 pub mod key;
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 mod failpoint;
 pub mod environment;
 #[cfg(feature = "shm")]

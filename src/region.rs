@@ -25,7 +25,7 @@ use rustix::mm::{Advice, madvise};
 
 use crate::error::{Error, ErrorKind, Result};
 
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 mod kept;
 
 /// Alignment of the first byte of every region: a cache line, and enough for any plain-data or SIMD type.
@@ -41,7 +41,7 @@ pub struct Region(Inner);
 #[derive(Clone)]
 enum Inner {
     Bytes(Bytes),
-    #[cfg(all(feature = "shm", not(loom)))]
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     Kept(kept::Kept),
 }
 
@@ -63,7 +63,7 @@ impl Region {
     ///
     /// # Safety
     /// `len` bytes at `ptr` are valid for reads, and nobody writes to them, until `owner` is dropped.
-    #[cfg(all(feature = "shm", not(loom)))]
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     #[inline(always)]
     pub(crate) unsafe fn keep(ptr: NonNull<u8>, len: usize, owner: impl Send + 'static) -> Self {
         debug_assert!(ptr.addr().get() % ALIGNMENT == 0);
@@ -125,7 +125,7 @@ impl From<Region> for Bytes {
     fn from(region: Region) -> Self {
         match region.0 {
             Inner::Bytes(bytes) => bytes,
-            #[cfg(all(feature = "shm", not(loom)))]
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
             Inner::Kept(_) => Self::from_owner(region),
         }
     }
@@ -144,7 +144,7 @@ impl Deref for Region {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Inner::Bytes(bytes) => bytes,
-            #[cfg(all(feature = "shm", not(loom)))]
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
             Inner::Kept(kept) => kept.as_slice(),
         }
     }

@@ -1,4 +1,4 @@
-//! Locks, and the one place that chooses between `std` and loom.
+//! Locks, and the one place that chooses between `std`, loom and shuttle.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,15 +7,19 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What loom models, so that the code under test is the code that runs.
+/// What loom and shuttle model, so that the code under test is the code that runs.
 pub(crate) mod modelled {
     #[cfg(all(loom, feature = "shm"))]
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, fence};
     #[cfg(loom)]
     pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
-    #[cfg(all(not(loom), feature = "shm"))]
+    #[cfg(all(shuttle, feature = "shm"))]
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, fence};
+    #[cfg(shuttle)]
+    pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard};
+    #[cfg(all(not(any(loom, shuttle)), feature = "shm"))]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, fence};
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
     /// As [`lock`](super::lock).

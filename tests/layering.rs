@@ -347,7 +347,7 @@ fn table_rows(source: &str) -> Vec<String> {
     for pair in lines.windows(2) {
         if let Some(name) = pair[1].strip_suffix("::REGISTRATION,") {
             let feature = format!("feature = \"{name}\"");
-            let gates = [format!("#[cfg({feature})]"), format!("#[cfg(all({feature}, not(loom)))]")];
+            let gates = [format!("#[cfg({feature})]"), format!("#[cfg(all({feature}, not(any(loom, shuttle))))]")];
             match gates.iter().any(|gate| gate == pair[0]) {
                 true => rows.push(name.to_owned()),
                 false => rows.push(format!("{name} (under another feature)")),

@@ -2,26 +2,26 @@
 
 use crate::connector::Registration;
 
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub mod dim;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(feature = "memory")]
 pub mod memory;
 mod registry;
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 pub mod shm;
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub mod tcp;
 
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub use dim::DimConnector;
 #[cfg(feature = "file")]
 pub use file::FileConnector;
 #[cfg(feature = "memory")]
 pub use memory::MemoryConnector;
 pub use registry::{open, register, registrations};
-#[cfg(all(feature = "shm", not(loom)))]
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 pub use shm::ShmConnector;
 
 /// The table: a connector is one file and one line here, under a feature of the scheme's name.
@@ -30,9 +30,9 @@ pub const TABLE: &[Registration] = &[
     memory::REGISTRATION,
     #[cfg(feature = "file")]
     file::REGISTRATION,
-    #[cfg(all(feature = "shm", not(loom)))]
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     shm::REGISTRATION,
-    #[cfg(all(feature = "tcp", not(loom)))]
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     tcp::REGISTRATION,
 ];
 

@@ -143,6 +143,7 @@ impl<T> Shared<T> {
 
 /// Under loom every order of events, else (and so under Miri) some that happen.
 #[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::task::Wake;
 

@@ -45,6 +45,7 @@ impl Awake {
 }
 
 #[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     #[cfg(loom)]
     use loom::{

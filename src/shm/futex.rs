@@ -27,7 +27,7 @@ pub(crate) fn wait(counter: &AtomicU64, seen: u32, deadline: Option<Instant>) {
     kernel::wait(counter, seen, deadline);
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod kernel {
     use std::sync::atomic::AtomicU32;
     use std::time::{Duration, Instant};
@@ -64,16 +64,19 @@ mod kernel {
 
 /// What futex(2) promises: comparing and falling asleep are one step, before or after any waking. Nobody looks again by
 /// himself, so that a wake-up that is lost is a deadlock.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 mod kernel {
     use std::sync::atomic::Ordering;
     use std::time::Instant;
 
-    use loom::sync::{Condvar, Mutex};
+    #[cfg(loom)]
+    use loom::lazy_static;
+    #[cfg(shuttle)]
+    use shuttle::lazy_static;
 
-    use crate::sync::modelled::{AtomicU64, lock};
+    use crate::sync::modelled::{AtomicU64, Condvar, Mutex, lock};
 
-    loom::lazy_static! {
+    lazy_static! {
         static ref QUEUE: Mutex<()> = Mutex::new(());
         static ref SLEEPERS: Condvar = Condvar::new();
     }
@@ -83,7 +86,7 @@ mod kernel {
         SLEEPERS.notify_all();
     }
 
-    /// loom has no halves of words.
+    /// Models have no halves of words.
     pub(super) fn half(counter: &AtomicU64) -> Half<'_> {
         Half(counter)
     }

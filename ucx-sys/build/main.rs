@@ -35,7 +35,8 @@ fn link() -> bool {
             true
         }
         Err(error) => {
-            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+            let error = error.to_string();
+            let first = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
             println!(
                 "cargo:warning=feature `link`: no UCX 1.12 or newer by pkg-config, so one is loaded at run time ({first})"
             );

@@ -21,6 +21,7 @@ pub(crate) const QUIET: &[(&CStr, &CStr)] = &[
 /// made, and `environ` is pointed at it and back; who reads meanwhile finds the one or the other, and neither is ever freed by
 /// us. A thread that *changes* the environment at the very moment when `environ` is pointed elsewhere may lose its change, as
 /// with any two writers; one that changes it while `load` runs loses nothing, and the settings stay in the environment then.
+/// This thread reads like getenv(3), and shares its one danger: a setenv(3) of another thread while it reads.
 pub(crate) fn quietly<R>(load: impl FnOnce() -> R) -> R {
     let before = ENVIRON.load(Ordering::Acquire);
     // SAFETY: `environ` is null or ends in null, and its strings stay as long as they are in it.
@@ -36,7 +37,7 @@ pub(crate) fn quietly<R>(load: impl FnOnce() -> R) -> R {
     }
     entries.extend(missing);
     entries.push(ptr::null_mut());
-    // Leaked: some thread may read it for as long as it likes. Each load costs some hundred bytes; there is one a process.
+    // Leaked: some thread may read it for as long as it likes. Some hundred bytes a call.
     let ours = Box::leak(entries.clone().into_boxed_slice()).as_mut_ptr();
     ENVIRON.store(ours, Ordering::Release);
     let result = load();

@@ -29,7 +29,8 @@ use crate::search::find;
 /// unless the user sets `UCX_MEM_EVENTS=n`. What somebody else loaded is left as it is.
 ///
 /// # Cost
-/// Some 10 ms the first time, a lock and a load after that. A failure is not remembered: the next call looks again.
+/// Some milliseconds the first time, an atomic load after that. A failure is not remembered: the next call looks again, and each leaks
+/// some hundred bytes.
 ///
 /// # Errors
 /// Every place that was tried, and why it would not do.

@@ -15,16 +15,18 @@ use crate::package;
 use crate::symbols::Symbols;
 
 pub(crate) fn find() -> Result<Ucx, LoadError> {
-    let mut attempts = Vec::new();
-    for (origin, place) in candidates(&mut attempts) {
-        let tried = place.to_string();
-        match quietly(|| open(&origin, &place)) {
-            Ok(Some(ucx)) => return Ok(ucx),
-            Ok(None) => {}
-            Err(reason) => attempts.push(Attempt { origin, tried, reason }),
+    quietly(|| {
+        let mut attempts = Vec::new();
+        for (origin, place) in candidates(&mut attempts) {
+            let tried = place.to_string();
+            match open(&origin, &place) {
+                Ok(Some(ucx)) => return Ok(ucx),
+                Ok(None) => {}
+                Err(reason) => attempts.push(Attempt { origin, tried, reason }),
+            }
         }
-    }
-    Err(LoadError { attempts })
+        Err(LoadError { attempts })
+    })
 }
 
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::landings;
 use super::remote::{Found, Limit, Remote, origin, refused, want};
@@ -96,9 +97,12 @@ impl Objects {
                         false => Ok(Found::Missing),
                     };
                 }
-                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
-                    Some(region) => return self.whole(region, len),
-                    None => continue,
+                Replica::InFlight(id) => match limit.half().wait(self.client.await_replica(id, &self.closed)) {
+                    Ok(Some(region)) => return self.whole(region, len),
+                    Ok(None) => continue,
+                    // Who fetches it for all is stopped, or slow: there is time left to fetch it for oneself.
+                    Err(error) if error.kind() == ErrorKind::Timeout => None,
+                    Err(error) => return Err(error),
                 },
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,
@@ -133,6 +137,7 @@ impl Objects {
 
     pub(super) fn exists(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<bool> {
         let Address { id, place, .. } = object.address;
+        let asked = Instant::now();
         let verdict = match self.is_here(&object.address) {
             true if place != NO_PLACE => {
                 return Pending::ready(self.client.exists(id, Expected::new(object.len, place)));
@@ -145,13 +150,19 @@ impl Objects {
             false => self.remote.ask(object.address, Question::Exists(vec![want(&object.address, object.len)])),
         };
         let all = Arc::clone(self);
-        verdict.chain(move |verdict| all.exists_as(&object, verdict, hops))
+        verdict.chain(move |verdict| all.exists_as(&object, verdict, asked, hops))
     }
 
-    /// Whether an object exists of which a node says so much.
-    pub(super) fn exists_as(self: &Arc<Self>, object: &Pointer, verdict: Verdict, hops: u32) -> Pending<bool> {
+    /// Whether an object exists of which a node that was asked at that time says so much.
+    pub(super) fn exists_as(
+        self: &Arc<Self>,
+        object: &Pointer,
+        verdict: Verdict,
+        asked: Instant,
+        hops: u32,
+    ) -> Pending<bool> {
         if !self.is_here(&object.address) {
-            self.note(&object.address, &verdict);
+            self.note(&object.address, &verdict, asked);
         }
         Pending::ready(match verdict {
             Verdict::Yes { .. } => Ok(true),
@@ -177,12 +188,12 @@ impl Objects {
         })
     }
 
-    /// Takes what a node says of its object for news of this node's copy.
-    pub(super) fn note(&self, at: &Address, verdict: &Verdict) {
+    /// Takes what a node that was asked at that time says of its object for news of this node's copy.
+    pub(super) fn note(&self, at: &Address, verdict: &Verdict, asked: Instant) {
         match verdict {
             Verdict::Yes { .. } => {
                 // Without it, the next one asks again.
-                let _ = self.client.refresh_replica(origin(at), self.remote.lease);
+                let _ = self.client.refresh_replica(origin(at), self.remote.fresh_for(asked));
             }
             Verdict::Missing => self.forget(at),
             _ => {}

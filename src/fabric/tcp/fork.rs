@@ -1,5 +1,6 @@
 //! Connections across fork(2).
 
+use std::os::fd::AsRawFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -51,4 +52,31 @@ fn a_child_leaves_the_connections_of_its_parent_alone() {
     assert_eq!(asked.wait().unwrap().0, b"held");
     drop(listener);
     eventually("the end of the listener is seen, though a child had its descriptors", || !peer.is_up());
+}
+
+#[test]
+fn a_child_does_not_keep_the_port_of_a_parent_that_was_killed() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let own = writer.as_raw_fd();
+    let (mut told, mut tell) = std::io::pipe().unwrap();
+    // The one that is killed listens, and has a child that lives on.
+    assert!(in_child(|| {
+        let site = Site::new(options());
+        let port = site.contact.port();
+        // SAFETY: the child reads until nobody can write any more, and ends by `_exit`.
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: the child's own copy, or it would wait for itself.
+            unsafe { libc::close(own) };
+            let _ = std::io::Read::read(&mut &reader, &mut [0]);
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(0) };
+        }
+        std::io::Write::write_all(&mut tell, &port.to_le_bytes()).unwrap();
+        std::mem::forget(site);
+    }));
+    let mut port = [0; 2];
+    std::io::Read::read_exact(&mut told, &mut port).unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], u16::from_le_bytes(port)));
+    eventually("the port is free", || super::socket::Socket::listen(address).is_ok());
+    drop(writer);
 }

@@ -21,6 +21,8 @@ pub(super) struct Exporting {
     outcome: Arc<Outcome>,
     /// Who wants to know where: connections and requests.
     asked: Vec<(u32, u64)>,
+    /// It was said that it cannot begin.
+    warned: bool,
 }
 
 enum State {
@@ -40,7 +42,7 @@ impl Exporting {
         let there = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("serve", "an eventfd", errno.into()))?;
         let outcome = Arc::new(Outcome { result: Mutex::default(), there });
-        Ok(Self { state: State::No, outcome, asked: Vec::new() })
+        Ok(Self { state: State::No, outcome, asked: Vec::new(), warned: false })
     }
 }
 
@@ -65,6 +67,13 @@ impl Server {
             State::Beginning => {}
         }
         self.exporting.asked.push((connection, id));
+    }
+
+    /// Tries again where others were answered before and could not be when this service began.
+    pub(super) fn retry_export(&mut self) {
+        if let (State::No, Some(former)) = (&self.exporting.state, contact::read(&self.memory.table)) {
+            self.begin_export(Some(former));
+        }
     }
 
     fn begin_export(&mut self, former: Option<SocketAddr>) {
@@ -96,6 +105,10 @@ impl Server {
             }
             Err(error) => {
                 self.exporting.state = State::No;
+                let was_there = contact::read(&self.memory.table).is_some();
+                if was_there && !mem::replace(&mut self.exporting.warned, true) {
+                    eprintln!("proxystore: warning: other nodes cannot be answered, it is tried again: {error}");
+                }
                 Err(error)
             }
         };

@@ -1,16 +1,22 @@
 //! Models of the protocol: what several processes do at once, in every order, and with every value that memory may show.
 //!
 //! Each is small enough for loom to be exhaustive; without loom they run some times with real threads, which Miri watches.
+//! Those in `crowd` are too large for that: shuttle runs them in orders picked at random.
 
 #[cfg(loom)]
 use loom::{
     sync::atomic::{AtomicBool, AtomicUsize},
     thread,
 };
+#[cfg(shuttle)]
+use shuttle::{
+    sync::atomic::{AtomicBool, AtomicUsize},
+    thread,
+};
 use std::collections::BTreeSet;
 use std::sync::Mutex as Plain;
 use std::sync::atomic::Ordering::Relaxed;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize},
     thread,
@@ -22,6 +28,8 @@ use crate::shm::futex;
 use crate::shm::mem::Heap;
 use crate::sync::modelled::Arc;
 
+#[cfg(shuttle)]
+mod crowd;
 mod replica;
 
 const LAYOUT: Layout = Layout { segments: 1, clients: 1, pages: 1, cells: 3, sets: 1, ways: 2, slots: 3 };
@@ -41,7 +49,7 @@ impl World {
         let header = |index| index == word::SLOTS || index == word::PAGES;
         let buckets = |index| (0..layout.slots as usize).any(|slot| index == layout.bucket(slot));
         let entries = layout.entry(0, 0)..layout.entry(layout.sets, 0);
-        let cells = layout.cell(0)..layout.cell(layout.cells);
+        let cells = layout.cell(0)..layout.cell(layout.pages * layout.cells);
         let slots = layout.slot(0)..layout.words();
         let parts = [entries, cells, slots];
         let is_there = |index| header(index) || buckets(index) || parts.iter().any(|part| part.contains(&index));
@@ -152,7 +160,9 @@ fn model(f: impl Fn(&Seen) + Send + Sync + 'static) -> Seen {
     let notes = seen.clone();
     #[cfg(loom)]
     loom::model(move || f(&notes));
-    #[cfg(not(loom))]
+    #[cfg(shuttle)]
+    shuttle::check_random(move || f(&notes), 100);
+    #[cfg(not(any(loom, shuttle)))]
     (0..if cfg!(miri) { 4 } else { 50 }).for_each(|_| f(&notes));
     seen
 }

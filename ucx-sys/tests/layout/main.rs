@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::mem::offset_of;
@@ -65,6 +66,14 @@ const NEWER_CONSTANTS: &[(&str, i128)] = {
 /// The version of the headers that have all of `newer`.
 const NEWEST: u32 = UCP_VERSION(1, 21);
 
+/// What the headers of 1.12 lack.
+const SINCE_1_13: &[&str] = &[
+    "ucp_ep_params.local_sockaddr",
+    "ucp_request_param_t.memh",
+    "UCP_EP_PARAM_FIELD_LOCAL_SOCK_ADDR",
+    "UCP_OP_ATTR_FIELD_MEMH",
+];
+
 /// Constants that say where a list ends, or which version this is.
 const MOVING: &[&str] = &["UCP_API_MINOR", "UCS_MEMORY_TYPE_LAST", "UCS_MEMORY_TYPE_UNKNOWN", "UCP_OP_ATTR_INDEX_MASK"];
 
@@ -97,22 +106,23 @@ fn main() {
     .exit();
 }
 
-/// Fields stand where they do in C; a structure has the size that it has in C, or less where the headers are newer.
+/// Fields stand where they do in C; a structure has the size that it has in C, or is the smaller of both where the headers are
+/// newer, the larger where they are older.
 fn structures(headers: &Headers) -> Result<(), Failed> {
-    let said = headers.ask(&questions(STRUCTURES, &[]))?;
-    report(differences(STRUCTURES, &[], &said, headers.version > UCP_API_VERSION))
+    let said = headers.ask(&questions(STRUCTURES, &[], headers.version))?;
+    report(differences(STRUCTURES, &[], &said, headers.version))
 }
 
 fn constants(headers: &Headers) -> Result<(), Failed> {
     let fixed: Vec<_> = CONSTANTS.iter().filter(|(name, _)| !MOVING.contains(name)).copied().collect();
     assert!(fixed.len() > 150, "only {} constants", fixed.len());
-    let said = headers.ask(&questions(&[], &fixed))?;
-    report(differences(&[], &fixed, &said, false))
+    let said = headers.ask(&questions(&[], &fixed, headers.version))?;
+    report(differences(&[], &fixed, &said, headers.version))
 }
 
 fn newer(headers: &Headers) -> Result<(), Failed> {
-    let said = headers.ask(&questions(NEWER_STRUCTURES, NEWER_CONSTANTS))?;
-    report(differences(NEWER_STRUCTURES, NEWER_CONSTANTS, &said, false))
+    let said = headers.ask(&questions(NEWER_STRUCTURES, NEWER_CONSTANTS, headers.version))?;
+    report(differences(NEWER_STRUCTURES, NEWER_CONSTANTS, &said, headers.version))
 }
 
 /// What C computes with the macros that `inline.rs` writes in Rust.
@@ -152,14 +162,18 @@ fn differences_are_found() -> Result<(), Failed> {
     const FIELDS: &[(&str, usize)] = &[("a", 0), ("b", 8)];
     let ours: &[Structure] = &[("s_t", 16, FIELDS)];
     let said = |text: &str| answers(text);
-    let count = |text: &str, grown| differences(ours, &[("C", 3)], &said(text), grown).len();
-    assert_eq!(count("s_t 16\ns_t.a 0\ns_t.b 8\nC 3\n", false), 0);
-    assert_eq!(count("s_t 24\ns_t.a 0\ns_t.b 8\nC 3\n", true), 0);
-    assert_eq!(count("s_t 24\ns_t.a 0\ns_t.b 8\nC 3\n", false), 1);
-    assert_eq!(count("s_t 8\ns_t.a 0\ns_t.b 8\nC 3\n", true), 1);
-    assert_eq!(count("s_t 16\ns_t.a 0\ns_t.b 9\nC 3\n", true), 1);
-    assert_eq!(count("s_t 16\ns_t.a 0\ns_t.b 8\nC 4\n", true), 1);
-    assert_eq!(count("", true), 4);
+    let count = |text: &str, version| differences(ours, &[("C", 3)], &said(text), version).len();
+    let (old, same, new) = (UCP_VERSION(1, 12), UCP_API_VERSION, UCP_VERSION(1, 14));
+    for (text, expected) in [
+        ("s_t 16\ns_t.a 0\ns_t.b 8\nC 3\n", [0, 0, 0]),
+        ("s_t 24\ns_t.a 0\ns_t.b 8\nC 3\n", [1, 1, 0]),
+        ("s_t 8\ns_t.a 0\ns_t.b 8\nC 3\n", [0, 1, 1]),
+        ("s_t 16\ns_t.a 0\ns_t.b 9\nC 3\n", [1, 1, 1]),
+        ("s_t 16\ns_t.a 0\ns_t.b 8\nC 4\n", [1, 1, 1]),
+        ("", [4, 4, 4]),
+    ] {
+        assert_eq!([old, same, new].map(|version| count(text, version)), expected, "{text}");
+    }
     Ok(())
 }
 
@@ -219,20 +233,29 @@ impl std::fmt::Display for Headers {
     }
 }
 
-/// A call of `say` for each size, offset and value.
-fn questions(structures: &[Structure], constants: &[(&str, i128)]) -> String {
+/// A call of `say` for each size, offset and value that headers of a version have.
+fn questions(structures: &[Structure], constants: &[(&str, i128)], version: u32) -> String {
     let mut text = String::new();
+    let mut ask = |name: &str, expression: &str| {
+        if is_there(name, version) {
+            writeln!(text, "say(\"{name}\", (long long){expression});").unwrap();
+        }
+    };
     for (name, _, fields) in structures {
         let in_c = if name.ends_with("_t") { (*name).to_owned() } else { format!("struct {name}") };
-        writeln!(text, "say(\"{name}\", sizeof({in_c}));").unwrap();
+        ask(name, &format!("sizeof({in_c})"));
         for (field, _) in *fields {
-            writeln!(text, "say(\"{name}.{field}\", offsetof({in_c}, {field}));").unwrap();
+            ask(&format!("{name}.{field}"), &format!("offsetof({in_c}, {field})"));
         }
     }
     for (name, _) in constants {
-        writeln!(text, "say(\"{name}\", (long long){name});").unwrap();
+        ask(name, name);
     }
     text
+}
+
+fn is_there(name: &str, version: u32) -> bool {
+    version >= UCP_VERSION(1, 13) || !SINCE_1_13.contains(&name)
 }
 
 /// Each line is a name and a number.
@@ -249,18 +272,22 @@ fn differences(
     structures: &[Structure],
     constants: &[(&str, i128)],
     said: &HashMap<String, i128>,
-    may_have_grown: bool,
+    version: u32,
 ) -> Vec<String> {
     let mut found = Vec::new();
     let mut compare = |name: &str, ours: i128, fits: &dyn Fn(i128) -> bool| {
         let theirs = said.get(name);
-        if !theirs.is_some_and(|&theirs| fits(theirs)) {
+        if is_there(name, version) && !theirs.is_some_and(|&theirs| fits(theirs)) {
             found.push(format!("{name}: {ours} in Rust, {theirs:?} in C"));
         }
     };
     for (name, size, fields) in structures {
         let size = *size as i128;
-        compare(name, size, &|theirs| theirs == size || may_have_grown && theirs > size);
+        compare(name, size, &|theirs| match version.cmp(&UCP_API_VERSION) {
+            Ordering::Less => theirs <= size,
+            Ordering::Equal => theirs == size,
+            Ordering::Greater => theirs >= size,
+        });
         for (field, offset) in *fields {
             let offset = *offset as i128;
             compare(&format!("{name}.{field}"), offset, &|theirs| theirs == offset);

@@ -25,7 +25,7 @@ fn main() {
         return children.find(|(child, _)| *child == name).unwrap().1();
     }
     // A child looks, so that this process stays as it is.
-    let no_ucx = child::start("look", &[]).err();
+    let no_ucx = child::start("look", &[]).err().map(|error| error.replace(" (exit status: 1)", ""));
     let no_compiler =
         std::process::Command::new("cc").arg("--version").output().err().map(|_| "no C compiler".to_owned());
     let linked = ucx_sys::LINKED.then(|| "nothing is looked for: linked".to_owned());

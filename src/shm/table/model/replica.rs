@@ -3,7 +3,7 @@
 use super::*;
 
 /// Two objects of another node whose entries begin alike, so that one is taken for the other if nobody looks closely.
-fn twins() -> (Origin, Origin) {
+pub(super) fn twins() -> (Origin, Origin) {
     static TWIN: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     let tag = |slot: u32| origin(slot).digest() >> 48;
     let twin = *TWIN.get_or_init(|| (1..).find(|slot| tag(*slot) == tag(0)).expect("65536 tags"));
@@ -283,7 +283,7 @@ fn loom_refresh_against_forget_and_reuse() {
 // ----------------------------------------------------------------------------------------------------------------------
 
 /// What is so without anybody else: loom has nothing to order here.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod alone {
     use super::*;
 
