@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("row_34_healed", 60, row_34),
         row("row_35_losses", 60, row_35_losses),
         row("row_35_ten_megabits", 60, row_35_rate),
+        row("row_35_large_objects_on_slow_links", 90, row_35_large),
         row("row_36_reset", 60, row_36_reset),
         row("row_36_closed", 60, row_36_closed),
         row("row_36_muted", 60, row_36_muted),
@@ -437,6 +438,25 @@ fn row_35_rate() {
     let (took, answer) = timed(&mut pair.requester, &format!("get {key} 1"));
     assert_eq!(answer, "same");
     assert!((5.0..12.0).contains(&took.as_secs_f64()), "{took:?}");
+}
+
+/// An object that goes over several streams at once, each of which takes longer than the silence.
+fn row_35_large() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 128 << 20);
+    // Streams are connected when they are first wanted, and used from the next time on.
+    pair.requester.expect("limit 25000", "done");
+    for _ in 0..2 {
+        pair.requester.expect(&format!("get {key} 1"), "same");
+    }
+    assert!(connections(&pair.hosts[1]).len() > 1, "one stream");
+    pair.hosts[0].shape(&["rate=100mbit"]);
+    let before = pair.hosts[1].traffic();
+    let (took, answer) = timed(&mut pair.requester, &format!("get {key} 1"));
+    assert_eq!(answer, "same", "after {took:?}");
+    // Once, and not in parts of several attempts.
+    let received = pair.hosts[1].traffic().received - before.received;
+    assert!(received < (140 << 20), "{received} bytes");
 }
 
 fn row_36_reset() {
