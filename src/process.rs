@@ -5,8 +5,13 @@
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+#[cfg(all(feature = "tcp", not(loom)))]
+mod listening;
+
 #[cfg(not(any(miri, loom)))]
 use fork::detect;
+#[cfg(all(feature = "tcp", not(loom)))]
+pub(crate) use listening::Withheld;
 
 /// The generation of this process: 1 at first, in a child of fork greater than in its parent.
 ///

@@ -61,6 +61,16 @@ fn samples_of_the_message_target_are_valid() {
 }
 
 #[test]
+fn samples_of_the_frame_target_are_valid() {
+    for (name, frames) in [("ask", 1), ("abandon", 1), ("answer", 1), ("answer-checked", 1), ("beat", 1), ("two", 3)] {
+        let input = fs::read(fuzz().join("corpus/frame").join(name)).unwrap();
+        assert_eq!(proxystore::service::check_frames(&input), frames, "{name}");
+    }
+    let hello = fs::read(fuzz().join("corpus/frame/hello")).unwrap();
+    assert!(proxystore::service::check_handshake(&hello), "not refused");
+}
+
+#[test]
 fn every_target_is_everywhere() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
     let folders = fs::read_dir(fuzz().join("corpus")).unwrap().count();

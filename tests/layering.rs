@@ -29,7 +29,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// As `UNSAFE`, of modules that exist in tests only.
-const UNSAFE_IN_TESTS: &[&str] = &["shm::table::bytes"];
+const UNSAFE_IN_TESTS: &[&str] = &["fabric::tcp::fork", "shm::table::bytes"];
 
 /// Cargo features that are no connectors.
 const OTHER_FEATURES: &[&str] =

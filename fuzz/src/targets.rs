@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("message", message),
     ("rebuild", rebuild),
     ("launch", launch),
+    ("frame", frame),
 ];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
@@ -176,6 +177,30 @@ pub fn message(data: &[u8]) {
     let Some((op, rest)) = data.split_first() else { return };
     let whole: Vec<u8> = [0xb1, *op].into_iter().chain([0; 8]).chain(rest.iter().copied()).collect();
     proxystore::service::check_packet(&whole);
+}
+
+/// What comes over a TCP connection: frames as they are, a frame whose checksums are right, and either side of a handshake.
+pub fn frame(data: &[u8]) {
+    proxystore::service::check_frames(data);
+    let mut sealed = data.to_vec();
+    if let Some(header) = sealed.first_chunk_mut::<36>() {
+        header[..4].copy_from_slice(&[0xf5, b'p', b'x', 1]);
+        let parts = usize::from(u16::from_le_bytes([header[6], header[7]]));
+        let head = u32::from_le_bytes([header[24], header[25], header[26], header[27]]) as usize;
+        let described = 36 + head + parts * if header[5] == 1 { 12 } else { 8 };
+        let described = described.next_multiple_of(64) - 36;
+        if let Some(description) = data[36..].get(..described) {
+            header[28..32].copy_from_slice(&crc32fast::hash(description).to_le_bytes());
+        }
+        let crc = crc32fast::hash(&header[..32]);
+        header[32..].copy_from_slice(&crc.to_le_bytes());
+        proxystore::service::check_frames(&sealed);
+    }
+    proxystore::service::check_handshake(data);
+    if let [side, kind, rest @ ..] = data {
+        let prefix = [*side, 0xf4, b'p', b'x', b'h', 1, 0, 1, *kind];
+        proxystore::service::check_handshake(&[&prefix, rest].concat());
+    }
 }
 
 /// One of everything that a codec treats differently.

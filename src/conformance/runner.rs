@@ -19,6 +19,7 @@ use super::subject::Subject;
 /// | `--list` | print names; with `--ignored` only those of cases that do not run by default |
 /// | `--include-slow`, `--include-ignored` | slow cases too |
 /// | `--ignored` | slow cases only |
+/// | `--why` | print the cases that do not run here by default, with the reasons, and run none |
 ///
 /// Other options of Rust's test programs (`--nocapture`, `--format`, ...) are accepted and change nothing. Cases run one
 /// after the other, because some measure what the process holds. Whoever names one case that cannot run here, with
@@ -43,6 +44,10 @@ pub fn main(subjects: impl IntoIterator<Item = Subject>) -> ExitCode {
             }
         }
     }
+    if options.why {
+        why(&tests);
+        return ExitCode::SUCCESS;
+    }
     if options.list {
         list(&tests, &options);
         return ExitCode::SUCCESS;
@@ -58,12 +63,21 @@ fn list(tests: &[(String, Subject, Case)], options: &Options) {
     }
 }
 
+fn why(tests: &[(String, Subject, Case)]) {
+    for (name, subject, case) in tests {
+        let reason = case.excluded(subject).or_else(|| case.slow.then(|| SLOW.to_owned()));
+        if let Some(reason) = reason {
+            println!("test {name} ... ignored, {reason}");
+        }
+    }
+}
+
 fn run(tests: Vec<(String, Subject, Case)>, options: &Options) -> ExitCode {
     let (mut passed, mut failures, mut ignored) = (0, Vec::new(), 0);
     for (name, subject, case) in tests {
         let begin = Instant::now();
         let verdict = match case.slow {
-            true if options.slow == Slow::Without => Verdict::Ignored("slow, runs with --include-slow".to_owned()),
+            true if options.slow == Slow::Without => Verdict::Ignored(SLOW.to_owned()),
             false if options.slow == Slow::Only => match case.excluded(&subject) {
                 Some(reason) => Verdict::Ignored(reason),
                 None => continue,
@@ -96,6 +110,8 @@ fn run(tests: Vec<(String, Subject, Case)>, options: &Options) -> ExitCode {
     }
 }
 
+const SLOW: &str = "slow, runs with --include-slow";
+
 /// The command line.
 #[derive(Default)]
 struct Options {
@@ -103,6 +119,7 @@ struct Options {
     skips: Vec<String>,
     exact: bool,
     list: bool,
+    why: bool,
     slow: Slow,
 }
 
@@ -125,6 +142,7 @@ impl Options {
             match argument.as_str() {
                 "--exact" => options.exact = true,
                 "--list" => options.list = true,
+                "--why" => options.why = true,
                 "--include-slow" | "--include-ignored" => options.slow = Slow::Also,
                 "--ignored" => options.slow = Slow::Only,
                 "--skip" => options.skips.extend(arguments.next()),

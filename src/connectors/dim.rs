@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::time::{Duration, Instant};
 
 use super::shm::attachment;
 use crate::config::ConnectorConfig;
@@ -21,6 +22,7 @@ use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Arrival, Client, Expected};
+use crate::service::contact;
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
@@ -53,7 +55,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
-    /// Where the objects of this node are reached.
+    /// Where the objects of this node were reached when this was opened.
     contact: SocketAddr,
     objects: Arc<Objects>,
 }
@@ -116,7 +118,9 @@ impl DimConnector {
 
     #[inline]
     fn address(&self, id: Id, place: u64) -> Address {
-        Address { contact: self.contact, instance: self.objects.client.instance(), id, place }
+        // A service that was restarted may not have found its former port free.
+        let contact = contact::read(self.objects.client.table()).unwrap_or(self.contact);
+        Address { contact, instance: self.objects.client.instance(), id, place }
     }
 
     #[inline]
@@ -272,12 +276,12 @@ impl Connector for DimConnector {
                 continue;
             }
             let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
-            let all = Arc::clone(&self.objects);
+            let (all, asked) = (Arc::clone(&self.objects), Instant::now());
             let objects: Vec<(usize, Pointer)> =
                 objects.iter().map(|(at, address)| (*at, pointer(*address, &keys[*at]))).collect();
             started.push(self.objects.remote.ask_all(node, &wants, Question::Exists).chain(move |verdicts| {
                 let exist = objects.into_iter().zip(verdicts).map(|((at, object), verdict)| {
-                    all.exists_as(&object, verdict, HOPS).and_then(move |exists| Ok((at, exists)))
+                    all.exists_as(&object, verdict, asked, HOPS).and_then(move |exists| Ok((at, exists)))
                 });
                 Pending::all(exist.collect())
             }));
@@ -340,7 +344,8 @@ impl Connector for DimConnector {
         let object = Pointer { address: self.address(id, place), len, format: key.format() };
         let question = Question::Bind { declared: want(&address, 0), format: key.format(), object };
         let all = Arc::clone(&self.objects);
-        self.objects.remote.ask(address, question).then(move |verdict| {
+        let asked: Arc<AtomicU32> = Arc::default();
+        self.objects.remote.ask_noting(address, question, &asked).then(move |verdict| {
             let error = match verdict {
                 Ok(Verdict::Yes { .. }) => return Ok(()),
                 Ok(Verdict::Taken) => unbound(Unbound::Taken, scheme),
@@ -348,11 +353,7 @@ impl Connector for DimConnector {
                 Ok(_) => landings::mismatch(),
                 Err(error) if error.kind() == ErrorKind::TypeMismatch => unbound(Unbound::Format, scheme),
                 // It may have been bound: the object stays, for there may be who finds it.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::PeerDown | ErrorKind::Timeout | ErrorKind::Cancelled) =>
-                {
-                    return Err(error);
-                }
+                Err(error) if may_be_bound(asked.load(Relaxed), error.kind()) => return Err(error),
                 Err(error) => error,
             };
             let _ = all.client.evict(id, Expected::new(len, place));
@@ -391,7 +392,7 @@ impl Connector for DimConnector {
     }
 
     fn close(&self) -> Result<()> {
-        if !self.objects.closed.swap(true, Ordering::AcqRel) && self.objects.client.check("close").is_ok() {
+        if !self.objects.closed.swap(true, AcqRel) && self.objects.client.check("close").is_ok() {
             self.objects.client.wake_own();
             self.objects.remote.peers.close();
         }
@@ -422,6 +423,16 @@ fn unbound(unbound: Unbound, scheme: &'static str) -> Error {
         Unbound::Missing => (ErrorKind::NotFound, "the declaration was evicted"),
     };
     Error::new(kind, "commit_at", context).with_connector(scheme)
+}
+
+/// Whether an object may be that of a declaration whose node was asked for that so often, and last with this outcome.
+fn may_be_bound(asked: u32, failure: ErrorKind) -> bool {
+    match (asked, failure) {
+        (0, _) | (_, ErrorKind::TypeMismatch | ErrorKind::Stale) => false,
+        // Said before anything is bound; but an answer before may have been lost.
+        (1, ErrorKind::NoSpace | ErrorKind::Unavailable) => false,
+        _ => true,
+    }
 }
 
 /// Results at their positions.

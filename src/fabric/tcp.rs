@@ -18,6 +18,9 @@ use crate::fabric::{Fabric, Listener, Peer, Service};
 mod calls;
 mod connection;
 mod door;
+#[cfg(test)]
+#[expect(unsafe_code, reason = "fork has no safe form")]
+mod fork;
 mod frame;
 mod listener;
 mod peer;

@@ -87,6 +87,8 @@ impl Directory {
         self.path.join("members")
     }
 
+    /// Its name.
+    #[cfg(feature = "tcp")]
     pub(crate) fn namespace(&self) -> String {
         self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }

@@ -5,6 +5,8 @@ pub(crate) mod address;
 pub(crate) mod arena;
 #[expect(unsafe_code, reason = "objects lie in mapped memory")]
 pub(crate) mod client;
+#[cfg(feature = "tcp")]
+pub(crate) mod contact;
 pub(crate) mod directory;
 #[cfg(feature = "tcp")]
 pub(crate) mod export;

@@ -95,10 +95,17 @@ impl Want {
 /// Most objects of one question.
 pub(crate) const MAX_WANTS: usize = 1024;
 
-// The longest question and the longest answer of fixed parts fit into a head.
+/// Most objects of a question whose answer may say of each that it lies elsewhere.
+pub(crate) const MAX_ASKED: usize = 960;
+
+// The longest question and the longest answers fit into a head.
 const _: () = assert!(2 + 4 + MAX_WANTS * Want::LEN <= MAX_HEAD && 2 + 4 + MAX_WANTS * 9 <= MAX_HEAD);
+const _: () = assert!(1 + 4 + MAX_ASKED * (1 + Pointer::MOST) <= MAX_HEAD);
 
 impl Pointer {
+    /// Most bytes of one in a head: that of a node with an IPv6 address.
+    const MOST: usize = 47 + 8 + 2 + 8;
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         self.address.encode(out);
         out.extend_from_slice(&self.len.to_le_bytes());
@@ -382,6 +389,17 @@ mod tests {
             let head = question.encode();
             prop_assert!(Question::decode(&head[..cut.index(head.len())]).is_err());
         }
+    }
+
+    #[test]
+    fn the_longest_answer_fits() {
+        let contact = SocketAddr::from(([0xfe; 16], 1));
+        let address = Address { contact, instance: 1, id: Id { slot: 0, generation: 0 }, place: 0 };
+        let pointer = Pointer { address, len: 0, format: Format::RAW };
+        let mut bytes = Vec::new();
+        pointer.encode(&mut bytes);
+        assert_eq!(bytes.len(), Pointer::MOST);
+        assert!(Verdict::encode_all(&vec![Verdict::Bound(pointer); MAX_ASKED]).len() <= MAX_HEAD);
     }
 
     #[test]

@@ -244,6 +244,8 @@ impl Server {
                 self.memory.table.header(word::EPOCH).fetch_add(1, Relaxed);
                 self.memory.expire();
                 self.memory.trim_replicas();
+                #[cfg(feature = "tcp")]
+                self.retry_export();
                 self.ages.look(&self.memory);
             }
             self.poll_locks();

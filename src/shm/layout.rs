@@ -139,6 +139,7 @@ pub(crate) mod word {
     pub(crate) const BUDGET: usize = 18;
     /// Where other nodes are answered: port (low 16 bits) and the family of the address, 0 while they are not; then the 16 bytes
     /// of the address, an older one mapped into the newer.
+    #[cfg(feature = "tcp")]
     pub(crate) const CONTACT: usize = 24;
     /// How often the service was rebuilt from the table.
     pub(crate) const REBUILDS: usize = 17;

@@ -35,12 +35,18 @@ fn json_lines_have_the_promised_fields() {
         // The figures are rounded, the smallest of them to a few parts in a hundred.
         assert!((number("ratio") / ratio - 1.0).abs() < 0.1, "{line}");
         let op = value["op"].as_str().unwrap().to_owned();
-        assert_eq!(value["ref"], if op == "rtt" { "pipe" } else { "memcpy" });
+        let reference = match (op.as_str(), value["connector"].as_str()) {
+            ("rtt", _) => "pipe",
+            ("batch", _) => "get",
+            ("get" | "resolve", Some("tcp")) => "socket",
+            _ => "memcpy",
+        };
+        assert_eq!(value["ref"], reference, "{line}");
         seen.push((value["connector"].as_str().unwrap().to_owned(), op, size));
     }
     let mut expected = Vec::new();
-    for connector in ["memory", "file", "shm"] {
-        for op in ["put", "reserve", "get", "exists", "resolve", "rtt"] {
+    for connector in ["memory", "file", "shm", "tcp"] {
+        for op in ["put", "reserve", "get", "exists", "resolve", "batch", "rtt"] {
             expected.extend([8, 65536, 100_000].map(|size| (connector.to_owned(), op.to_owned(), size)));
         }
     }

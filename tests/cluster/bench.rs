@@ -1,7 +1,7 @@
 //! Gets between two hosts beside a bare loop of requests and replies over sockets, in one run: `cluster --bench`.
 
 use crate::hosts::{Cluster, Worker, missing};
-use crate::rows::{ENVIRONMENT, URL};
+use crate::pair::{ENVIRONMENT, URL};
 
 /// Prints the table; the exit status.
 pub(crate) fn main() -> i32 {
@@ -16,7 +16,9 @@ pub(crate) fn main() -> i32 {
     let mut bare = two.worker();
     let environment = [ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "60s")]].concat();
     let (mut owner, mut ours) = (one.start(&["--node", URL], &environment), two.start(&["--node", URL], &environment));
-    println!("medians of {ROUNDS} rounds, each the bare loop and then ours; a get crosses the network each time\n");
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("medians of {ROUNDS} rounds, each the bare loop and then ours; a get crosses the network each time");
+    println!("load before: {}\n", load.trim());
     println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
     for len in [8, 1024, 4096, 65536] {
         let key = put(&mut owner, len);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::content::Random;
 use crate::hosts::{Cluster, Host, Worker};
-use crate::rows::{ENVIRONMENT, is_error};
+use crate::pair::{ENVIRONMENT, is_error};
 
 /// What all of them know.
 #[derive(Default)]

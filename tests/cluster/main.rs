@@ -18,6 +18,8 @@ mod content;
 mod harness;
 mod hosts;
 mod node;
+mod objects;
+mod pair;
 mod proxy;
 mod rows;
 mod worker;
@@ -33,7 +35,11 @@ fn main() {
         ["--maker"] => std::process::exit(harness::maker()),
         _ => {}
     }
-    libtest_mimic::run(&Arguments::from_args(), harness::trials().into_iter().chain(rows::trials()).collect()).exit();
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        harness::trials().into_iter().chain(rows::trials()).chain(objects::trials()).collect(),
+    )
+    .exit();
 }
 
 /// A trial with a bound in seconds, which covers the start of its hosts on a busy machine.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BufMut;
+use proxystore::connector::PutOptions;
 use proxystore::connectors::DimConnector;
 use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
@@ -94,6 +95,11 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         }
         ["put", seed, len] => {
             format!("key {}", hand.limited(store.put(&content(number(seed), number(len) as usize), Format::RAW))?)
+        }
+        ["put_for", seed, len, millis] => {
+            let options = PutOptions::new().time_to_live(Duration::from_millis(number(millis)));
+            let bytes = content(number(seed), number(len) as usize);
+            format!("key {}", hand.limited(store.put_with(&bytes, Format::RAW, &options))?)
         }
         ["puts", seed, len, count] => {
             let all = (number(seed)..number(seed) + number(count)).map(|seed| content(seed, number(len) as usize));

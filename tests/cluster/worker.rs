@@ -1,7 +1,7 @@
 //! What runs on a host: orders on standard input, an answer each.
 
 use std::io::Write;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,12 @@ fn obey(words: &[&str]) -> std::io::Result<String> {
         ["heard"] => HEARD.load(Ordering::Relaxed).to_string(),
         ["ping", peer, count] => ping(peer, number(count))?,
         ["serve"] => bare::serve(),
+        // Takes a port, lets everybody in and says nothing.
+        ["occupy", port] => {
+            let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+            std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+            "done".to_owned()
+        }
         ["latency", server, len, count] => bare::latency(server, number(len), number(count))?.as_nanos().to_string(),
         ["bandwidth", server, len, streams, count] => {
             format!("{:.0}", bare::bandwidth(server, number(len), number(streams), number(count))?)

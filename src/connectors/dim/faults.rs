@@ -37,6 +37,11 @@ struct Site {
 
 impl Site {
     fn new(plan: &Plan, replicas: &str) -> Self {
+        Self::of(["faults-owner", "faults-other"], plan, &[("replicas", replicas)])
+    }
+
+    /// On memories of its own, which no other test has objects in.
+    fn of(names: [&'static str; 2], plan: &Plan, options: &[(&str, &str)]) -> Self {
         let net = Net::new(Time::Auto, 5);
         net.set_silence(SILENCE);
         net.set_default(Link { latency: Duration::from_micros(50), ..Link::default() });
@@ -49,12 +54,13 @@ impl Site {
             let service: Arc<dyn Service> = Arc::new(Arc::clone(&export));
             let listener = fabric.listen(&[(host, 0).into()], service).unwrap();
             export.set_contact(listener.contact());
-            let config = ConnectorConfig::new("tcp", name).with_option("replicas", replicas);
+            let config = ConnectorConfig::new("fake", name);
+            let config = options.iter().fold(config, |config, (name, value)| config.with_option(*name, *value));
             let own = Arc::clone(&client);
             let connector = DimConnector::new(config, own, listener.contact(), &[7; 16], fabric).unwrap();
             Node { client, connector, _listener: listener }
         };
-        let (owner, other) = (node(OWNER, "faults-owner"), node(OTHER, "faults-other"));
+        let (owner, other) = (node(OWNER, names[0]), node(OTHER, names[1]));
         Self { net, owner, other }
     }
 
@@ -423,4 +429,70 @@ fn a_take_whose_answer_is_lost_happened_once() {
         assert!(site.other.connector.take(&key).deadline(LIMIT).wait().unwrap().is_none(), "{plan:?}");
         assert!(site.owner.connector.get(&key).wait().unwrap().is_none(), "{plan:?}");
     }
+}
+
+/// What is known of an original counts from when it was asked about, not from when somebody looked at the answer.
+#[test]
+fn an_answer_that_lay_about_refreshes_nothing() {
+    let site = Site::of(["late-owner", "late-other"], &Plan::default(), &[("lease", "200ms")]);
+    let (owner, other) = (&site.owner.connector, &site.other.connector);
+    let key = owner.put(b"once", Format::RAW).wait().unwrap();
+    assert!(other.get(&key).wait().unwrap().is_some());
+    let exists = other.exists(&key);
+    site.net.run();
+    owner.evict(&key).wait().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    assert!(exists.wait().unwrap(), "it was there when it was asked about");
+    assert!(other.get(&key).wait().unwrap().is_none(), "an evicted object is shown after its lease");
+}
+
+/// Copies whose leases are over are asked about together.
+#[test]
+fn a_batch_of_stale_copies_is_one_question() {
+    let site = Site::of(["stale-owner", "stale-other"], &Plan::default(), &[("lease", "0s")]);
+    let (owner, other) = (&site.owner.connector, &site.other.connector);
+    let keys: Vec<Key> = (0..50).map(|i| owner.put(&content(i, 100), Format::RAW).wait().unwrap()).collect();
+    assert!(other.get_batch(&keys).wait().unwrap().iter().all(Option::is_some));
+    owner.evict(&keys[7]).wait().unwrap();
+    let before = site.net.traffic(OTHER).messages;
+    let found = other.get_batch(&keys).wait().unwrap();
+    assert!(found.iter().enumerate().all(|(i, found)| found.is_some() == (i != 7)));
+    // The question, and the news that nobody waits for its answer any more.
+    assert_eq!(site.net.traffic(OTHER).messages - before, 2);
+}
+
+/// A commit that was never asked for leaves nothing behind.
+#[test]
+fn a_commit_that_reaches_nobody_keeps_no_object() {
+    let site = Site::of(["unasked-owner", "unasked-other"], &"connect#1 drop".parse().unwrap(), &[]);
+    let key = site.owner.connector.declare(Format::RAW).unwrap();
+    let live = || site.other.client.stats().unwrap().live.count;
+    let before = live();
+    let region = site.other.connector.reserve(100).unwrap();
+    let committed = site.other.connector.commit_at(&key, region).deadline(LIMIT).wait();
+    assert_eq!(committed.unwrap_err().kind(), ErrorKind::PeerDown);
+    assert_eq!(live(), before);
+}
+
+#[test]
+fn what_may_be_bound_stays() {
+    for kind in [ErrorKind::PeerDown, ErrorKind::Timeout, ErrorKind::Cancelled, ErrorKind::Corrupt, ErrorKind::Io] {
+        assert!(!may_be_bound(0, kind) && may_be_bound(1, kind) && may_be_bound(2, kind));
+    }
+    assert!(!may_be_bound(1, ErrorKind::NoSpace) && may_be_bound(2, ErrorKind::NoSpace));
+    assert!(!may_be_bound(2, ErrorKind::TypeMismatch));
+}
+
+/// A service that took over and found its predecessor's port in use is reached at another.
+#[test]
+fn keys_name_the_service_that_is_there_now() {
+    let site = Site::of(["moved-owner", "moved-other"], &Plan::default(), &[]);
+    let contact_of = |key: &Key| site.owner.connector.objects.signer.address("get", key).unwrap().contact;
+    let before = site.owner.connector.put(b"before", Format::RAW).wait().unwrap();
+    assert_eq!(contact_of(&before), site.owner.connector.contact);
+    let moved: SocketAddr = (OWNER, 12345).into();
+    crate::service::contact::write(site.owner.client.table(), moved);
+    let after = site.owner.connector.put(b"after", Format::RAW).wait().unwrap();
+    let declared = site.owner.connector.declare(Format::RAW).unwrap();
+    assert_eq!((contact_of(&after), contact_of(&declared)), (moved, moved));
 }

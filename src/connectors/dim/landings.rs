@@ -1,6 +1,7 @@
 //! Where the bytes of remote objects go: cells of this node's memory, chosen before the question is asked.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Land, Landing, Parts};
@@ -12,6 +13,7 @@ use crate::sync::lock;
 pub(super) struct Fetch {
     wants: Vec<Want>,
     parts: Arc<Mutex<Vec<Option<Parts>>>>,
+    asked: Instant,
 }
 
 /// What came of one object.
@@ -19,6 +21,8 @@ pub(super) struct Fetched {
     pub(super) verdict: Verdict,
     /// The bytes, where the verdict is `Yes`.
     pub(super) region: Option<RegionMut>,
+    /// When it was asked for: all that is known of the original is that it was there later than that.
+    pub(super) asked: Instant,
 }
 
 impl Fetch {
@@ -29,7 +33,7 @@ impl Fetch {
             wants.into_iter().map(|(want, region)| (want, Some(region))).unzip();
         let head = Question::Get(wants.clone()).encode();
         let land = Cells { wants: wants.clone(), regions, parts: Arc::clone(&parts) };
-        (Self { wants, parts }, Call { head, land: Box::new(land), lane: 0 })
+        (Self { wants, parts, asked: Instant::now() }, Call { head, land: Box::new(land), lane: 0 })
     }
 
     /// What the answer says of each object, and its bytes.
@@ -47,7 +51,7 @@ impl Fetch {
                 (Verdict::Yes { .. }, None) => return Err(mismatch()),
                 _ => None,
             };
-            fetched.push(Fetched { verdict, region });
+            fetched.push(Fetched { verdict, region, asked: self.asked });
         }
         match landings.next() {
             None => Ok(fetched),

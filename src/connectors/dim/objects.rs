@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::landings;
 use super::remote::{Found, Limit, Remote, origin, refused, want};
@@ -74,7 +75,7 @@ impl Objects {
             return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
         }
         match self.client.find_replica(origin(&address)) {
-            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(Ok(Found::Object(region))),
+            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(self.whole(region, len)),
             Err(error) => Pending::ready(Err(error)),
             // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
             Ok(_) => {
@@ -89,21 +90,32 @@ impl Objects {
         let Pointer { address, len, format } = object;
         loop {
             let claim = match self.client.replica(origin(&address))? {
-                Replica::Landed { region, fresh: true } => return Ok(Found::Object(region)),
+                Replica::Landed { region, fresh: true } => return self.whole(region, len),
                 Replica::Landed { region, fresh: false } => {
                     return match limit.wait(self.exists(object, 0))? {
-                        true => Ok(Found::Object(region)),
+                        true => self.whole(region, len),
                         false => Ok(Found::Missing),
                     };
                 }
-                Replica::InFlight(id) => match limit.wait(self.client.await_replica(id, &self.closed))? {
-                    Some(region) => return Ok(Found::Object(region)),
-                    None => continue,
+                Replica::InFlight(id) => match limit.half().wait(self.client.await_replica(id, &self.closed)) {
+                    Ok(Some(region)) => return self.whole(region, len),
+                    Ok(None) => continue,
+                    // Who fetches it for all is stopped, or slow: there is time left to fetch it for oneself.
+                    Err(error) if error.kind() == ErrorKind::Timeout => None,
+                    Err(error) => return Err(error),
                 },
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,
             };
             return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+        }
+    }
+
+    /// A copy that another process of this node made, if it is as long as the key says.
+    pub(super) fn whole(&self, region: Region, len: u64) -> Result<Found> {
+        match region.len() as u64 == len {
+            true => Ok(Found::Object(region)),
+            false => Err(self.corrupt("this node's copy of the object has another length than the key says")),
         }
     }
 
@@ -125,6 +137,7 @@ impl Objects {
 
     pub(super) fn exists(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<bool> {
         let Address { id, place, .. } = object.address;
+        let asked = Instant::now();
         let verdict = match self.is_here(&object.address) {
             true if place != NO_PLACE => {
                 return Pending::ready(self.client.exists(id, Expected::new(object.len, place)));
@@ -137,13 +150,19 @@ impl Objects {
             false => self.remote.ask(object.address, Question::Exists(vec![want(&object.address, object.len)])),
         };
         let all = Arc::clone(self);
-        verdict.chain(move |verdict| all.exists_as(&object, verdict, hops))
+        verdict.chain(move |verdict| all.exists_as(&object, verdict, asked, hops))
     }
 
-    /// Whether an object exists of which a node says so much.
-    pub(super) fn exists_as(self: &Arc<Self>, object: &Pointer, verdict: Verdict, hops: u32) -> Pending<bool> {
+    /// Whether an object exists of which a node that was asked at that time says so much.
+    pub(super) fn exists_as(
+        self: &Arc<Self>,
+        object: &Pointer,
+        verdict: Verdict,
+        asked: Instant,
+        hops: u32,
+    ) -> Pending<bool> {
         if !self.is_here(&object.address) {
-            self.note(&object.address, &verdict);
+            self.note(&object.address, &verdict, asked);
         }
         Pending::ready(match verdict {
             Verdict::Yes { .. } => Ok(true),
@@ -169,12 +188,12 @@ impl Objects {
         })
     }
 
-    /// Takes what a node says of its object for news of this node's copy.
-    pub(super) fn note(&self, at: &Address, verdict: &Verdict) {
+    /// Takes what a node that was asked at that time says of its object for news of this node's copy.
+    pub(super) fn note(&self, at: &Address, verdict: &Verdict, asked: Instant) {
         match verdict {
             Verdict::Yes { .. } => {
                 // Without it, the next one asks again.
-                let _ = self.client.refresh_replica(origin(at), self.remote.lease);
+                let _ = self.client.refresh_replica(origin(at), self.remote.fresh_for(asked));
             }
             Verdict::Missing => self.forget(at),
             _ => {}

@@ -16,7 +16,7 @@ use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
 use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
-use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
+use crate::service::question::{MAX_ASKED, Pointer, Question, Verdict, Want};
 use crate::shm::table::{Label, Origin};
 
 /// What operations on other nodes' objects need.
@@ -45,6 +45,17 @@ pub(super) struct Limit(Instant);
 impl Limit {
     pub(super) fn new(deadline: Option<Instant>) -> Self {
         Self(deadline.unwrap_or_else(|| Instant::now() + environment::timeout()))
+    }
+
+    /// Half of the time that is left.
+    pub(super) fn half(self) -> Self {
+        let now = Instant::now();
+        Self(now + self.0.saturating_duration_since(now) / 2)
+    }
+
+    /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.
+    pub(super) fn start<T: Send + 'static>(self, step: Pending<T>) -> Pending<T> {
+        step.deadline(self.0.saturating_duration_since(Instant::now())).start()
     }
 
     /// Waits for one step, as long as there is time.
@@ -127,30 +138,41 @@ impl Remote {
 
     /// The same, and how often it was asked: again where a connection broke, before which it may have been answered.
     pub(super) fn ask_counting(self: &Arc<Self>, at: Address, question: Question) -> Pending<(Verdict, u32)> {
+        let count = Arc::default();
+        let asked = self.ask_noting(at, question, &count);
+        asked.and_then(move |verdict| Ok((verdict, count.load(Relaxed))))
+    }
+
+    /// As [`ask`](Self::ask); adds to `count` each time it is asked, so that it is known of a failure too.
+    pub(super) fn ask_noting(
+        self: &Arc<Self>,
+        at: Address,
+        question: Question,
+        count: &Arc<AtomicU32>,
+    ) -> Pending<Verdict> {
         let op = question.op();
         let head = question.encode();
         let scheme = self.scheme;
-        let count = Arc::new(AtomicU32::new(0));
-        let counted = Arc::clone(&count);
+        let counted = Arc::clone(count);
         let asked = self.with_peer(op, at, move |_, peer| {
             counted.fetch_add(1, Relaxed);
             Arc::clone(peer).request(Call::small(head.clone()))
         });
         asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
             Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
-            Some(verdict) => Ok((verdict, count.load(Relaxed))),
+            Some(verdict) => Ok(verdict),
             None => Err(mismatch()),
         })
     }
 
-    /// Asks about several objects of one node; the answers have no bytes. `make` makes a question of at most [`MAX_WANTS`].
+    /// Asks about several objects of one node; the answers have no bytes. `make` makes a question of at most [`MAX_ASKED`].
     pub(super) fn ask_all(
         self: &Arc<Self>,
         at: Address,
         wants: &[Want],
         make: impl Fn(Vec<Want>) -> Question,
     ) -> Pending<Vec<Verdict>> {
-        let asked = wants.chunks(MAX_WANTS).map(|wants| {
+        let asked = wants.chunks(MAX_ASKED).map(|wants| {
             let question = make(wants.to_vec());
             let (op, head, count) = (question.op(), question.encode(), wants.len());
             self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())))
@@ -180,7 +202,7 @@ impl Remote {
         })
     }
 
-    /// The bytes of several objects of one node, at most [`MAX_WANTS`], in one round trip.
+    /// The bytes of several objects of one node, at most `MAX_WANTS`, in one round trip.
     pub(super) fn fetch_all(
         self: &Arc<Self>,
         at: Address,
@@ -201,14 +223,19 @@ impl Remote {
         })
     }
 
+    /// How long what was asked then is used without asking again: the answer may have come, or been looked at, much later.
+    pub(super) fn fresh_for(&self, asked: Instant) -> Duration {
+        self.lease.saturating_sub(asked.elapsed())
+    }
+
     /// Makes fetched bytes the object that all processes of this node find.
-    fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64) -> Result<Found> {
+    fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64, asked: Instant) -> Result<Found> {
         let (lease, len) = self.client.lease_of(region)?;
         let expires = match expires_in {
             0 => 0,
             millis => self.client.expiry(Duration::from_millis(millis)),
         };
-        match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.lease) {
+        match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.fresh_for(asked)) {
             Ok(region) => Ok(Found::Object(region)),
             // Its time was over when it came.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Missing),
@@ -221,7 +248,7 @@ impl Remote {
     pub(super) fn found(&self, fetched: Fetched, format: Format, claim: Option<Claim>) -> Result<Found> {
         match (fetched.verdict, fetched.region) {
             (Verdict::Yes { expires_in }, Some(region)) => match claim {
-                Some(claim) => self.land(claim, region, format, expires_in),
+                Some(claim) => self.land(claim, region, format, expires_in, fetched.asked),
                 // Its cell goes back to this process, still warm, with the last view.
                 None => Ok(Found::Object(region.freeze())),
             },
@@ -245,16 +272,17 @@ fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64,
         Ok(parts) => parts,
         Err(error) => return Pending::ready(Err(error)),
     };
+    let asked = Instant::now();
     let calls = ranges.into_iter().zip(landings).enumerate().map(|(lane, ((from, count), landing))| {
         let want = Want { from, count, ..want(at, len) };
         let land = Box::new(Range { landing: Some(landing) });
         Arc::clone(peer).request(Call { head: Question::Get(vec![want]).encode(), land, lane })
     });
-    Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers))
+    Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers, asked))
 }
 
 /// One object from the answers about all its ranges.
-fn joined(parts: Parts, answers: Vec<Answer>) -> Result<Fetched> {
+fn joined(parts: Parts, answers: Vec<Answer>, asked: Instant) -> Result<Fetched> {
     let mut landings: Vec<Landing> = Vec::with_capacity(answers.len());
     let mut verdict = None;
     for answer in answers {
@@ -264,12 +292,12 @@ fn joined(parts: Parts, answers: Vec<Answer>) -> Result<Fetched> {
                 verdict.get_or_insert(yes);
             }
             // It was evicted between two ranges, or never there: no bytes of it are shown.
-            Some(other) => return Ok(Fetched { verdict: other, region: None }),
+            Some(other) => return Ok(Fetched { verdict: other, region: None, asked }),
             None => return Err(mismatch()),
         }
     }
     let verdict = verdict.ok_or_else(mismatch)?;
-    Ok(Fetched { verdict, region: Some(parts.join(landings)?) })
+    Ok(Fetched { verdict, region: Some(parts.join(landings)?), asked })
 }
 
 /// What identifies an object in the memory of other nodes.
@@ -296,6 +324,6 @@ fn too_large(len: u64, scheme: &'static str) -> Error {
 const ATTEMPTS: u32 = 3;
 
 /// Objects are cut into ranges of at least this many bytes.
-const LEAST_RANGE: u64 = 8 << 20;
+const LEAST_RANGE: u64 = 512 << 10;
 
 const PAGE: u64 = 4096;

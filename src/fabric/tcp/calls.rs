@@ -200,6 +200,10 @@ impl State {
     /// What it returns is dropped outside of the lock: a waker is foreign code.
     #[must_use]
     pub(super) fn follow(&mut self, number: u64) -> impl Sized + use<> {
+        // Told to read, it found that somebody else does by now, who has to tell it again.
+        if self.promoted == Some(number) {
+            self.promoted = None;
+        }
         let entry = self.open.get_mut(&number).filter(|entry| !matches!(entry.waiter, Waiter::Thread(_)))?;
         self.followers.push_back(number);
         Some(std::mem::replace(&mut entry.waiter, Waiter::Thread(std::thread::current())))
@@ -270,4 +274,33 @@ impl State {
 
 fn unasked(number: u64) -> Error {
     Error::new(ErrorKind::Corrupt, "receive", format!("an answer to question {number}, which is not open"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl Land for Nowhere {
+        fn land(&mut self, _: &[u8], _: &[u64]) -> Result<Vec<crate::fabric::Landing>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn who_comes_too_late_to_read_is_told_again() {
+        let calls = Calls::new();
+        let mut state = calls.lock();
+        state.insert(1, Box::new(Nowhere));
+        let first = state.reader.take();
+        drop(state.follow(1));
+        state.reader = first;
+        assert_eq!(state.promote().0.len(), 1);
+        // A new caller is quicker, and steps down before the answer to 1 came.
+        let overtaking = state.reader.take();
+        drop(state.follow(1));
+        state.reader = overtaking;
+        assert_eq!(state.promote().0.len(), 1, "nobody reads, and 1 waits");
+    }
 }

@@ -134,7 +134,12 @@ impl Connection {
             let checksums: Option<Vec<u32>> =
                 self.options.checksums.then(|| parts.iter().map(|part| crc32fast::hash(part)).collect());
             let description = frame::encode(Kind::Answer, number, &head, &lengths, checksums.as_deref()).ok()?;
-            Some(Sending { description, parts: parts.into(), sent: 0 })
+            let mut parts = VecDeque::from(parts);
+            let zeros = frame::padding(lengths.iter().sum());
+            if zeros > 0 {
+                parts.push_back(Bytes::from_static(&ZEROS[..zeros]));
+            }
+            Some(Sending { description, parts, sent: 0 })
         });
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
         let sending = sending.unwrap_or_else(|| Sending::bare(Kind::Refusal, number));
@@ -354,6 +359,9 @@ impl Respond for Duty {
 
 /// What the worker of a connection waits for when nothing is to be sent.
 const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+
+/// What frames end with.
+static ZEROS: [u8; 64] = [0; 64];
 
 /// Pieces of memory in one system call.
 const PLACES: usize = 128;

@@ -1,9 +1,12 @@
 //! What requester and owner say to each other on a proved stream.
 //!
 //! ```text
-//!   header (36 bytes) | head | len of part 0, 1, ... (u64) | CRC32 of part 0, 1, ... (u32, only if checked) | part 0 | part 1 | ...
-//!                     └─────────────────── description, with a CRC32 in the header ───────────────────────┘
+//!   header (36 bytes) | head | len of part 0, 1, ... (u64) | CRC32 of part 0, 1, ... (u32, only if checked) | zeros | part 0 | part 1 | ... | zeros
+//!                     └─────────────────── description, with a CRC32 in the header ───────────────────────────────┘
 //! ```
+//!
+//! Parts begin, and frames end, at a multiple of 64 bytes: the kernel copies from and to places that lie differently within a
+//! cache line at three quarters of the speed (1 MiB over loopback, here).
 //!
 //! All numbers are little-endian. Decoding is strict: it accepts only what [`encode`] writes. It never panics, and
 //! allocates in proportion to the bytes that did come, not to those that are announced.
@@ -14,6 +17,9 @@ use crate::key::Reader;
 
 /// Length of a header in bytes.
 pub(super) const HEADER: usize = 36;
+
+/// What parts begin and frames end at a multiple of, in bytes.
+const LINE: usize = 64;
 
 /// Most bytes that the parts of one answer have together: more than any machine has.
 const MAX_BULK: u64 = 1 << 48;
@@ -83,6 +89,12 @@ impl Frame {
     }
 }
 
+/// How many zeros follow the parts of a frame.
+pub(super) fn padding(bulk: u64) -> usize {
+    // Less than a line.
+    (bulk.next_multiple_of(LINE as u64) - bulk) as usize
+}
+
 /// What precedes the bytes of the parts in a frame.
 ///
 /// # Cost
@@ -103,11 +115,13 @@ pub(super) fn encode(
         return Err(Error::new(ErrorKind::TooLarge, "send", context));
     };
     let sums = checksums.unwrap_or_default();
-    let mut out = Vec::with_capacity(HEADER + head.len() + lengths.len() * 8 + sums.len() * 4);
+    let len = (HEADER + head.len() + lengths.len() * 8 + sums.len() * 4).next_multiple_of(LINE);
+    let mut out = Vec::with_capacity(len);
     out.resize(HEADER, 0);
     out.extend_from_slice(head);
     lengths.iter().for_each(|len| out.extend_from_slice(&len.to_le_bytes()));
     sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
+    out.resize(len, 0);
     let header = Header {
         kind,
         checked: checksums.is_some(),
@@ -166,7 +180,7 @@ impl Header {
             return Err(corrupt("a frame's header is damaged"));
         }
         let empty = header.parts == 0 && header.bulk == 0 && flags == 0;
-        let headless = header.head_len == 0 && header.description_crc == 0;
+        let headless = header.head_len == 0;
         let makes_sense = match kind {
             Kind::Ask => empty,
             Kind::Answer => flags <= 1 && header.bulk <= MAX_BULK && (header.parts > 0 || header.bulk == 0),
@@ -182,8 +196,13 @@ impl Header {
     }
 
     fn description(&self) -> usize {
+        self.described().next_multiple_of(LINE) - HEADER
+    }
+
+    /// Length of the header and what the description says.
+    fn described(&self) -> usize {
         let part = if self.checked { 8 + 4 } else { 8 };
-        self.head_len as usize + usize::from(self.parts) * part
+        HEADER + self.head_len as usize + usize::from(self.parts) * part
     }
 
     /// The frame that this header and its description make.
@@ -203,6 +222,9 @@ impl Header {
                 checksums.push(u32::from_le_bytes(input.array()?));
             }
         }
+        if input.take(description.len() + HEADER - self.described())?.iter().any(|byte| *byte != 0) {
+            return Err(corrupt("a frame's description is longer than it says"));
+        }
         input.finish()?;
         if lengths.iter().try_fold(0u64, |sum, len| sum.checked_add(*len)) != Some(self.bulk) {
             return Err(corrupt("the parts of a frame are not as long as it says"));
@@ -217,6 +239,8 @@ pub(super) struct Decoder {
     header: Option<Header>,
     /// The header as far as it came, then the description as far as it came.
     part: Vec<u8>,
+    /// Zeros behind the parts of the last frame, which nobody looks at.
+    skip: usize,
 }
 
 impl Decoder {
@@ -226,6 +250,12 @@ impl Decoder {
     /// `Corrupt`; nothing that comes after has a meaning.
     pub(super) fn take(&mut self, input: &mut &[u8]) -> Result<Option<Frame>> {
         loop {
+            let skipped = self.skip.min(input.len());
+            self.skip -= skipped;
+            *input = &input[skipped..];
+            if self.skip > 0 {
+                return Ok(None);
+            }
             let wanted = self.header.as_ref().map_or(HEADER, Header::description);
             // Whole in the input, as is usual: nothing is put aside.
             let complete = if self.part.is_empty() && input.len() >= wanted {
@@ -248,7 +278,10 @@ impl Decoder {
             self.part.clear();
             match step {
                 Step::Header(header) => self.header = Some(header),
-                Step::Frame(frame) => return Ok(Some(frame)),
+                Step::Frame(frame) => {
+                    self.skip = padding(frame.bulk());
+                    return Ok(Some(frame));
+                }
             }
         }
     }
@@ -256,7 +289,7 @@ impl Decoder {
     /// Whether it waits for the first byte of a frame.
     #[cfg(test)]
     pub(super) fn is_between(&self) -> bool {
-        self.header.is_none() && self.part.is_empty()
+        self.header.is_none() && self.part.is_empty() && self.skip == 0
     }
 }
 
@@ -342,6 +375,7 @@ mod tests {
         #[test]
         fn round_trip(frame in frame(), cut in 1usize..100) {
             let bytes = frame.encode().unwrap();
+            prop_assert_eq!(bytes.len() % LINE, 0);
             let mut decoder = Decoder::default();
             let mut found = Vec::new();
             for piece in bytes.chunks(cut) {
@@ -351,6 +385,7 @@ mod tests {
                 }
                 prop_assert!(rest.is_empty());
             }
+            decoder.take(&mut &vec![0; padding(frame.bulk())][..]).unwrap();
             prop_assert!(decoder.is_between());
             prop_assert_eq!(found, vec![frame]);
             prop_assert_eq!(check_frames(&bytes), 1);
@@ -403,6 +438,11 @@ mod tests {
         refused(|bytes| bytes[8..16].fill(0));
         refused(|bytes| bytes[16] = 8);
         refused(|bytes| bytes[16..24].fill(0xff));
+        refused(|bytes| {
+            *bytes.last_mut().unwrap() = 1;
+            let crc = crc32fast::hash(&bytes[HEADER..]);
+            bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        });
         // Sizes beyond the bounds, long before the bytes come.
         refused(|bytes| bytes[24..28].copy_from_slice(&(MAX_HEAD as u32 + 1).to_le_bytes()));
         refused(|bytes| bytes[6..8].copy_from_slice(&(MAX_PARTS as u16 + 1).to_le_bytes()));
@@ -411,7 +451,7 @@ mod tests {
     #[test]
     fn bounds() {
         let most = encode(Kind::Answer, 1, &[7; MAX_HEAD], &[1; MAX_PARTS], Some(&[0; MAX_PARTS])).unwrap();
-        assert_eq!(most.len(), HEADER + MAX_HEAD + MAX_PARTS * (8 + 4));
+        assert_eq!(most.len(), (HEADER + MAX_HEAD + MAX_PARTS * (8 + 4)).next_multiple_of(LINE));
         assert_eq!(check_frames(&most), 1);
         for (head, lengths) in [(MAX_HEAD + 1, vec![]), (0, vec![0; MAX_PARTS + 1]), (0, vec![u64::MAX, 1])] {
             let error = encode(Kind::Answer, 1, &vec![0; head], &lengths, None).unwrap_err();
@@ -436,6 +476,8 @@ mod tests {
             1,
         ];
         assert_eq!(bytes[..28], header[..28]);
-        assert_eq!(bytes[HEADER..], [b'h', 4, 3, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(bytes[HEADER..HEADER + 13], [b'h', 4, 3, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(bytes[HEADER + 13..], [0; LINE - HEADER - 13]);
+        assert_eq!((padding(0), padding(1), padding(64), padding(0x0304)), (0, 63, 0, 60));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -12,10 +13,13 @@ use super::worker::{Desk, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::Identity;
 use crate::fabric::{Listener, Service};
+use crate::process::Withheld;
 
 /// Answers until it is dropped.
 pub(super) struct TcpListener {
     contact: SocketAddr,
+    /// Before the socket, which it must not outlive.
+    _withheld: Withheld,
     socket: Arc<Socket>,
     desks: Arc<Vec<Arc<Desk>>>,
     threads: Vec<JoinHandle<()>>,
@@ -36,6 +40,7 @@ impl TcpListener {
         let (socket, contact) = bind(addresses)?;
         let fail = |error: rustix::io::Errno| Error::io("listen", contact.to_string(), error.into());
         let socket = Arc::new(socket);
+        let withheld = Withheld::new(socket.as_fd());
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut desks = Vec::with_capacity(count);
         for _ in 0..count {
@@ -44,7 +49,8 @@ impl TcpListener {
         let desks = Arc::new(desks);
         let generation = crate::process::generation();
         // Dropping it ends those threads that did start.
-        let mut this = Self { contact, socket, desks, threads: Vec::with_capacity(count), generation };
+        let mut this =
+            Self { contact, _withheld: withheld, socket, desks, threads: Vec::with_capacity(count), generation };
         for (i, desk) in this.desks.iter().enumerate() {
             let door = match i {
                 0 => Some(

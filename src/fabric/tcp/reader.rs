@@ -193,7 +193,8 @@ impl Arriving {
     }
 }
 
-/// Bytes read ahead at most: an answer that fits comes with one system call, and is copied once more.
+/// Bytes read ahead at most: an answer that fits comes with one system call, and is copied once more. A multiple of 64, so that
+/// what follows is received to the beginning of a cache line (see `frame`).
 const AHEAD: usize = (4 << 10) + 512;
 
 /// Bytes thrown away at once.

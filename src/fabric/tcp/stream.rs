@@ -113,7 +113,9 @@ impl Stream {
         {
             let mut state = self.calls.lock();
             if let Some(error) = &state.failed {
-                return Err(error.clone());
+                // Whatever ended it, for this question it is a peer that is not there.
+                let context = format!("{}: the connection ended: {}", self.address, error.context());
+                return Err(Error::new(ErrorKind::PeerDown, "request", context));
             }
             state.insert(number, call.land);
         }

@@ -1,9 +1,8 @@
 //! `Exporting`: how a node begins to answer others. It takes longer than the service's thread has time for: names are looked
 //! up, a port is found, and the answering side is a client of this very service.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex};
 use std::{mem, thread};
 
@@ -11,11 +10,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Event, Server};
 use crate::error::{Error, Result};
+use crate::service::contact;
 use crate::service::exported::Exported;
 use crate::service::message::Reply;
-use crate::shm::layout::word;
-use crate::shm::mem::Mem;
-use crate::shm::table::Table;
 use crate::sync::lock;
 
 /// Whether other nodes are answered.
@@ -24,6 +21,8 @@ pub(super) struct Exporting {
     outcome: Arc<Outcome>,
     /// Who wants to know where: connections and requests.
     asked: Vec<(u32, u64)>,
+    /// It was said that it cannot begin.
+    warned: bool,
 }
 
 enum State {
@@ -43,7 +42,7 @@ impl Exporting {
         let there = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("serve", "an eventfd", errno.into()))?;
         let outcome = Arc::new(Outcome { result: Mutex::default(), there });
-        Ok(Self { state: State::No, outcome, asked: Vec::new() })
+        Ok(Self { state: State::No, outcome, asked: Vec::new(), warned: false })
     }
 }
 
@@ -51,7 +50,7 @@ impl Server {
     /// Goes on where a former service stopped, under its address.
     pub(super) fn export_again(&mut self) -> Result<()> {
         self.watch(&self.exporting.outcome.there, Event::Exported)?;
-        if let Some(former) = contact(&self.memory.table) {
+        if let Some(former) = contact::read(&self.memory.table) {
             self.begin_export(Some(former));
         }
         Ok(())
@@ -64,10 +63,17 @@ impl Server {
                 let contact = exported.contact();
                 return self.send(connection, &Reply::Exported { id, contact }, &[]);
             }
-            State::No => self.begin_export(contact(&self.memory.table)),
+            State::No => self.begin_export(contact::read(&self.memory.table)),
             State::Beginning => {}
         }
         self.exporting.asked.push((connection, id));
+    }
+
+    /// Tries again where others were answered before and could not be when this service began.
+    pub(super) fn retry_export(&mut self) {
+        if let (State::No, Some(former)) = (&self.exporting.state, contact::read(&self.memory.table)) {
+            self.begin_export(Some(former));
+        }
     }
 
     fn begin_export(&mut self, former: Option<SocketAddr>) {
@@ -93,12 +99,16 @@ impl Server {
         let answer = match result {
             Ok(exported) => {
                 let contact = exported.contact();
-                set_contact(&self.memory.table, contact);
+                contact::write(&self.memory.table, contact);
                 self.exporting.state = State::Yes(exported);
                 Ok(contact)
             }
             Err(error) => {
                 self.exporting.state = State::No;
+                let was_there = contact::read(&self.memory.table).is_some();
+                if was_there && !mem::replace(&mut self.exporting.warned, true) {
+                    eprintln!("proxystore: warning: other nodes cannot be answered, it is tried again: {error}");
+                }
                 Err(error)
             }
         };
@@ -111,25 +121,3 @@ impl Server {
         }
     }
 }
-
-/// Where other nodes are, or were last, answered for this memory.
-pub(crate) fn contact<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
-    let word = table.header(word::CONTACT).load(Acquire);
-    let half = |at| table.header(word::CONTACT + at).load(Relaxed);
-    let ip = u128::from(half(1)) | u128::from(half(2)) << 64;
-    (word & IS_THERE != 0).then(|| SocketAddr::new(Ipv6Addr::from(ip.to_le_bytes()).to_canonical(), word as u16))
-}
-
-fn set_contact<M: Mem>(table: &Table<M>, contact: SocketAddr) {
-    let ip = match contact.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    let ip = u128::from_le_bytes(ip.octets());
-    table.header(word::CONTACT + 1).store(ip as u64, Relaxed);
-    table.header(word::CONTACT + 2).store((ip >> 64) as u64, Relaxed);
-    table.header(word::CONTACT).store(u64::from(contact.port()) | IS_THERE, Release);
-}
-
-/// Set in the word of a contact.
-const IS_THERE: u64 = 1 << 16;

@@ -155,7 +155,7 @@ fn a_waiter_takes_over_from_one_that_leaves() {
         let begun = Instant::now();
         c.reply(b"c".to_vec(), Vec::new());
         assert_eq!(follower.join().unwrap().unwrap().0, b"c");
-        assert!(begun.elapsed() < Duration::from_millis(25), "nobody but it could read: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(150), "nobody but it could read: {:?}", begun.elapsed());
         drop(b);
     });
 }

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use super::liveness::proved;
+use super::liveness::{next_frame, proved, puppet, reach};
 use super::*;
-use crate::fabric::tcp::frame::{Frame, Kind, encode};
+use crate::fabric::tcp::frame::{Decoder, Frame, Kind, encode, padding};
 
 /// Until the other side closes.
 fn rest(stream: &mut TcpStream) -> Vec<u8> {
@@ -151,4 +151,52 @@ fn questions_beyond_the_bound_are_refused() {
     site.echo.release("1").reply(b"1".to_vec(), Vec::new());
     assert_eq!(held.into_iter().nth(1).unwrap().wait().unwrap().0, b"1");
     eventually("the dropped ones are given up", || echo(&peer, "on").is_ok());
+}
+
+#[test]
+fn owners_that_talk_nonsense_are_left() {
+    let answer = |number| {
+        let frame = encode(Kind::Answer, number, b"a", &[3], None).unwrap();
+        [&frame[..], b"abc", &[0; 64][..padding(3)]].concat()
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("garbage", b"no frame at all, but long enough to be taken for one".to_vec()),
+        ("an answer to no question", answer(2)),
+        ("a refusal of no question", Frame::bare(Kind::Refusal, 2).encode().unwrap()),
+        ("a question", encode(Kind::Ask, 1, b"", &[], None).unwrap()),
+        ("the same answer twice", [answer(1), answer(1)].concat()),
+    ];
+    for (what, bytes) in cases {
+        let site = Site::new(options());
+        let contact = puppet(&site, move |mut stream| {
+            next_frame(&mut stream, &mut Decoder::default());
+            stream.write_all(&bytes).unwrap();
+            let _ = stream.read(&mut [0; 100]);
+        });
+        let peer = reach(&site, contact);
+        match ask(&peer, "send 3").wait() {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}"),
+            Ok(_) => assert_eq!(what, "the same answer twice"),
+        }
+        eventually(what, || !peer.is_up());
+        assert_eq!(kind(echo(&peer, "x")), ErrorKind::PeerDown, "{what}");
+    }
+}
+
+#[test]
+fn damaged_bytes_are_noticed_where_they_are_checked() {
+    let site = Site::new(options());
+    let contact = puppet(&site, |mut stream| {
+        let mut decoder = Decoder::default();
+        for (bytes, number) in [(b"abc", 1), (b"abd", 2), (b"abc", 3)] {
+            assert_eq!(next_frame(&mut stream, &mut decoder).number, number);
+            let frame = encode(Kind::Answer, number, b"", &[3], Some(&[crc32fast::hash(b"abc")])).unwrap();
+            stream.write_all(&[&frame[..], bytes, &[0; 64][..padding(3)]].concat()).unwrap();
+        }
+        let _ = stream.read(&mut [0; 100]);
+    });
+    let peer = reach(&site, contact);
+    assert_eq!(ask(&peer, "x").wait().unwrap().1, b"abc");
+    assert_eq!(kind(ask(&peer, "x").wait()), ErrorKind::Corrupt);
+    assert_eq!(ask(&peer, "x").wait().unwrap().1, b"abc");
 }

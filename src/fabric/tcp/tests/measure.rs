@@ -74,28 +74,29 @@ fn beside_bare_sockets() {
         let mut bare_memory = vec![1; len];
         let mut halves = [RegionMut::heap(len / 2).unwrap(), RegionMut::heap(len / 2).unwrap()];
         let (mut ours, mut theirs, mut wide) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..rounds + rounds / 10 + 2 {
+        let warm = rounds / 10 + 3;
+        for turn in 0..3 * (rounds + warm) {
+            // In turn, and each as often after each other, since what one leaves in the caches helps the next.
+            let (round, which) = (turn / 3, (turn + turn / 3 % 2 * (turn % 3)) % 3);
             let begun = Instant::now();
-            memory = get(&peer, len, 0, memory).wait().unwrap();
-            let own = begun.elapsed();
-            let begun = Instant::now();
-            bare_get(&mut stream, len, &mut bare_memory);
-            let others = begun.elapsed();
-            let begun = Instant::now();
-            let [first, second] = halves;
-            let (first, second) = (get(&peer, len / 2, 0, first), get(&peer, len / 2, 1, second));
-            halves = std::thread::scope(|scope| {
-                if len < 1 << 20 {
-                    return [first.wait().unwrap(), second.wait().unwrap()];
+            match which {
+                0 => memory = get(&peer, len, 0, memory).wait().unwrap(),
+                1 => bare_get(&mut stream, len, &mut bare_memory),
+                _ => {
+                    let [first, second] = halves;
+                    let (first, second) = (get(&peer, len / 2, 0, first), get(&peer, len / 2, 1, second));
+                    halves = std::thread::scope(|scope| {
+                        if len < 1 << 20 {
+                            return [first.wait().unwrap(), second.wait().unwrap()];
+                        }
+                        let second = scope.spawn(|| second.wait().unwrap());
+                        [first.wait().unwrap(), second.join().unwrap()]
+                    });
                 }
-                let second = scope.spawn(|| second.wait().unwrap());
-                [first.wait().unwrap(), second.join().unwrap()]
-            });
-            let both = begun.elapsed();
-            if round >= rounds / 10 + 2 {
-                ours.push(own);
-                theirs.push(others);
-                wide.push(both);
+            }
+            let took = begun.elapsed();
+            if round >= warm {
+                [&mut ours, &mut theirs, &mut wide][which].push(took);
             }
         }
         let (ours, theirs, wide) = (median(ours), median(theirs), median(wide));

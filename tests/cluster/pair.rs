@@ -1,0 +1,128 @@
+//! Two hosts with a process of the job each, and what is asked of them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use crate::hosts::{Cluster, Host, Worker};
+
+/// Two hosts; a process on each.
+pub(crate) struct Pair {
+    _cluster: Cluster,
+    pub(crate) hosts: [Host; 2],
+    pub(crate) owner: Worker,
+    pub(crate) requester: Worker,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let cluster = Cluster::new(2);
+        let hosts = cluster.hosts();
+        let (owner, requester) = (node(&hosts[0]), node(&hosts[1]));
+        Self { _cluster: cluster, hosts, owner, requester }
+    }
+}
+
+pub(crate) fn node(host: &Host) -> Worker {
+    node_with(host, &[])
+}
+
+/// A process that opens a store where each get crosses the network.
+pub(crate) fn node_with(host: &Host, environment: &[(&str, &str)]) -> Worker {
+    host.start(&["--node", URL], &[ENVIRONMENT, environment].concat())
+}
+
+pub(crate) fn put(owner: &mut Worker, seed: u64, len: usize) -> String {
+    let answer = owner.ask(&format!("put {seed} {len}"));
+    answer.strip_prefix("key ").unwrap_or_else(|| panic!("put: {answer}")).to_owned()
+}
+
+pub(crate) fn get(requester: &mut Worker, key: &str, seed: u64) -> String {
+    requester.ask(&format!("get {key} {seed}"))
+}
+
+/// The answer, and how long it took there.
+pub(crate) fn timed(requester: &mut Worker, order: &str) -> (Duration, String) {
+    split(&requester.ask(&format!("timed {order}")))
+}
+
+pub(crate) fn split(answer: &str) -> (Duration, String) {
+    let (millis, answer) = answer.split_once(' ').unwrap_or_else(|| panic!("no time in {answer:?}"));
+    (Duration::from_millis(millis.parse().unwrap()), answer.to_owned())
+}
+
+/// Whether an answer is an error of one of these kinds.
+pub(crate) fn is_error(answer: &str, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| answer.strip_prefix("error ").is_some_and(|rest| rest.split(' ').next() == Some(kind)))
+}
+
+#[track_caller]
+pub(crate) fn assert_error(answer: &str, kinds: &[&str]) {
+    assert!(is_error(answer, kinds), "{answer}; one of {kinds:?} was expected");
+}
+
+/// Waits until an order has a certain answer.
+#[track_caller]
+pub(crate) fn await_answer(worker: &mut Worker, order: &str, wanted: &str, limit: Duration) {
+    let begun = Instant::now();
+    loop {
+        let answer = worker.ask(order);
+        if answer == wanted {
+            return;
+        }
+        assert!(begun.elapsed() < limit, "{order}: {answer}, and not {wanted} within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The owner's object can go: nobody who is gone pins it.
+#[track_caller]
+pub(crate) fn assert_unpinned(owner: &mut Worker, key: &str, limit: Duration) {
+    owner.expect(&format!("evict {key}"), "done");
+    await_answer(owner, "dying", "0", limit);
+}
+
+/// A proxy on a host between its processes and those of `peer`, whose objects are at `key`'s port.
+pub(crate) fn proxy(host: &Host, peer: &Host) -> Worker {
+    let address = listening(peer);
+    host.start(&["--proxy", &host.address, &address], &[])
+}
+
+/// Where the node service of a host answers others.
+pub(crate) fn listening(host: &Host) -> String {
+    let mut all = sockets(host, "0A");
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0).0.to_string()
+}
+
+/// The connections of a host: its own end and the other.
+pub(crate) fn connections(host: &Host) -> Vec<(SocketAddrV4, SocketAddrV4)> {
+    sockets(host, "01")
+}
+
+/// Both ends of the TCP sockets of a host in one state, as proc(5) spells it.
+pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(SocketAddrV4, SocketAddrV4)> {
+    let end = |word: &str| {
+        let (ip, port) = word.split_once(':').unwrap();
+        let ip = u32::from_str_radix(ip, 16).unwrap();
+        SocketAddrV4::new(Ipv4Addr::from(ip.to_le_bytes()), u16::from_str_radix(port, 16).unwrap())
+    };
+    let said = host.print(&["cat", "/proc/net/tcp"]);
+    let sockets = said.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut ends: Vec<_> =
+        sockets.filter(|words| words[3] == state).map(|words| (end(words[1]), end(words[2]))).collect();
+    ends.sort_unstable();
+    ends
+}
+
+/// Where a get crosses the network each time.
+pub(crate) const URL: &str = "tcp://test?replicas=off";
+
+pub(crate) const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
+pub(crate) const OTHER_SECRET: &str = "0000e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
+
+/// A peer that shows no sign of life for so long is dead: PROXYSTORE_TIMEOUT.
+pub(crate) const SILENCE: Duration = Duration::from_secs(4);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
+pub(crate) const ENVIRONMENT: &[(&str, &str)] =
+    &[("PROXYSTORE_SECRET", SECRET), ("PROXYSTORE_RUNTIME_DIR", "/run/proxystore"), ("PROXYSTORE_TIMEOUT", "4s")];
