@@ -5,12 +5,12 @@
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 mod listening;
 
 #[cfg(not(any(miri, loom)))]
 use fork::detect;
-#[cfg(all(feature = "tcp", not(loom)))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub(crate) use listening::Withheld;
 
 /// The generation of this process: 1 at first, in a child of fork greater than in its parent.
