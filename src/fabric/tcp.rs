@@ -51,7 +51,8 @@ pub(crate) struct Options {
     pub(crate) silence: Duration,
     /// Streams to one peer, connected when they are first used.
     pub(crate) lanes: usize,
-    /// Bytes of answers that may wait for one requester to read; beyond, its questions wait.
+    /// Bytes of answers that may wait for one requester to read, on all its streams; beyond, its questions wait. The answer
+    /// that goes beyond is whole.
     pub(crate) queued: u64,
     /// Answers that one requester may have held back; questions beyond are refused.
     pub(crate) held: usize,

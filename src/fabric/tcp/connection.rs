@@ -27,6 +27,8 @@ pub(super) struct Connection {
     /// The worker's.
     epoll: Arc<OwnedFd>,
     options: Options,
+    /// Bytes of answers that may wait on this stream.
+    most_queued: u64,
     /// How often a requester that waits is told that this process lives.
     beat: Duration,
     out: Mutex<Out>,
@@ -72,6 +74,8 @@ impl Connection {
             proven,
             number,
             epoll,
+            // A requester has as many streams, as far as is known here.
+            most_queued: options.queued / options.lanes.max(1) as u64,
             options: options.clone(),
             beat: silence / 8,
             out: Mutex::new(Out {
@@ -98,7 +102,7 @@ impl Connection {
         let out = self.lock();
         match out.closed {
             true => State::Closed,
-            false if out.queued > self.options.queued => State::Full,
+            false if out.queued > self.most_queued => State::Full,
             false => State::Open,
         }
     }
@@ -203,7 +207,7 @@ impl Connection {
         }
         if !out.closed {
             let mut wanted = EventFlags::RDHUP;
-            if out.queued <= self.options.queued {
+            if out.queued <= self.most_queued {
                 wanted |= EventFlags::IN;
             }
             if !out.queue.is_empty() {
