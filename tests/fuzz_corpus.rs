@@ -71,6 +71,14 @@ fn samples_of_the_frame_target_are_valid() {
 }
 
 #[test]
+fn samples_of_the_question_target_are_valid() {
+    for name in ["get", "exists-two", "retire", "wait", "bind", "yes", "bound-missing", "huge"] {
+        let input = fs::read(fuzz().join("corpus/question").join(name)).unwrap();
+        assert_eq!(proxystore::service::check_question(&input), name != "huge", "{name}");
+    }
+}
+
+#[test]
 fn every_target_is_everywhere() {
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
     let folders = fs::read_dir(fuzz().join("corpus")).unwrap().count();

@@ -24,6 +24,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rebuild", rebuild),
     ("launch", launch),
     ("frame", frame),
+    ("question", question),
 ];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
@@ -177,6 +178,13 @@ pub fn message(data: &[u8]) {
     let Some((op, rest)) = data.split_first() else { return };
     let whole: Vec<u8> = [0xb1, *op].into_iter().chain([0; 8]).chain(rest.iter().copied()).collect();
     proxystore::service::check_packet(&whole);
+}
+
+/// What nodes ask each other, and the answers.
+pub fn question(data: &[u8]) {
+    proxystore::service::check_question(data);
+    // As it is, few inputs have the version.
+    proxystore::service::check_question(&[&[0xc1], data].concat());
 }
 
 /// What comes over a TCP connection: frames as they are, a frame whose checksums are right, and either side of a handshake.

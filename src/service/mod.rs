@@ -47,6 +47,9 @@ pub use machine::Machine;
 #[doc(hidden)]
 pub use message::check_packet;
 pub use namespace::{Namespace, ObjectStats, default_namespace, leave, namespaces};
+#[cfg(feature = "tcp")]
+#[doc(hidden)]
+pub use question::check_question;
 pub use served::serve_supervised;
 #[doc(hidden)]
 pub use server::memory::check::check_rebuild;

@@ -252,6 +252,25 @@ impl Verdict {
     }
 }
 
+/// Decodes the head of a question, or of an answer about one or two objects; whether it was one.
+///
+/// # Panics
+/// When what was decoded encodes to anything else: for fuzzers.
+#[doc(hidden)]
+pub fn check_question(head: &[u8]) -> bool {
+    let question = Question::decode(head);
+    if let Ok(question) = &question {
+        assert_eq!(question.encode(), head, "{question:?}");
+    }
+    let answers = [1, 2].map(|count| Verdict::decode_all(head, count));
+    for verdicts in answers.iter().flatten() {
+        // An unknown number of a kind is read as one that is known.
+        let is_known = verdicts.iter().all(|verdict| *verdict != Verdict::Refused { kind: ErrorKind::Io });
+        assert!(!is_known || Verdict::encode_all(verdicts) == head, "{verdicts:?}");
+    }
+    question.is_ok() || answers.iter().any(Result::is_ok)
+}
+
 fn list(out: &mut Vec<u8>, op: u8, wants: &[Want]) {
     debug_assert!(wants.len() <= MAX_WANTS);
     out.reserve(2 + 4 + wants.len() * Want::LEN);
@@ -364,6 +383,7 @@ mod tests {
         fn questions_return(question in question()) {
             let head = question.encode();
             prop_assert!(head.len() <= MAX_HEAD);
+            prop_assert!(check_question(&head));
             prop_assert_eq!(Question::decode(&head).unwrap(), question);
         }
 
@@ -379,9 +399,9 @@ mod tests {
             if let [version, first, ..] = &mut head[..] {
                 (*version, *first) = (VERSION, op);
             }
-            if let Ok(question) = Question::decode(&head) {
-                prop_assert_eq!(question.encode(), head);
-            }
+            check_question(&head);
+            head.truncate(30);
+            check_question(&head);
         }
 
         #[test]
