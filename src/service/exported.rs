@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::Identity;
 use crate::fabric::tcp::{self, Tcp};
 use crate::fabric::{Fabric, Listener, Service};
-use crate::launch::{self, Job, Secret};
+use crate::launch::{self, Choice, Job, Secret};
 
 /// The answering side of a node; ends when it is dropped.
 pub(crate) struct Exported {
@@ -69,7 +69,13 @@ pub(crate) fn fabric(client: &Client, namespace: &str) -> Result<(Arc<dyn Fabric
 /// Where this node may listen, in the order of trying.
 fn addresses(namespace: &str) -> Result<Vec<SocketAddr>> {
     let job = Job::discover()?;
-    let (interfaces, _) = launch::interfaces(&job)?;
+    let (interfaces, choice) = launch::interfaces(&job)?;
+    if choice == Choice::Loopback && job.nodes.len() > 1 {
+        // Its keys would lead every other node to itself.
+        let context = "this node of several has no network interface but the loopback that is up; name one in \
+                       PROXYSTORE_NET_DEVICES, or try again when it is";
+        return Err(Error::new(ErrorKind::Unavailable, "open", context));
+    }
     let Some(ip) = interfaces.iter().flat_map(|interface| &interface.addresses).next() else {
         return Err(Error::new(ErrorKind::Config, "open", "this node has no network address to listen at"));
     };
