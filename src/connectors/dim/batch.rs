@@ -159,5 +159,5 @@ fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
 }
 
 /// Objects up to this size travel together, and so many bytes at most.
-const SMALL: u64 = 1 << 20;
-const TOGETHER: u64 = 8 << 20;
+const SMALL: u64 = 256 << 10;
+const TOGETHER: u64 = 1 << 20;
