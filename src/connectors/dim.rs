@@ -20,7 +20,7 @@ use crate::fabric::Fabric;
 use crate::key::{Format, Key};
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
-use crate::service::address::{Address, Signer};
+use crate::service::address::{Address, Signer, Stamp};
 use crate::service::client::{Arrival, Client, Expected};
 use crate::service::contact;
 use crate::service::exported;
@@ -57,6 +57,9 @@ pub struct DimConnector {
     config: ConnectorConfig,
     /// Where the objects of this node were reached when this was opened.
     contact: SocketAddr,
+    /// The same in shared memory, and what the keys have in common as long as it is that.
+    words: [u64; 3],
+    stamp: Stamp,
     objects: Arc<Objects>,
 }
 
@@ -108,8 +111,13 @@ impl DimConnector {
         let shares = shares.unwrap_or(true);
         let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
         let signer = Signer::new(scheme, signing);
+        // In this order: of a change in between the words tell.
+        let words = contact::words(client.table());
+        let here = contact::read(client.table()).unwrap_or(contact);
+        let nothing = Id { slot: 0, generation: 0 };
+        let stamp = signer.stamp(&Address { contact: here, instance: client.instance(), id: nothing, place: 0 })?;
         let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
-        Ok(Self { config, contact, objects: Arc::new(all) })
+        Ok(Self { config, contact, words, stamp, objects: Arc::new(all) })
     }
 
     fn check_open(&self, op: &'static str) -> Result<()> {
@@ -125,7 +133,10 @@ impl DimConnector {
 
     #[inline]
     fn key(&self, id: Id, place: u64, len: u64, format: Format) -> Result<Key> {
-        self.objects.signer.key(&self.address(id, place), len, format)
+        match contact::words(self.objects.client.table()) == self.words {
+            true => Ok(self.objects.signer.stamped(&self.stamp, id, place, len, format)),
+            false => self.objects.signer.key(&self.address(id, place), len, format),
+        }
     }
 
     /// Where a key's object lies.

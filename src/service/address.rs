@@ -34,6 +34,14 @@ pub(crate) struct Signer {
     hasher: SipHasher24,
 }
 
+/// What the keys of one memory at one address have in common.
+pub(crate) struct Stamp {
+    template: Key,
+    /// What is signed: the length, then the address, whose last part is the object's own.
+    signed: [u8; 8 + MOST],
+    len: usize,
+}
+
 impl Address {
     /// Appends the binary form.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -109,6 +117,34 @@ impl Signer {
         Key::new(self.scheme, &locator[..end + MAC], len, format)
     }
 
+    /// What the keys of the memory have in common in which the object at `address` lies.
+    ///
+    /// # Errors
+    /// None, as of [`key`](Self::key).
+    pub(crate) fn stamp(&self, address: &Address) -> Result<Stamp> {
+        let mut locator = [0; MOST];
+        let end = address.write(&mut locator);
+        let mut signed = [0; 8 + MOST];
+        signed[8..8 + end].copy_from_slice(&locator[..end]);
+        Ok(Stamp { template: self.key(address, 0, Format::RAW)?, signed, len: 8 + end })
+    }
+
+    /// As [`key`](Self::key), of another object of the same memory.
+    ///
+    /// # Cost
+    /// A hash of 43 or 55 bytes and a copy of a key.
+    #[inline]
+    pub(crate) fn stamped(&self, stamp: &Stamp, id: Id, place: u64, len: u64, format: Format) -> Key {
+        let mut signed = stamp.signed;
+        signed[..8].copy_from_slice(&len.to_le_bytes());
+        let own = super::locator::end(id, place);
+        signed[stamp.len - OWN..stamp.len].copy_from_slice(&own);
+        let mut end = [0; OWN + MAC];
+        end[..OWN].copy_from_slice(&own);
+        end[OWN..].copy_from_slice(&self.hasher.hash(&signed[..stamp.len]).to_le_bytes());
+        stamp.template.sibling(&end, len, format)
+    }
+
     /// Where the object of a key lies.
     ///
     /// # Errors
@@ -147,6 +183,9 @@ fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, "locator", what)
 }
 
+/// Bytes of an address that are the object's own: slot, generation and place.
+const OWN: usize = super::locator::END;
+
 /// Bytes of the authentication code of a key.
 const MAC: usize = 8;
 
@@ -173,6 +212,20 @@ mod tests {
             let key = signer.key(&address(contact), 4096, Format::RAW).unwrap();
             assert_eq!(signer.address("get", &key).unwrap(), address(contact));
             assert!(key.locator().len() <= 55);
+        }
+    }
+
+    #[test]
+    fn stamped_keys_are_keys() {
+        let signer = Signer::new("tcp", &[7; 16]);
+        for contact in ["10.1.2.3:12345", "[fe80::1]:1"] {
+            let other = Address { id: Id { slot: 1, generation: 2 }, place: 3, ..address(contact) };
+            let stamp = signer.stamp(&other).unwrap();
+            for (len, format) in [(0, Format::RAW), (4096, Format { codec: 3, fingerprint: 9 })] {
+                let Address { id, place, .. } = address(contact);
+                let key = signer.stamped(&stamp, id, place, len, format);
+                assert_eq!(key, signer.key(&address(contact), len, format).unwrap());
+            }
         }
     }
 

@@ -19,6 +19,17 @@ pub(crate) fn read<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
     (word & IS_THERE != 0).then(|| SocketAddr::new(Ipv6Addr::from(ip.to_le_bytes()).to_canonical(), word as u16))
 }
 
+/// The three words: the same as long as the address is.
+///
+/// # Cost
+/// Three loads.
+#[inline]
+pub(crate) fn words<M: Mem>(table: &Table<M>) -> [u64; 3] {
+    // SYNC POINT: `write`
+    let word = table.header(word::CONTACT).load(Acquire);
+    [word, table.header(word::CONTACT + 1).load(Relaxed), table.header(word::CONTACT + 2).load(Relaxed)]
+}
+
 /// Says so to all who have the memory mapped.
 pub(crate) fn write<M: Mem>(table: &Table<M>, contact: SocketAddr) {
     let ip = match contact.ip() {
