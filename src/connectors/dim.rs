@@ -26,7 +26,7 @@ use crate::service::contact;
 use crate::service::exported;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Pointer, Question, Verdict, Want};
-use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
+use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
 #[cfg(test)]
@@ -151,17 +151,11 @@ impl DimConnector {
         Ok(address)
     }
 
-    fn label(&self, len: u64, format: Format, options: &PutOptions) -> Label {
-        let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
-        let expires = options.lifetime().map_or(0, |limit| self.objects.client.expiry(limit));
-        Label { len, format, flags, expires }
-    }
-
     fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
         self.check_open("commit")?;
         let (lease, len) = self.objects.client.lease_of(region)?;
         let place = lease.place();
-        let id = lease.publish(self.label(len, format, options));
+        let id = lease.publish(self.objects.client.label_with(len, format, options));
         self.key(id, place, len, format)
     }
 
@@ -249,13 +243,17 @@ impl Connector for DimConnector {
                 elsewhere.push((node, objects.collect()));
                 continue;
             }
+            let mut through = Vec::new();
             for (at, object) in objects {
                 match self.objects.find(&object) {
                     Ok(Found::Object(region)) => local[at] = Some(region),
                     Ok(Found::Missing) => {}
-                    Ok(Found::Elsewhere(_)) => elsewhere.push((node, vec![(at, object)])),
+                    Ok(Found::Elsewhere(_)) => through.push((at, object)),
                     Err(error) => return Pending::ready(Err(error)),
                 }
+            }
+            if !through.is_empty() {
+                elsewhere.push((node, through));
             }
         }
         if elsewhere.is_empty() {
@@ -336,8 +334,8 @@ impl Connector for DimConnector {
         if address.place != NO_PLACE {
             let scheme = self.objects.scheme;
             return self.objects.exists(pointer(address, key), 0).and_then(move |exists| match exists {
-                true => Err(unbound(Unbound::Taken, scheme)),
-                false => Err(unbound(Unbound::Missing, scheme)),
+                true => Err(Unbound::Taken.into_error(scheme)),
+                false => Err(Unbound::Missing.into_error(scheme)),
             });
         }
         let (lease, len) = match self.objects.client.lease_of(region) {
@@ -347,7 +345,7 @@ impl Connector for DimConnector {
         let scheme = self.objects.scheme;
         if self.objects.is_here(&address) {
             let bound = self.objects.client.bind(address.id, key.format(), lease, len);
-            return Pending::ready(bound.and_then(|bound| bound.map_err(|unbound| self::unbound(unbound, scheme))));
+            return Pending::ready(bound.and_then(|bound| bound.map_err(|unbound| unbound.into_error(scheme))));
         }
         // The bytes stay here; the declaration's node learns where they are.
         let place = lease.place();
@@ -359,10 +357,10 @@ impl Connector for DimConnector {
         self.objects.remote.ask_noting(address, question, &asked).then(move |verdict| {
             let error = match verdict {
                 Ok(Verdict::Yes { .. }) => return Ok(()),
-                Ok(Verdict::Taken) => unbound(Unbound::Taken, scheme),
-                Ok(Verdict::Missing) => unbound(Unbound::Missing, scheme),
+                Ok(Verdict::Taken) => Unbound::Taken.into_error(scheme),
+                Ok(Verdict::Missing) => Unbound::Missing.into_error(scheme),
                 Ok(_) => landings::mismatch(),
-                Err(error) if error.kind() == ErrorKind::TypeMismatch => unbound(Unbound::Format, scheme),
+                Err(error) if error.kind() == ErrorKind::TypeMismatch => Unbound::Format.into_error(scheme),
                 // It may have been bound: the object stays, for there may be who finds it.
                 Err(error) if may_be_bound(asked.load(Relaxed), error.kind()) => return Err(error),
                 Err(error) => error,
@@ -425,15 +423,6 @@ type Located = (usize, Address);
 
 fn pointer(address: Address, key: &Key) -> Pointer {
     Pointer { address, len: key.len(), format: key.format() }
-}
-
-fn unbound(unbound: Unbound, scheme: &'static str) -> Error {
-    let (kind, context) = match unbound {
-        Unbound::Taken => (ErrorKind::AlreadyExists, "the object was committed before"),
-        Unbound::Format => (ErrorKind::TypeMismatch, "declared with another format"),
-        Unbound::Missing => (ErrorKind::NotFound, "the declaration was evicted"),
-    };
-    Error::new(kind, "commit_at", context).with_connector(scheme)
 }
 
 /// Whether an object may be that of a declaration whose node was asked for that so often, and last with this outcome.

@@ -14,7 +14,7 @@ use crate::region::{Region, RegionMut};
 use crate::service::client::{Arrival, Client, Expected, Look, Options};
 use crate::service::default_namespace;
 use crate::service::locator::{self, NO_PLACE, SCHEME};
-use crate::shm::table::{EPHEMERAL, Id, Label, Unbound};
+use crate::shm::table::Id;
 
 /// Keeps objects in memory that all processes of one user and namespace on this node map.
 ///
@@ -98,17 +98,11 @@ impl ShmConnector {
         self.template.sibling(&locator::end(id, place), len, format)
     }
 
-    fn label(&self, len: u64, format: Format, options: &PutOptions) -> Label {
-        let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
-        let expires = options.lifetime().map_or(0, |limit| self.client.expiry(limit));
-        Label { len, format, flags, expires }
-    }
-
     fn commit_now(&self, region: RegionMut, format: Format, options: &PutOptions) -> Result<Key> {
         self.check_open("commit")?;
         let (lease, len) = self.client.lease_of(region)?;
         let place = lease.place();
-        let id = lease.publish(self.label(len, format, options));
+        let id = lease.publish(self.client.label_with(len, format, options));
         Ok(self.key(id, place, len, format))
     }
 }
@@ -196,14 +190,7 @@ impl Connector for ShmConnector {
         let commit = || {
             let (id, _) = self.id("commit_at", key)?;
             let (lease, len) = self.client.lease_of(region)?;
-            self.client.bind(id, key.format(), lease, len)?.map_err(|unbound| {
-                let (kind, context) = match unbound {
-                    Unbound::Taken => (ErrorKind::AlreadyExists, "the object was committed before"),
-                    Unbound::Format => (ErrorKind::TypeMismatch, "declared with another format"),
-                    Unbound::Missing => (ErrorKind::NotFound, "the declaration was evicted"),
-                };
-                Error::new(kind, "commit_at", context).with_connector(SCHEME)
-            })
+            self.client.bind(id, key.format(), lease, len)?.map_err(|unbound| unbound.into_error(SCHEME))
         };
         Pending::ready(commit())
     }

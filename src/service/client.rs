@@ -20,6 +20,7 @@ use super::message::Request;
 use super::server::{Inherited, index_of};
 use super::stats::ServiceStats;
 use super::wire::Socket;
+use crate::connector::PutOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::key::Format;
@@ -31,7 +32,7 @@ use crate::shm::clock;
 use crate::shm::layout::{policy, word};
 use crate::shm::mapped::Mapped;
 use crate::shm::segment::{Access, Mapping, Segment};
-use crate::shm::table::{Found, Id, Label, Object, State, Table};
+use crate::shm::table::{EPHEMERAL, Found, Id, Label, Object, State, Table};
 use crate::sync::lock as locked;
 
 mod agent;
@@ -379,6 +380,13 @@ impl Client {
     /// A label without options.
     pub(crate) fn label(format: Format) -> Label {
         Label { len: 0, format, flags: 0, expires: 0 }
+    }
+
+    /// A label with what the options say.
+    pub(crate) fn label_with(&self, len: u64, format: Format, options: &PutOptions) -> Label {
+        let flags = if options.ends_with_producer() { EPHEMERAL } else { 0 };
+        let expires = options.lifetime().map_or(0, |limit| self.expiry(limit));
+        Label { len, format, flags, expires }
     }
 
     /// When an object that is put now expires.

@@ -12,10 +12,8 @@ use crate::shm::table::Table;
 /// # Cost
 /// Three loads. While the address changes, which it does with the node's network only, it may be half the old one.
 pub(crate) fn read<M: Mem>(table: &Table<M>) -> Option<SocketAddr> {
-    // SYNC POINT: `write`
-    let word = table.header(word::CONTACT).load(Acquire);
-    let half = |at| table.header(word::CONTACT + at).load(Relaxed);
-    let ip = u128::from(half(1)) | u128::from(half(2)) << 64;
+    let [word, low, high] = words(table);
+    let ip = u128::from(low) | u128::from(high) << 64;
     (word & IS_THERE != 0).then(|| SocketAddr::new(Ipv6Addr::from(ip.to_le_bytes()).to_canonical(), word as u16))
 }
 

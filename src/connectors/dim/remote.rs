@@ -87,14 +87,13 @@ impl Remote {
         };
         let remote = Arc::clone(self);
         let again = move |deadline: Option<Instant>| {
-            let deadline = deadline.unwrap_or_else(|| Instant::now() + environment::timeout());
+            let limit = Limit::new(deadline);
             let mut attempts = 0;
             loop {
                 attempts += 1;
-                let peer = remote.peers.reach(at.contact, deadline)?;
+                let peer = remote.peers.reach(at.contact, limit.0)?;
                 remote.check_instance(op, &peer, &at)?;
-                let left = deadline.saturating_duration_since(Instant::now());
-                match begin(&remote, &peer).deadline(left).wait() {
+                match limit.wait(begin(&remote, &peer)) {
                     Err(error) if error.kind() == ErrorKind::PeerDown && attempts < ATTEMPTS => {}
                     result => return result,
                 }

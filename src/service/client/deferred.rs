@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Client, Lease, pins};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::key::Format;
 use crate::shm::table::{BOUND, Id, Label, Unbound};
@@ -67,5 +67,17 @@ impl Client {
             crate::shm::futex::bump(self.table.bucket(bucket));
         }
         self.waiting.wake_all();
+    }
+}
+
+impl Unbound {
+    /// As the caller of `commit_at` is told.
+    pub(crate) fn into_error(self, scheme: &'static str) -> Error {
+        let (kind, context) = match self {
+            Self::Taken => (ErrorKind::AlreadyExists, "the object was committed before"),
+            Self::Format => (ErrorKind::TypeMismatch, "declared with another format"),
+            Self::Missing => (ErrorKind::NotFound, "the declaration was evicted"),
+        };
+        Error::new(kind, "commit_at", context).with_connector(scheme)
     }
 }
