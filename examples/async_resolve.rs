@@ -57,8 +57,6 @@ fn main() -> Result<()> {
     let ratio = lazily.as_secs_f64() / ahead.as_secs_f64();
     println!("{OBJECTS} objects, {STEP:?} away each, about as long in work: resolved on use {lazily:.0?},");
     println!("with prefetch {ahead:.0?} ({ratio:.2} times as fast), as tasks {tasks:.0?}");
-    assert!(ratio > 1.3, "fetching and working did not overlap");
-    assert!(lazily.as_secs_f64() / tasks.as_secs_f64() > 1.3, "tasks did not overlap");
     Ok(())
 }
 
