@@ -20,10 +20,6 @@ mod report;
 mod sizes;
 mod socket;
 mod timing;
-#[cfg(feature = "ucx")]
-#[expect(unsafe_code, reason = "the interface of UCX")]
-#[allow(dead_code, reason = "tests/cluster measures other shapes with it")]
-mod ucp;
 
 use link::How;
 use partner::Partner;

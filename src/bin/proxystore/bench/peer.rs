@@ -222,14 +222,14 @@ fn whole<E>(n: usize, window: usize, run: impl FnOnce(usize) -> Result<Duration,
 /// The bare loop on UCX's interface: `count` objects of `size` bytes, moved as `how` says.
 #[cfg(feature = "ucx")]
 fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'static>, Error> {
-    use super::ucp::{Contact, Progress, Requester, Shape};
+    use crate::ucp::{Contact, Progress, Requester, Settings, Shape};
 
     let shape = match how {
         How::Batch => Shape { len: size * count, window: 1, pieces: count },
         How::Window => Shape { len: size, window: count, pieces: 1 },
         How::Get | How::Resolve => Shape::single(size),
     };
-    let settings = super::references::settings()?;
+    let settings = Settings::of_this_node()?;
     let contact = Contact::from_bytes(contact).map_err(hung_up)?;
     let mut requester = Requester::connect(&settings, &contact, shape.len * shape.window).map_err(hung_up)?;
     let way = requester.best(shape, Progress::Hybrid).map_err(hung_up)?;

@@ -6,7 +6,7 @@ use super::socket::Socket;
 use crate::failure::Failure;
 
 #[cfg(feature = "ucx")]
-use super::ucp::{Owner, Settings};
+use crate::ucp::{Owner, Settings};
 
 pub(super) struct References {
     all: Vec<Reference>,
@@ -53,7 +53,7 @@ impl References {
     /// Over the interface that objects go over.
     #[cfg(feature = "ucx")]
     fn ucp(&mut self, payload: &[u8]) -> Result<Reference, Failure> {
-        let owner = Owner::start(&settings()?, payload.len().max(GATHERED), payload);
+        let owner = Owner::start(&Settings::of_this_node()?, payload.len().max(GATHERED), payload);
         let owner = owner.map_err(|error| Failure::io("the bare UCP loop", error))?;
         let contact = owner.contact().to_bytes();
         self._owner = Some(owner);
@@ -64,19 +64,6 @@ impl References {
     fn ucp(&mut self, _: &[u8]) -> Result<Reference, Failure> {
         Err(Failure::new("this build has no UCX"))
     }
-}
-
-/// Of the bare UCP loop on both sides.
-#[cfg(feature = "ucx")]
-pub(super) fn settings() -> Result<Settings, proxystore::Error> {
-    use proxystore::launch::{self, Job};
-
-    let (interfaces, _) = launch::interfaces(&Job::discover()?)?;
-    let settings = Settings::new(interfaces.first().map(|interface| interface.name.as_str()));
-    // Where an adapter does it, and checks the key.
-    let transports = std::env::var("UCX_TLS").unwrap_or_default();
-    let is_hardware = |name: &str| ["rc", "dc", "ud", "ib"].iter().any(|prefix| name.trim().starts_with(prefix));
-    Ok(if transports.split(',').all(is_hardware) { settings.one_sided() } else { settings })
 }
 
 /// Most bytes that are gathered.

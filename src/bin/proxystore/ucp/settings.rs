@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 
+use proxystore::launch::{self, Job};
 use ucx_sys::Version;
 
 /// Names without `UCX_`, and values; a name that the environment has is left out.
@@ -21,6 +22,16 @@ impl Settings {
         let mut pairs = vec![("TLS".to_owned(), "tcp".to_owned())];
         pairs.extend(devices.map(|devices| ("NET_DEVICES".to_owned(), devices.to_owned())));
         Self { pairs, one_sided: false }
+    }
+
+    /// For the interface that objects go over.
+    pub(crate) fn of_this_node() -> proxystore::Result<Self> {
+        let (interfaces, _) = launch::interfaces(&Job::discover()?)?;
+        let settings = Self::new(interfaces.first().map(|interface| interface.name.as_str()));
+        // Where an adapter does it, and checks the key.
+        let transports = std::env::var("UCX_TLS").unwrap_or_default();
+        let is_hardware = |name: &str| ["rc", "dc", "ud", "ib"].iter().any(|prefix| name.trim().starts_with(prefix));
+        Ok(if transports.split(',').all(is_hardware) { settings.one_sided() } else { settings })
     }
 
     pub(crate) fn one_sided(self) -> Self {

@@ -1,4 +1,4 @@
-//! The bare loop on UCX's own interface that connectors over UCX are measured beside.
+//! UCX's own interface: the bare loop that connectors over UCX are measured beside, and what it has on this machine.
 //!
 //! ```text
 //!   Requester                                     Owner
@@ -10,12 +10,14 @@
 //! either side, buffers that are warm and registered. Nothing else may use the workers of a process that it runs in.
 
 mod contact;
+mod look;
 mod owner;
 mod requester;
 mod settings;
 mod worker;
 
 pub(crate) use contact::Contact;
+pub(crate) use look::look;
 pub(crate) use owner::Owner;
 pub(crate) use requester::{Progress, Requester, Shape};
 pub(crate) use settings::Settings;
