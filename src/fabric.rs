@@ -25,6 +25,8 @@ pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;
 pub(crate) mod tcp;
+#[cfg(feature = "ucx")]
+pub(crate) mod ucx;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -38,6 +40,9 @@ pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};
 #[doc(hidden)]
 pub use tcp::check_frames;
+#[cfg(feature = "ucx")]
+#[doc(hidden)]
+pub use ucx::check_messages;
 
 /// A way to move bytes between nodes.
 ///
