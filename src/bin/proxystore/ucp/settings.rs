@@ -19,7 +19,8 @@ pub(crate) struct Settings {
 impl Settings {
     /// As the fabric sets them, for these devices of the network if there are any.
     pub(crate) fn new(devices: Option<&str>) -> Self {
-        let mut pairs = vec![("TLS".to_owned(), "tcp".to_owned())];
+        let pairs = [("TLS", "^sm"), ("KEEPALIVE_INTERVAL", "inf")];
+        let mut pairs: Vec<_> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         pairs.extend(devices.map(|devices| ("NET_DEVICES".to_owned(), devices.to_owned())));
         Self { pairs, one_sided: false }
     }
