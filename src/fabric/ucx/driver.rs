@@ -304,8 +304,7 @@ impl Driver {
         let patience = (self.options.silence / 8).min(Duration::from_secs(1));
         let mut afters = Vec::new();
         let mut core = lock(&self.core);
-        let waiting: Vec<u64> =
-            core.links.iter().filter(|(_, link)| link.failed.is_none()).map(|(link, _)| *link).collect();
+        let waiting: Vec<u64> = core.links.iter().filter(|(_, link)| link.failed.is_none()).map(|(link, _)| *link).collect();
         for link in waiting {
             let is_owed = core.calls.are_open(link);
             let Some(known) = core.links.get_mut(&link) else { continue };
@@ -545,10 +544,12 @@ impl Driver {
         let is_good = status == UCS_OK;
         match (operation.about, operation.body) {
             (About::Part { number, index }, Body::Landing(landing)) if is_good => self.landed(number, index, landing),
-            (About::Packed { number, .. }, Body::Own(bytes)) if is_good => match Message::decode(&operation.header) {
-                Ok(message) => self.answer_here(&message, &operation.header, &bytes),
-                Err(error) => self.end(number, Err(error)),
-            },
+            (About::Packed { number, .. }, Body::Own(bytes)) if is_good => {
+                match Message::decode(&operation.header) {
+                    Ok(message) => self.answer_here(&message, &operation.header, &bytes),
+                    Err(error) => self.end(number, Err(error)),
+                }
+            }
             (About::Part { number, .. } | About::Packed { number, .. }, body) => {
                 let error = failed(self.context.ucx(), "fetch an answer", status);
                 self.end(number, Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned())));

@@ -67,11 +67,7 @@ impl Message {
     /// `TooLarge` for a head or parts beyond the limits.
     pub(super) fn encode(mut self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
         if head.len() > MAX_HEAD || lengths.len() > MAX_PARTS {
-            let context = format!(
-                "{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}",
-                head.len(),
-                lengths.len()
-            );
+            let context = format!("{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}", head.len(), lengths.len());
             return Err(Error::new(ErrorKind::TooLarge, "request", context));
         }
         (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
@@ -224,10 +220,7 @@ impl Hello {
 /// What the owner says to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Welcome {
-    Meet {
-        token: u64,
-        address: Vec<u8>,
-    },
+    Meet { token: u64, address: Vec<u8> },
     /// Why this node does not speak UCX.
     Refused(String),
 }
@@ -306,10 +299,7 @@ pub fn check_messages(bytes: &[u8]) -> bool {
     let Ok((described, taken)) = message.describe(header, payload) else { return false };
     assert!(taken <= payload.len() && described.lengths.len() == message.parts());
     let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(&described.head, &described.lengths);
-    assert_eq!(
-        again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(),
-        Some([header, &payload[..taken]].concat())
-    );
+    assert_eq!(again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(), Some([header, &payload[..taken]].concat()));
     true
 }
 

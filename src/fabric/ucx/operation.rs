@@ -69,20 +69,12 @@ pub(super) struct Finished {
 /// What happened, in the order in which UCX said so.
 #[derive(Debug)]
 pub(super) enum Event {
-    Message {
-        header: Vec<u8>,
-        data: Data,
-    },
+    Message { header: Vec<u8>, data: Data },
     Finished(Finished),
     /// An endpoint broke.
-    Broken {
-        link: u64,
-        status: ucs_status_t,
-    },
+    Broken { link: u64, status: ucs_status_t },
     /// An endpoint is closed.
-    Closed {
-        link: u64,
-    },
+    Closed { link: u64 },
 }
 
 /// Where UCX's callbacks put what happened. Touched only within calls on the worker, which are one at a time.

@@ -102,11 +102,7 @@ impl Worker {
         let (mut address, mut len) = (ptr::null_mut(), 0);
         // SAFETY: one thread at a time, by `&mut self`; the bytes are copied before they are released.
         unsafe {
-            check(
-                self.ucx(),
-                "name a worker",
-                self.ucx().ucp_worker_get_address(self.raw.worker, &mut address, &mut len),
-            )?;
+            check(self.ucx(), "name a worker", self.ucx().ucp_worker_get_address(self.raw.worker, &mut address, &mut len))?;
             let bytes = std::slice::from_raw_parts(address.cast::<u8>(), len).to_vec();
             self.ucx().ucp_worker_release_address(self.raw.worker, address);
             Ok(bytes)
@@ -156,8 +152,9 @@ impl Worker {
         let running = Box::into_raw(running);
         params.user_data = running.cast();
         // SAFETY: one thread at a time, by `&mut self`; header and bytes belong to `running`, which stays until UCX is done.
-        let request =
-            unsafe { self.ucx().ucp_am_send_nbx(endpoint, MESSAGE, header.cast(), header_len, address, len, &params) };
+        let request = unsafe {
+            self.ucx().ucp_am_send_nbx(endpoint, MESSAGE, header.cast(), header_len, address, len, &params)
+        };
         // SAFETY: made above, of a call that took it.
         unsafe { self.begun(request, running, None) }
     }
@@ -180,8 +177,9 @@ impl Worker {
         let running = Box::into_raw(running);
         params.user_data = running.cast();
         // SAFETY: as in `send`; the descriptor was kept when it came, and is UCX's again from here on.
-        let request =
-            unsafe { self.ucx().ucp_am_recv_data_nbx(self.raw.worker, descriptor, address.cast_mut(), len, &params) };
+        let request = unsafe {
+            self.ucx().ucp_am_recv_data_nbx(self.raw.worker, descriptor, address.cast_mut(), len, &params)
+        };
         // SAFETY: made above, of a call that took it.
         unsafe { self.begun(request, running, Some(announced)) }
     }
