@@ -212,6 +212,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("file", cfg!(feature = "file")),
     ("shm", cfg!(feature = "shm")),
     ("tcp", cfg!(feature = "tcp")),
+    ("ucx", cfg!(feature = "ucx")),
     ("msgpack", cfg!(feature = "msgpack")),
     ("rkyv", cfg!(feature = "rkyv")),
     ("metrics", cfg!(feature = "metrics")),
