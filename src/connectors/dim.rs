@@ -86,7 +86,7 @@ impl DimConnector {
         let begin = || {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
-            let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
+            let (fabric, signing) = exported::fabric(&client, config, &options.namespace)?;
             Self::new(canonical, client, contact, &signing, fabric)
         };
         begin().map_err(|error: Error| error.with_connector(scheme))
