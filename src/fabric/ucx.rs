@@ -22,12 +22,15 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::handshake::{Identity, Purpose};
 use super::tcp::{self, Tcp};
 use super::{Fabric, Listener, Peer, Segments, Service};
+use crate::config::ConnectorConfig;
+use crate::environment;
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
 mod calls;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod context;
+mod devices;
 mod driver;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod endpoint;
@@ -71,8 +74,12 @@ pub(crate) struct Options {
     pub(crate) packed: u64,
     /// Answers that may be held back.
     pub(crate) held: usize,
-    /// Devices that may be used, as in `UCX_NET_DEVICES`; UCX's choice where there are none.
+    /// Devices that may be used, as in `UCX_NET_DEVICES`; where there are none, those on which this node listens.
     pub(crate) devices: Vec<String>,
+    /// Transports, as in `UCX_TLS`.
+    pub(crate) transports: Option<String>,
+    /// From how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH`.
+    pub(crate) rendezvous: Option<u64>,
 }
 
 impl Default for Options {
@@ -84,7 +91,30 @@ impl Default for Options {
             packed: 1 << 20,
             held: 1 << 16,
             devices: Vec::new(),
+            transports: None,
+            rendezvous: None,
         }
+    }
+}
+
+impl Options {
+    /// What a URL says.
+    ///
+    /// # Errors
+    /// `Config` for values that are none.
+    pub(crate) fn of(config: &ConnectorConfig) -> Result<Self> {
+        let list = |text: &str| Some(text.split(',').map(str::to_owned).collect()).filter(|_| !text.is_empty());
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let default = Self::default();
+        Ok(Self {
+            devices: config.parse_option("devices", "names as in UCX_NET_DEVICES", list)?.unwrap_or_default(),
+            transports: config.parse_option("tls", "names as in UCX_TLS", text)?,
+            rendezvous: config.parse_option("rndv", "a number of bytes such as 64KiB", environment::parse_bytes)?,
+            spin: config
+                .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
+                .unwrap_or(default.spin),
+            ..default
+        })
     }
 }
 
@@ -147,7 +177,7 @@ impl fmt::Debug for Ucx {
 /// `Io` for want of descriptors.
 pub(crate) fn owner(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Owner>> {
     let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options.clone() };
-    Owner::new(&options, settings(&options), service)
+    Owner::new(&options, service)
 }
 
 /// What holds where the user does not say otherwise by `UCX_NAME`.
@@ -157,12 +187,16 @@ fn settings(options: &Options) -> Vec<Setting> {
         Setting { name: "TCP_TX_SEG_SIZE", value: "256k".to_owned() },
         Setting { name: "TCP_RX_SEG_SIZE", value: "256k".to_owned() },
         // Within a node memory is mapped, and nothing of UCX is used; its transports for that lack peer failures.
-        Setting { name: "TLS", value: "^sysv,posix,cma,knem,xpmem".to_owned() },
+        Setting { name: "TLS", value: options.transports.clone().unwrap_or_else(|| "^sm".to_owned()) },
         // The control connection notices dead and silent peers.
         Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
     ];
-    if !options.devices.is_empty() {
-        settings.push(Setting { name: "NET_DEVICES", value: options.devices.join(",") });
+    let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
+    if !devices.is_empty() {
+        settings.push(Setting { name: "NET_DEVICES", value: devices.join(",") });
+    }
+    if let Some(bytes) = options.rendezvous {
+        settings.push(Setting { name: "RNDV_THRESH", value: bytes.to_string() });
     }
     settings
 }

@@ -187,9 +187,10 @@ impl Life<'_> {
 
     fn get(&mut self, at: usize) {
         let (key, seed, before, ended) = self.ledger.look(at);
+        // When it is asked for, however late the answer is seen.
+        let is_leased = self.shares && ended.is_some_and(|ended| ended.elapsed() < LEASE * 2 + TIMEOUT);
         let Some(answer) = self.ask(&format!("get {key} {seed}")) else { return };
         self.ledger.count(Count::Gets);
-        let is_leased = self.shares && ended.is_some_and(|ended| ended.elapsed() < LEASE * 2 + TIMEOUT);
         let allowed: &[&str] = match (before, self.ledger.look(at).2) {
             (State::Live, State::Live) => &["same"],
             (State::Gone, _) if !is_leased => &["none"],

@@ -48,14 +48,14 @@ fn main() {
     .exit();
 }
 
-/// A trial with a bound in seconds, which covers the start of its hosts on a busy machine.
+/// A trial with a bound in seconds, which covers the start of its hosts; a busy machine may take three times as long.
 pub(crate) fn row(name: &str, seconds: u64, run: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let begun = Instant::now();
         run();
         match begun.elapsed() {
-            took if took > Duration::from_secs(seconds) => {
-                Err(Failed::from(format!("took {took:?}, allowed are {seconds} s")))
+            took if took > 3 * Duration::from_secs(seconds) => {
+                Err(Failed::from(format!("took {took:?}, allowed are three times {seconds} s")))
             }
             _ => Ok(()),
         }

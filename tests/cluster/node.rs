@@ -310,7 +310,7 @@ fn parse(key: &str) -> Result<Key, Error> {
     key.parse()
 }
 
-/// Waits at most two seconds until nothing evicted is left and no lease is a dead process's; what is wrong otherwise.
+/// Waits for some seconds until nothing evicted is left and no lease is a dead process's; what is wrong otherwise.
 fn settled() -> String {
     let begun = Instant::now();
     loop {
@@ -330,7 +330,7 @@ fn settled() -> String {
             }
             Err(error) => failure(&error),
         };
-        if begun.elapsed() > Duration::from_secs(2) {
+        if begun.elapsed() > crate::pair::SLACK {
             return wrong;
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -194,6 +194,9 @@ pub(crate) const OTHER_SECRET: &str = "0000e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e
 pub(crate) const SILENCE: Duration = Duration::from_secs(4);
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
+/// What a busy machine may add to a bound.
+pub(crate) const SLACK: Duration = Duration::from_secs(6);
+
 pub(crate) const ENVIRONMENT: &[(&str, &str)] =
     &[("PROXYSTORE_SECRET", SECRET), ("PROXYSTORE_RUNTIME_DIR", "/run/proxystore"), ("PROXYSTORE_TIMEOUT", "4s")];
 

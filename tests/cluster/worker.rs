@@ -155,7 +155,7 @@ fn ping(peer: &str, count: usize) -> std::io::Result<String> {
 }
 
 /// An echo that takes longer is lost.
-const ECHO: Duration = Duration::from_millis(100);
+const ECHO: Duration = Duration::from_millis(250);
 
 /// Datagrams that the echo received.
 static HEARD: AtomicU64 = AtomicU64::new(0);

@@ -237,6 +237,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("shm", cfg!(feature = "shm")),
     ("ucx", cfg!(feature = "ucx")),
     ("tcp", cfg!(feature = "tcp")),
+    ("ucx", cfg!(feature = "ucx")),
     ("msgpack", cfg!(feature = "msgpack")),
     ("rkyv", cfg!(feature = "rkyv")),
     ("metrics", cfg!(feature = "metrics")),

@@ -37,9 +37,17 @@ struct Entry {
 
 enum Stage {
     /// Nothing has come; parts that overtook their answer wait.
-    Asked { land: Option<Box<dyn Land>>, early: Vec<(u32, Data)> },
+    Asked {
+        land: Option<Box<dyn Land>>,
+        early: Vec<(u32, Data)>,
+    },
     /// Parts are on their way to their landings.
-    Landing { head: Vec<u8>, landings: Vec<Option<Landing>>, missing: usize, given: Vec<bool> },
+    Landing {
+        head: Vec<u8>,
+        landings: Vec<Option<Landing>>,
+        missing: usize,
+        given: Vec<bool>,
+    },
     Ended(Result<Answer>),
 }
 
@@ -147,7 +155,13 @@ impl Calls {
     ///
     /// # Errors
     /// The data, when it is to be given back: nobody wants it, or it was never announced.
-    pub(super) fn part(&mut self, link: u64, number: u64, index: u32, data: Data) -> std::result::Result<Option<(Landing, Data)>, Data> {
+    pub(super) fn part(
+        &mut self,
+        link: u64,
+        number: u64,
+        index: u32,
+        data: Data,
+    ) -> std::result::Result<Option<(Landing, Data)>, Data> {
         let Some(entry) = self.open.get_mut(&number).filter(|entry| entry.link == link) else { return Err(data) };
         match &mut entry.stage {
             Stage::Asked { land: Some(_), early } if early.len() < crate::fabric::MAX_PARTS => {

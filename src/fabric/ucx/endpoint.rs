@@ -5,9 +5,9 @@ use std::ptr;
 
 use ucx_sys::{
     UCP_EP_CLOSE_FLAG_FORCE, UCP_EP_PARAM_FIELD_ERR_HANDLER, UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE,
-    UCP_EP_PARAM_FIELD_REMOTE_ADDRESS, UCP_ERR_HANDLING_MODE_PEER, UCP_OP_ATTR_FIELD_CALLBACK,
-    UCP_OP_ATTR_FIELD_FLAGS, UCP_OP_ATTR_FIELD_USER_DATA, UCS_PTR_IS_PTR, Ucx, ucp_ep_h, ucp_ep_params_t,
-    ucp_err_handler_t, ucp_request_param_t, ucp_request_param_t__bindgen_ty_1, ucs_status_t,
+    UCP_EP_PARAM_FIELD_REMOTE_ADDRESS, UCP_ERR_HANDLING_MODE_PEER, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS,
+    UCP_OP_ATTR_FIELD_USER_DATA, UCS_PTR_IS_PTR, Ucx, ucp_ep_h, ucp_ep_params_t, ucp_err_handler_t,
+    ucp_request_param_t, ucp_request_param_t__bindgen_ty_1, ucs_status_t,
 };
 
 use super::context::check;
@@ -100,7 +100,7 @@ unsafe extern "C" fn closed(request: *mut c_void, _: ucs_status_t, tag: *mut c_v
     // SAFETY: the tag that `close` gave, which nobody has any more now that the endpoint is gone.
     let tag = unsafe { Box::from_raw(tag.cast::<Tag>()) };
     // SAFETY: the inbox lives as long as the worker.
-    unsafe { &*tag.inbox }.push(Event::Closed { link: tag.link });
+    unsafe { &*tag.inbox }.push(Event::Closed);
     super::worker::free(request);
 }
 

@@ -89,8 +89,7 @@ impl Known {
     fn find(&self, address: usize, len: usize) -> Option<Place> {
         let (_, piece) = self.pieces.range(..=address).next_back()?;
         let is_inside = address.checked_add(len).is_some_and(|end| end <= piece.end);
-        is_inside
-            .then(|| Place { address: address.wrapping_add_signed(piece.shift), handle: Some(piece.handle.0) })
+        is_inside.then(|| Place { address: address.wrapping_add_signed(piece.shift), handle: Some(piece.handle.0) })
     }
 
     fn register(&mut self, ucx: &Ucx, context: ucp_context_h, segment: &Segment) {
@@ -119,7 +118,7 @@ impl Known {
         };
         self.pieces.insert(start, Piece { end: start + len, shift: 0, handle });
         if let Some(views) = segment.views {
-            let shift = start.wrapping_sub(views).cast_signed();
+            let shift = start.wrapping_sub(views) as isize;
             self.pieces.insert(views, Piece { end: views + len, shift, handle });
         }
     }

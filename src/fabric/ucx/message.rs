@@ -67,7 +67,11 @@ impl Message {
     /// `TooLarge` for a head or parts beyond the limits.
     pub(super) fn encode(mut self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
         if head.len() > MAX_HEAD || lengths.len() > MAX_PARTS {
-            let context = format!("{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}", head.len(), lengths.len());
+            let context = format!(
+                "{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}",
+                head.len(),
+                lengths.len()
+            );
             return Err(Error::new(ErrorKind::TooLarge, "request", context));
         }
         (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
@@ -220,7 +224,10 @@ impl Hello {
 /// What the owner says to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Welcome {
-    Meet { token: u64, address: Vec<u8> },
+    Meet {
+        token: u64,
+        address: Vec<u8>,
+    },
     /// Why this node does not speak UCX.
     Refused(String),
 }
@@ -234,7 +241,7 @@ impl Welcome {
                 while !text.is_char_boundary(end) {
                     end -= 1;
                 }
-                [&[2], text[..end].as_bytes()].concat()
+                [&[2], &text.as_bytes()[..end]].concat()
             }
         }
     }
@@ -299,7 +306,10 @@ pub fn check_messages(bytes: &[u8]) -> bool {
     let Ok((described, taken)) = message.describe(header, payload) else { return false };
     assert!(taken <= payload.len() && described.lengths.len() == message.parts());
     let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(&described.head, &described.lengths);
-    assert_eq!(again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(), Some([header, &payload[..taken]].concat()));
+    assert_eq!(
+        again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(),
+        Some([header, &payload[..taken]].concat())
+    );
     true
 }
 

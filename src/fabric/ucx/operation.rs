@@ -69,12 +69,18 @@ pub(super) struct Finished {
 /// What happened, in the order in which UCX said so.
 #[derive(Debug)]
 pub(super) enum Event {
-    Message { header: Vec<u8>, data: Data },
+    Message {
+        header: Vec<u8>,
+        data: Data,
+    },
     Finished(Finished),
     /// An endpoint broke.
-    Broken { link: u64, status: ucs_status_t },
+    Broken {
+        link: u64,
+        status: ucs_status_t,
+    },
     /// An endpoint is closed.
-    Closed { link: u64 },
+    Closed,
 }
 
 /// Where UCX's callbacks put what happened. Touched only within calls on the worker, which are one at a time.
@@ -120,14 +126,14 @@ impl Drop for Raw {
 #[derive(Debug)]
 pub(super) enum Data {
     /// All are here, in memory of UCX's.
-    Here { raw: Arc<Raw>, start: *mut c_void, len: usize },
+    Here { _raw: Arc<Raw>, start: *mut c_void, len: usize },
     /// All are here, and few.
     Copied(Vec<u8>),
     /// To be fetched from the sender, who waits.
-    Announced { raw: Arc<Raw>, descriptor: *mut c_void, len: usize },
+    Announced { _raw: Arc<Raw>, descriptor: *mut c_void, len: usize },
 }
 
-// SAFETY: the memory is nobody else's until it is given back to the worker, which `raw` keeps; it is not bound to a thread.
+// SAFETY: the memory is nobody else's until it is given back to the worker, which `_raw` keeps; it is not bound to a thread.
 unsafe impl Send for Data {}
 
 impl Data {
@@ -136,7 +142,7 @@ impl Data {
         match self {
             Self::Copied(bytes) => Some(bytes),
             Self::Here { len: 0, .. } => Some(&[]),
-            // SAFETY: UCX gave `len` bytes at `start` away until they are released, which consumes this; `raw` keeps the
+            // SAFETY: UCX gave `len` bytes at `start` away until they are released, which consumes this; `_raw` keeps the
             // worker that they belong to.
             Self::Here { start, len, .. } => Some(unsafe { std::slice::from_raw_parts(start.cast::<u8>(), *len) }),
             Self::Announced { .. } => None,
@@ -164,7 +170,7 @@ impl Running {
     ///
     /// # Safety
     /// Its bytes are moved where `status` is `UCS_OK`.
-    pub(super) unsafe fn end(mut self: Box<Self>, status: ucs_status_t, received: Option<usize>) -> Finished {
+    pub(super) unsafe fn end(mut self, status: ucs_status_t, received: Option<usize>) -> Finished {
         let is_whole = match (self.expected, received) {
             (Some(expected), Some(received)) => expected == received,
             _ => true,

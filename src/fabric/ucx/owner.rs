@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ucx_sys::UCS_OK;
 
 use super::Options;
-use super::context::{Context, Setting};
+use super::context::Context;
 use super::message::{Hello, Kind, Message, Welcome};
 use super::operation::{About, Body, Data, Event, Finished, Operation};
 use super::worker::Worker;
@@ -30,7 +30,6 @@ pub(crate) struct Owner {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
     begun: AtomicBool,
-    settings: Vec<Setting>,
     segments: Mutex<Vec<Arc<dyn Segments>>>,
 }
 
@@ -57,7 +56,7 @@ enum Order {
 }
 
 impl Owner {
-    pub(crate) fn new(options: &Options, settings: Vec<Setting>, service: Arc<dyn Service>) -> Result<Arc<Self>> {
+    pub(super) fn new(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Self>> {
         let shared = Shared {
             service,
             options: options.clone(),
@@ -68,7 +67,7 @@ impl Owner {
             generation: crate::process::generation(),
         };
         let (shared, segments) = (Arc::new(shared), Mutex::default());
-        Ok(Arc::new(Self { shared, thread: Mutex::default(), begun: AtomicBool::new(false), settings, segments }))
+        Ok(Arc::new(Self { shared, thread: Mutex::default(), begun: AtomicBool::new(false), segments }))
     }
 
     /// Memory from which parts are sent.
@@ -82,9 +81,8 @@ impl Owner {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
-        let settings: Vec<Setting> = self.settings.clone();
         let segments = std::mem::take(&mut *lock(&self.segments));
-        let run = move || serve(&shared, &settings, segments);
+        let run = move || serve(&shared, segments);
         match std::thread::Builder::new().name("proxystore-ucx-owner".to_owned()).spawn(run) {
             Ok(thread) => {
                 *lock(&self.thread) = Some(thread);
@@ -174,10 +172,10 @@ impl Respond for Duty {
 }
 
 /// The thread: meets requesters, and answers until it is told to stop.
-fn serve(shared: &Arc<Shared>, settings: &[Setting], segments: Vec<Arc<dyn Segments>>) {
+fn serve(shared: &Arc<Shared>, segments: Vec<Arc<dyn Segments>>) {
     *lock(&shared.thread) = Some(std::thread::current().id());
     let begin = || -> Result<(Worker, Vec<u8>)> {
-        let context = Arc::new(Context::new(settings)?);
+        let context = Arc::new(Context::new(&super::settings(&shared.options))?);
         segments.into_iter().for_each(|segments| context.memory.add(segments));
         let mut worker = Worker::new(&context)?;
         let address = worker.address()?;
@@ -343,7 +341,7 @@ impl Desk {
                 // Its control connection stays, until the requester ends it.
                 self.forget(link);
             }
-            Event::Closed { .. } => {}
+            Event::Closed => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Options, Ucx};
-use crate::fabric::conformance::Ends;
+use crate::fabric::conformance::{Ends, own_network};
 use crate::fabric::handshake::Identity;
 use crate::launch::Secret;
 
@@ -37,7 +37,7 @@ fn ends() -> Ends {
         from: 1,
         instance: 2,
         silence,
-        cut: None,
+        cut: is_cut.then(own_network),
         stranger: Some(ucx(&Arc::new(Secret::random()), 3)),
         settle: Box::new(|| {}),
     }

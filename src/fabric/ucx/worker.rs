@@ -102,7 +102,11 @@ impl Worker {
         let (mut address, mut len) = (ptr::null_mut(), 0);
         // SAFETY: one thread at a time, by `&mut self`; the bytes are copied before they are released.
         unsafe {
-            check(self.ucx(), "name a worker", self.ucx().ucp_worker_get_address(self.raw.worker, &mut address, &mut len))?;
+            check(
+                self.ucx(),
+                "name a worker",
+                self.ucx().ucp_worker_get_address(self.raw.worker, &mut address, &mut len),
+            )?;
             let bytes = std::slice::from_raw_parts(address.cast::<u8>(), len).to_vec();
             self.ucx().ucp_worker_release_address(self.raw.worker, address);
             Ok(bytes)
@@ -152,9 +156,8 @@ impl Worker {
         let running = Box::into_raw(running);
         params.user_data = running.cast();
         // SAFETY: one thread at a time, by `&mut self`; header and bytes belong to `running`, which stays until UCX is done.
-        let request = unsafe {
-            self.ucx().ucp_am_send_nbx(endpoint, MESSAGE, header.cast(), header_len, address, len, &params)
-        };
+        let request =
+            unsafe { self.ucx().ucp_am_send_nbx(endpoint, MESSAGE, header.cast(), header_len, address, len, &params) };
         // SAFETY: made above, of a call that took it.
         unsafe { self.begun(request, running, None) }
     }
@@ -177,9 +180,8 @@ impl Worker {
         let running = Box::into_raw(running);
         params.user_data = running.cast();
         // SAFETY: as in `send`; the descriptor was kept when it came, and is UCX's again from here on.
-        let request = unsafe {
-            self.ucx().ucp_am_recv_data_nbx(self.raw.worker, descriptor, address.cast_mut(), len, &params)
-        };
+        let request =
+            unsafe { self.ucx().ucp_am_recv_data_nbx(self.raw.worker, descriptor, address.cast_mut(), len, &params) };
         // SAFETY: made above, of a call that took it.
         unsafe { self.begun(request, running, Some(announced)) }
     }
@@ -207,7 +209,7 @@ impl Worker {
         let event = self.raw.inbox.pop()?;
         match &event {
             Event::Finished(_) => self.running -= 1,
-            Event::Closed { .. } => self.closing -= 1,
+            Event::Closed => self.closing -= 1,
             Event::Message { .. } | Event::Broken { .. } => {}
         }
         Some(event)
@@ -338,7 +340,7 @@ unsafe extern "C" fn arrived(
     let attributes = unsafe { (*param).recv_attr };
     let inbox = Arc::clone(&raw);
     let (data, status) = if attributes & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 {
-        (Data::Announced { raw, descriptor: data, len }, UCS_INPROGRESS)
+        (Data::Announced { _raw: raw, descriptor: data, len }, UCS_INPROGRESS)
     } else if len == 0 || attributes & u64::from(UCP_AM_RECV_ATTR_FLAG_DATA) == 0 {
         let bytes = match len {
             0 => Vec::new(),
@@ -347,7 +349,7 @@ unsafe extern "C" fn arrived(
         };
         (Data::Copied(bytes), UCS_OK)
     } else {
-        (Data::Here { raw, start: data, len }, UCS_INPROGRESS)
+        (Data::Here { _raw: raw, start: data, len }, UCS_INPROGRESS)
     };
     inbox.inbox.push(Event::Message { header, data });
     status
