@@ -301,21 +301,25 @@ fn memory_is_out_of_reach() {
         ..Default::default()
     };
     let (eights, into) = (raw.keep(&[0x22; 65536]), raw.keep(&[0; 65536]));
-    // SAFETY: what is here stays; what is there is the owner's affair.
-    unsafe {
-        for address in [target, 8, u64::MAX - 8, target & !4095] {
-            let len = if address == target { 8 } else { 65536 };
+    // What a broken endpoint would end comes last.
+    for address in [target, 8, u64::MAX - 8, target & !4095] {
+        let len = if address == target { 8 } else { 65536 };
+        // SAFETY: what is here stays; what is there is the owner's affair.
+        unsafe {
             let put = raw.ucx.ucp_put_nbx(raw.endpoint, eights.cast(), len, address, key, &none);
             raw.begun(put);
             let get = raw.ucx.ucp_get_nbx(raw.endpoint, into.cast(), len, address, key, &none);
             raw.begun(get);
-            let swap = UCP_ATOMIC_OP_SWAP;
-            let bytes: *const c_void = eights.cast();
-            let atomic = raw.ucx.ucp_atomic_op_nbx(raw.endpoint, swap, bytes, 1, address & !7, key, &reply);
-            raw.begun(atomic);
         }
+        raw.progress(Duration::from_millis(300));
     }
-    raw.progress(Duration::from_secs(1));
+    // SAFETY: as above.
+    unsafe {
+        let bytes: *const c_void = eights.cast();
+        let atomic = raw.ucx.ucp_atomic_op_nbx(raw.endpoint, UCP_ATOMIC_OP_SWAP, bytes, 1, target, key, &reply);
+        raw.begun(atomic);
+    }
+    raw.progress(Duration::from_millis(300));
     site.assert_alive();
     assert_eq!(TARGET.load(SeqCst), 0x1111, "the owner's memory was written to");
     // SAFETY: written to by the operations alone, and they were given time.
