@@ -27,6 +27,7 @@ const ROWS: &[Row] = &[
     ("leases_bound_what_is_stale", 30, Over::Asked, leases),
     ("one_of_many_takes_an_object", 40, Over::Asked, takes),
     ("who_fetches_for_all_is_killed", 40, Over::Asked, fetcher_killed),
+    ("forked_children_open_their_own", 40, Over::Always, forked),
     ("chaos_between_hosts", 120, Over::Asked, chaos),
     ("sixteen_processes_one_transfer", 60, Over::Always, sixteen),
     ("peak_memory_of_a_get", 120, Over::Asked, peak),
@@ -314,6 +315,25 @@ fn fetcher_killed(fabric: Fabric) {
     // One whole transfer and what came until the kill, with what was on its way.
     assert!(received < 2 * LEN, "{received} bytes for {LEN} and a broken transfer");
     pair.requester.expect("settled", "settled");
+}
+
+/// At the owner and at the requester, while others go on.
+fn forked(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let keys = [put(&mut pair.owner, 1, 100), put(&mut pair.owner, 2, 3_000_000)];
+    for round in 0..3 {
+        for (at, key) in keys.iter().enumerate() {
+            let seed = at + 1;
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+            pair.requester.expect(&format!("fork {key} {seed}"), "done");
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+            if round == 0 {
+                pair.owner.expect(&format!("fork {key} {seed}"), "done");
+            }
+        }
+    }
+    pair.requester.expect("settled", "settled");
+    pair.owner.expect("settled", "settled");
 }
 
 fn sixteen(fabric: Fabric) {
