@@ -17,6 +17,7 @@ mod chaos;
 mod content;
 mod harness;
 mod hosts;
+mod interface;
 mod node;
 mod objects;
 mod pair;
@@ -37,7 +38,12 @@ fn main() {
     }
     libtest_mimic::run(
         &Arguments::from_args(),
-        harness::trials().into_iter().chain(rows::trials()).chain(objects::trials()).collect(),
+        harness::trials()
+            .into_iter()
+            .chain(rows::trials())
+            .chain(objects::trials())
+            .chain(interface::trials())
+            .collect(),
     )
     .exit();
 }

@@ -8,8 +8,8 @@ use crate::chaos::chaos;
 use crate::hosts::{Cluster, Host, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, Pair, SECOND, SILENCE, SLACK, URL, assert_error, await_answer, connections, get, listening, node, put,
-    sockets, split, timed,
+    ENVIRONMENT, Pair, SECOND, SILENCE, SLACK, URL, assert_error, await_answer, connections, get, is_error, listening,
+    node, put, sockets, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("leases_bound_what_is_stale", 30, leases),
         row("one_of_many_takes_an_object", 40, takes),
         row("who_fetches_for_all_is_killed", 40, fetcher_killed),
+        row("who_fetches_for_all_is_stopped", 40, fetcher_stopped),
         row("chaos_between_hosts", 120, chaos),
         row("sixteen_processes_one_transfer", 60, sixteen),
         row("peak_memory_of_a_get", 120, peak),
@@ -313,6 +314,33 @@ fn fetcher_killed() {
     // One whole transfer and what came until the kill, with what was on its way.
     assert!(received < 2 * LEN, "{received} bytes for {LEN} and a broken transfer");
     pair.requester.expect("settled", "settled");
+}
+
+/// The same, stopped: who waits does so for half of its time and then fetches for itself.
+fn fetcher_stopped() {
+    let mut pair = Pair::new();
+    let key = put(&mut pair.owner, 1, 24 << 20);
+    let start = || pair.hosts[1].start(&["--node", "tcp://test"], ENVIRONMENT);
+    let (mut first, mut second) = (start(), start());
+    pair.hosts[0].shape(&["rate=50mbit"]);
+    first.expect("limit 30000", "done");
+    first.tell(&format!("get {key} 1"));
+    std::thread::sleep(SECOND);
+    first.signal("STOP");
+    pair.hosts[0].unshape();
+    let limit = 3 * SILENCE;
+    second.expect(&format!("limit {}", limit.as_millis()), "done");
+    let (took, answer) = timed(&mut second, &format!("get {key} 1"));
+    assert_eq!(answer, "same", "after {took:?}");
+    assert!(took >= limit / 2, "{took:?}: it did not wait for the one that fetches");
+    // Who was stopped gives up, or asks again: its connection is over.
+    first.signal("CONT");
+    let answer = first.reply();
+    assert!(answer == "same" || is_error(&answer, &["PeerDown", "Timeout"]), "{answer}");
+    for worker in [&mut first, &mut second, &mut pair.requester] {
+        await_answer(worker, &format!("get {key} 1"), "same", SLACK);
+        worker.expect("settled", "settled");
+    }
 }
 
 fn sixteen() {

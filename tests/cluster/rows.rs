@@ -8,7 +8,7 @@ use crate::hosts::{Cluster, Worker, missing};
 use crate::needs;
 use crate::pair::{
     ENVIRONMENT, OTHER_SECRET, Pair, SECOND, SECRET, SILENCE, SLACK, URL, assert_error, assert_unpinned, await_answer,
-    connections, get, is_error, listening, node, node_with, proxy, put, split, timed,
+    connections, get, is_error, listening, node, node_with, proxy, put, split, successor, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -641,9 +641,10 @@ fn row_49() {
     for worker in &mut load {
         worker.tell(&format!("load 10 6000 {keys}"));
     }
+    let mut service = String::new();
     for signal in ["KILL", "TERM", "KILL"] {
         std::thread::sleep(Duration::from_millis(1500));
-        let service = producer.ask("host");
+        service = successor(&mut producer, &service);
         assert_ne!(service, server.id());
         one.print(&["sh", "-c", &format!("kill -{signal} {service}")]);
         put(&mut producer, 500, 100_000);
