@@ -238,7 +238,7 @@ fn a_dropped_batch_leaves_nothing() {
 fn a_store_bounds_its_batches() {
     let connector = Scripted::new("bounded", [End::Later, End::Later]);
     let builder = Store::builder_on(Arc::clone(&connector) as Arc<dyn Connector>);
-    let store = builder.deadline(Duration::from_millis(50)).build().unwrap();
+    let store = builder.deadline(Duration::from_secs(1)).build().unwrap();
     let error = store.put_batch(["one", "two", "three"]).wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     connector.end();
