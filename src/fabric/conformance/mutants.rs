@@ -232,17 +232,17 @@ impl Peer for BadPeer {
         }
         let land = BadLand { inner: Some(call.land), defect: self.defect, peer: Arc::clone(&self.inner) };
         call.land = Box::new(land);
+        if self.defect == "one_at_a_time" {
+            let (inner, turn) = (Arc::clone(&self.inner), Arc::clone(&self.turn));
+            return Pending::blocking(move || {
+                let _turn = lock(&turn);
+                inner.request(call).wait()
+            });
+        }
         let pending = Arc::clone(&self.inner).request(call);
         match self.defect {
             "deadline_ignored" => Pending::from_source(Stubborn(Some(pending))),
             "poll_never_wakes" => Pending::from_source(Sleepy(pending)),
-            "one_at_a_time" => {
-                let turn = Arc::clone(&self.turn);
-                Pending::blocking(move || {
-                    let _turn = lock(&turn);
-                    pending.wait()
-                })
-            }
             _ => pending,
         }
     }
@@ -339,7 +339,7 @@ struct BadService {
 
 impl Service for BadService {
     fn answer(&self, call: Incoming<'_>) {
-        let Incoming { head, from, responder } = call;
+        let Incoming { head, from, connection, responder } = call;
         let from = if self.defect == "from_nobody" { 0 } else { from };
         let respond = |inner| {
             let queue = Arc::clone(&self.queue);
@@ -359,9 +359,9 @@ impl Service for BadService {
         }
         let queue = Arc::clone(&self.queue);
         let responder = Responder::new(Box::new(BadRespond { inner, defect: self.defect, queue }));
-        self.inner.answer(Incoming { head, from, responder });
+        self.inner.answer(Incoming { head, from, connection, responder });
         if self.defect == "asked_twice" {
-            self.inner.answer(Incoming { head, from, responder: respond(None) });
+            self.inner.answer(Incoming { head, from, connection, responder: respond(None) });
         }
     }
 }
