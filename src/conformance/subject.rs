@@ -23,6 +23,7 @@ pub struct Subject {
     removal: Option<Arc<Removal>>,
     deadline: Duration,
     child_variables: Vec<(String, String)>,
+    child_launcher: Vec<String>,
 }
 
 impl Subject {
@@ -43,6 +44,7 @@ impl Subject {
             removal: None,
             deadline: DEADLINE,
             child_variables: Vec::new(),
+            child_launcher: Vec::new(),
         }
     }
 
@@ -79,6 +81,18 @@ impl Subject {
     pub fn child_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.child_variables.push((name.into(), value.into()));
         self
+    }
+
+    /// A program with its arguments by which the processes of `process` cases are started, in place of directly: on another node,
+    /// say, as `srun --nodelist=n2` does. It passes standard input and output on, and ends them when it is killed.
+    #[must_use]
+    pub fn child_launcher(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.child_launcher = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    pub(super) fn child_launcher_words(&self) -> &[String] {
+        &self.child_launcher
     }
 
     pub(super) fn child_variables(&self) -> impl Iterator<Item = (&str, &str)> {
