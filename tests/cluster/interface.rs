@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 
 use crate::hosts::{Cluster, missing};
 use crate::needs;
-use crate::pair::{ENVIRONMENT, Fabric, SECOND, SILENCE, SLACK, assert_error, await_answer, node, put, successor};
+use crate::pair::{ENVIRONMENT, SECOND, SILENCE, SLACK, TCP, assert_error, await_answer, node, put, successor};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let hosts = missing();
@@ -32,7 +32,7 @@ fn loopback() {
     one.heal();
     let mut owner = one.start(&["--node", URL], &[ENVIRONMENT, OF_SEVERAL].concat());
     let key = put(&mut owner, 2, 1000);
-    node(Fabric::Tcp, &two).expect(&format!("get {key} 2"), "same");
+    node(TCP, &two).expect(&format!("get {key} 2"), "same");
 }
 
 /// A service that is restarted while its network is away answers others when that is back, though nobody asks it to.
@@ -41,7 +41,7 @@ fn tried_again() {
     let [one, two] = cluster.hosts();
     let environment = [ENVIRONMENT, OF_SEVERAL].concat();
     let _server = one.start(&["--serve"], &environment);
-    let (mut producer, mut requester) = (one.start(&["--node", URL], &environment), node(Fabric::Tcp, &two));
+    let (mut producer, mut requester) = (one.start(&["--node", URL], &environment), node(TCP, &two));
     let key = put(&mut producer, 1, 1000);
     requester.expect(&format!("get {key} 1"), "same");
     let service = producer.ask("host");
