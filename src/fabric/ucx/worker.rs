@@ -388,8 +388,9 @@ pub(super) fn free(request: *mut c_void) {
     }
 }
 
-/// Our messages among all that a worker may get.
-const MESSAGE: u32 = 0x50;
+/// The number of our messages among those that one can send to a worker. It is the first: UCX 1.13 calls what is not initialised for
+/// numbers below the largest that has a handler, and throws away what is beyond.
+const MESSAGE: u32 = 0;
 
 /// Since when operations take handles of memory.
 const WITH_HANDLES: Version = Version { major: 1, minor: 13, release: 0 };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use proxystore::{Connector, Error, ErrorKind, Key, Pending, Proxy, Region, Store, Token};
+use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Key, Pending, Proxy, Region, Store, Token};
 
 use super::buffers::Buffers;
 use super::link::{Answer, How, Link, Reference, Request};
@@ -148,7 +148,7 @@ impl Peer {
                         whole(n, window, |n| bare.fetch(n, window, &mut buffers.borrow_mut().scratch).map_err(hung_up))
                     })
                 }
-                Reference::Ucp(contact) => ucp(contact, how, size, keys.len())?,
+                Reference::Ucp(contact) => ucp(&self.store.config().connector, contact, how, size, keys.len())?,
             });
         }
         let mut batches: Vec<Batch<'_, Error>> =
@@ -229,7 +229,13 @@ fn whole<E>(n: usize, window: usize, run: impl FnOnce(usize) -> Result<Duration,
 
 /// The bare loop on UCX's interface: `count` objects of `size` bytes, moved as `how` says.
 #[cfg(feature = "ucx")]
-fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'static>, Error> {
+fn ucp(
+    config: &ConnectorConfig,
+    contact: &[u8],
+    how: How,
+    size: usize,
+    count: usize,
+) -> Result<Measured<'static>, Error> {
     use crate::ucp::{Contact, Progress, Requester, Settings, Shape};
 
     let shape = match how {
@@ -237,7 +243,7 @@ fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'
         How::Window => Shape { len: size, window: count, pieces: 1 },
         How::Get | How::Resolve => Shape::single(size),
     };
-    let settings = Settings::of_this_node()?;
+    let settings = Settings::of(config)?;
     let contact = Contact::from_bytes(contact).map_err(hung_up)?;
     let mut requester = Requester::connect(&settings, &contact, shape.len * shape.window).map_err(hung_up)?;
     let way = requester.best(shape, Progress::Hybrid).map_err(hung_up)?;
@@ -250,7 +256,7 @@ fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'
 }
 
 #[cfg(not(feature = "ucx"))]
-fn ucp(_: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
+fn ucp(_: &ConnectorConfig, _: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
     Err(Error::new(ErrorKind::Unavailable, "bench", "the peer's build has no UCX"))
 }
 
