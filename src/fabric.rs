@@ -27,6 +27,8 @@ mod landing;
 #[cfg(feature = "margo")]
 pub(crate) mod margo;
 pub(crate) mod tcp;
+#[cfg(feature = "ucx")]
+pub(crate) mod ucx;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -40,6 +42,9 @@ pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};
 #[doc(hidden)]
 pub use tcp::check_frames;
+#[cfg(feature = "ucx")]
+#[doc(hidden)]
+pub use ucx::check_messages;
 
 /// A way to move bytes between nodes.
 ///

@@ -358,7 +358,7 @@ fn the_default_deadline_ends_what_hangs() {
         let error = f().err().unwrap_or_else(|| panic!("{what} ended well"));
         let took = start.elapsed();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{what}: {error}");
-        assert!(took >= limit && took < limit * 40, "{what} took {took:?}");
+        assert!(took >= limit && took < Duration::from_secs(10), "{what} took {took:?}");
     }
     let block_on = |pending: Pending<_>| futures::executor::block_on(pending);
     ends(limit, "get, waited", || store.get::<str>(&key).wait().map(drop));

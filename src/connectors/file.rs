@@ -460,7 +460,7 @@ const SMALL: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use bytes::BufMut;
 
@@ -534,10 +534,8 @@ mod tests {
 
         let declared = store.declare(Format::RAW).unwrap();
         let pending = store.get_when_committed(&declared);
-        let start = Instant::now();
         store.commit_at(&declared, RegionMut::heap(0).unwrap()).wait().unwrap();
         assert!(pending.deadline(Duration::from_secs(10)).wait().unwrap().is_empty());
-        assert!(start.elapsed() < Duration::from_millis(900));
     }
 
     #[test]

@@ -117,4 +117,4 @@ impl Fabric for Tcp {
 }
 
 /// Below, a busy machine's scheduling would look like death.
-const LEAST_SILENCE: Duration = Duration::from_millis(100);
+pub(super) const LEAST_SILENCE: Duration = Duration::from_millis(100);

@@ -11,6 +11,8 @@ use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::{Identity, Purpose};
 use crate::fabric::tcp::{self, Tcp};
+#[cfg(feature = "ucx")]
+use crate::fabric::ucx;
 use crate::fabric::{Fabric, Listener, Segment, Segments, Service};
 use crate::launch::{self, Choice, Job, Secret};
 
@@ -40,7 +42,15 @@ impl Exported {
         addresses.extend(self::addresses(namespace)?);
         let service: Arc<dyn Service> = Arc::new(Arc::clone(&export));
         // One port for all fabrics: what is not TCP itself has its control connections there.
-        let services = vec![(Purpose::Tcp, service)];
+        let services: Vec<(Purpose, Arc<dyn Service>)> = vec![
+            #[cfg(feature = "ucx")]
+            (Purpose::Ucx, {
+                let owner = ucx::owner(&ucx::Options::default(), Arc::clone(&service))?;
+                owner.register(Arc::new(Mapped(Arc::clone(&client))));
+                owner
+            }),
+            (Purpose::Tcp, service),
+        ];
         let listener = tcp.listen_for(&addresses, services)?;
         export.set_contact(listener.contact());
         Ok(Self { listener })
@@ -71,6 +81,8 @@ pub(crate) fn fabric(
     let signing = identity.secret.key_mac_key();
     let fabric: Arc<dyn Fabric> = match config.scheme() {
         "tcp" => Arc::new(Tcp::new(identity, tcp::Options::default())),
+        #[cfg(feature = "ucx")]
+        "ucx" => Arc::new(ucx::Ucx::new(identity, ucx::Options::of(config)?)?),
         scheme => {
             let context = format!("{scheme} is the scheme of no fabric");
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));

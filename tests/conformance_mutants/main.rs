@@ -170,13 +170,13 @@ fn main() -> ExitCode {
 }
 
 fn in_process(defect: &'static str) -> Subject {
-    Subject::new(MUTANT, move || Ok(ConnectorConfig::new("mutant", defect)))
+    Subject::new(MUTANT, move || Ok(ConnectorConfig::new("mutant", defect))).deadline(PATIENCE)
 }
 
 fn cross_process(defect: &'static str) -> Subject {
     let places = Subject::in_directories(MUTANT_LOG);
     let place = move || Ok(places.open()?.config().clone().with_option("defect", defect));
-    Subject::new(MUTANT_LOG, place)
+    Subject::new(MUTANT_LOG, place).deadline(PATIENCE)
 }
 
 /// The wrapper without a defect passes everything.
@@ -208,6 +208,9 @@ fn killed(mut subject: Subject, defect: &str, name: &str) -> Result<(), Failed> 
         Verdict::Ignored(reason) => Err(format!("the case did not run: {reason}").into()),
     }
 }
+
+/// What a case may take that ends; on a busy machine some take a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Defects that only the clock reveals.
 const HANGS: &[&str] = &[

@@ -111,24 +111,35 @@ fn wait_ends_at_the_deadline() {
 
 fn wait_ends_when_evicted() {
     let (_directory, store) = store();
-    let key = store.declare(Format::RAW).unwrap();
-    let pending = store.get_when_committed(&key);
-    std::thread::sleep(Duration::from_millis(20));
-    let start = Instant::now();
-    store.evict(&key).wait().unwrap();
-    assert_eq!(pending.deadline(Duration::from_secs(10)).wait().unwrap_err().kind(), ErrorKind::NotFound);
-    assert!(start.elapsed() < Duration::from_millis(900), "woken by looking, not by the eviction");
+    woken(|| {
+        let key = store.declare(Format::RAW).unwrap();
+        let pending = store.get_when_committed(&key);
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        store.evict(&key).wait().unwrap();
+        assert_eq!(pending.deadline(Duration::from_secs(10)).wait().unwrap_err().kind(), ErrorKind::NotFound);
+        start.elapsed()
+    });
 }
 
 fn wait_across_processes() {
     let (_directory, store) = store();
-    let key = store.declare(Format::RAW).unwrap();
-    let pending = store.get_when_committed(&key);
-    let arguments = ["commits_at", &store.config().to_string(), &key.to_string(), "from afar"];
-    children::succeed(&arguments, std::path::Path::new("/"));
-    let start = Instant::now();
-    assert_eq!(&*pending.deadline(Duration::from_secs(10)).wait().unwrap(), b"from afar");
-    assert!(start.elapsed() < Duration::from_millis(900), "woken by looking, not by the commit");
+    woken(|| {
+        let key = store.declare(Format::RAW).unwrap();
+        let pending = store.get_when_committed(&key);
+        let arguments = ["commits_at", &store.config().to_string(), &key.to_string(), "from afar"];
+        children::succeed(&arguments, std::path::Path::new("/"));
+        let start = Instant::now();
+        assert_eq!(&*pending.deadline(Duration::from_secs(10)).wait().unwrap(), b"from afar");
+        start.elapsed()
+    });
+}
+
+/// Waiters are looked at once a second; those who are told know sooner, most of the times even on a busy machine.
+fn woken(wait: impl Fn() -> Duration) {
+    let mut times: Vec<Duration> = (0..7).map(|_| wait()).collect();
+    times.sort();
+    assert!(times[2] < Duration::from_millis(200), "woken by looking: {times:?}");
 }
 
 /// More waiters than the pool has threads: they must not keep the producers from running.
@@ -189,5 +200,5 @@ fn wake_up_latency() {
         .collect();
     times.sort();
     println!("deferred_wake_up_latency: p50 {:?}, p99 {:?}", times[100], times[198]);
-    assert!(times[100] < Duration::from_millis(40), "woken by looking, not by the commit");
+    assert!(times[100] < Duration::from_millis(200), "woken by looking, not by the commit");
 }

@@ -27,6 +27,8 @@ pub(crate) struct Probe {
     pub(crate) gets: AtomicUsize,
     pub(crate) batches: AtomicUsize,
     pub(crate) takes: AtomicUsize,
+    /// Calls of `get_when_committed`.
+    pub(crate) waits: AtomicUsize,
     pub(crate) commits: AtomicUsize,
     pub(crate) closes: AtomicUsize,
 }
@@ -86,6 +88,7 @@ impl Probe {
             gets: AtomicUsize::new(0),
             batches: AtomicUsize::new(0),
             takes: AtomicUsize::new(0),
+            waits: AtomicUsize::new(0),
             commits: AtomicUsize::new(0),
             closes: AtomicUsize::new(0),
         })
@@ -240,6 +243,7 @@ impl Connector for Probe {
     }
 
     fn get_when_committed(&self, key: &Key) -> Pending<Region> {
+        self.waits.fetch_add(1, Ordering::SeqCst);
         self.objects.inner.get_when_committed(key)
     }
 
@@ -323,12 +327,20 @@ unsafe impl Send for Block {}
 // SAFETY: shared references only read pointer and capacity.
 unsafe impl Sync for Block {}
 
-/// Waits until `condition` holds; panics with `what` after ten seconds.
+/// Waits until `condition` holds; panics with `what` if it does not.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(in_time(condition), "{what} never came true");
+}
+
+/// Whether `condition` holds within twenty seconds.
+pub(crate) fn in_time(mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(Instant::now() < end, "{what} never came true");
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
+    true
 }

@@ -186,4 +186,4 @@ impl Footprint {
 }
 
 /// How long what nobody uses may take to be free.
-const SETTLES: Duration = Duration::from_secs(2);
+const SETTLES: Duration = Duration::from_secs(10);

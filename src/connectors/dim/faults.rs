@@ -370,7 +370,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 const LIMIT: Duration = Duration::from_millis(250);
 
 /// What a busy machine adds to it.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Shorter than the deadline, so that a cut shows in `PeerDown` too.
 const SILENCE: Duration = Duration::from_millis(150);
@@ -426,7 +426,7 @@ fn a_take_whose_answer_is_lost_happened_once() {
         let taken = site.other.connector.take(&key).deadline(LIMIT * 8).wait().unwrap();
         assert!(taken.is_some_and(|region| *region == *bytes), "{plan:?}");
         assert!(!plan.did().is_empty());
-        assert!(site.other.connector.take(&key).deadline(LIMIT).wait().unwrap().is_none(), "{plan:?}");
+        assert!(site.other.connector.take(&key).deadline(LIMIT * 8).wait().unwrap().is_none(), "{plan:?}");
         assert!(site.owner.connector.get(&key).wait().unwrap().is_none(), "{plan:?}");
     }
 }

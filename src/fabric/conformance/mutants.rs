@@ -232,17 +232,17 @@ impl Peer for BadPeer {
         }
         let land = BadLand { inner: Some(call.land), defect: self.defect, peer: Arc::clone(&self.inner) };
         call.land = Box::new(land);
+        if self.defect == "one_at_a_time" {
+            let (inner, turn) = (Arc::clone(&self.inner), Arc::clone(&self.turn));
+            return Pending::blocking(move || {
+                let _turn = lock(&turn);
+                inner.request(call).wait()
+            });
+        }
         let pending = Arc::clone(&self.inner).request(call);
         match self.defect {
             "deadline_ignored" => Pending::from_source(Stubborn(Some(pending))),
             "poll_never_wakes" => Pending::from_source(Sleepy(pending)),
-            "one_at_a_time" => {
-                let turn = Arc::clone(&self.turn);
-                Pending::blocking(move || {
-                    let _turn = lock(&turn);
-                    pending.wait()
-                })
-            }
             _ => pending,
         }
     }

@@ -69,7 +69,7 @@ pub(super) fn identity(secret: &Arc<Secret>, instance: u64) -> Identity {
 }
 
 pub(super) fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(5)
+    Instant::now() + Duration::from_secs(15)
 }
 
 pub(super) fn pattern(len: usize) -> Bytes {
@@ -148,9 +148,9 @@ pub(super) fn echo(peer: &Arc<dyn Peer>, text: &str) -> Result<String> {
 
 /// Waits for something that happens elsewhere.
 pub(super) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(20);
     while !is_so() {
-        assert!(Instant::now() < end, "{what}: not so after ten seconds");
+        assert!(Instant::now() < end, "{what}: not so after twenty seconds");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -64,20 +64,19 @@ fn a_recorded_handshake_is_refused() {
 
 #[test]
 fn garbage_is_closed_at_once_and_silence_at_the_deadline() {
-    let site = Site::new(Options { handshake: Duration::from_millis(300), ..options() });
-    let begun = Instant::now();
+    let site = Site::new(Options { handshake: Duration::from_secs(60), ..options() });
     let mut garbage = TcpStream::connect(site.contact).unwrap();
     garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(rest(&mut garbage), b"");
-    assert!(begun.elapsed() < Duration::from_millis(250));
 
+    let site = Site::new(Options { handshake: Duration::from_millis(300), ..options() });
     let mut half_open = TcpStream::connect(site.contact).unwrap();
     let mut slow = TcpStream::connect(site.contact).unwrap();
     let writer = slow.try_clone().unwrap();
     std::thread::spawn(move || {
         // A byte now and then, as a right one would begin.
         for byte in [0xf4, b'p', b'x', b'h', 1, 0, 1, 1].into_iter().chain([0; 48]) {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(200));
             if (&writer).write_all(&[byte]).is_err() {
                 break;
             }
@@ -86,7 +85,8 @@ fn garbage_is_closed_at_once_and_silence_at_the_deadline() {
     let begun = Instant::now();
     assert_eq!(rest(&mut half_open), b"");
     assert_eq!(rest(&mut slow), b"");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    // The right message would have taken it 11 seconds.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert_eq!(echo(&site.peer(), "own").unwrap(), "own");
 }
 

@@ -9,8 +9,22 @@ use crate::fabric::tcp::frame::{Decoder, Frame, Kind, encode};
 
 const SILENCE: Duration = Duration::from_millis(400);
 
+/// What a busy machine adds to it.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// For owners that are silent.
 fn strict() -> Options {
     Options { silence: SILENCE, ..options() }
+}
+
+/// For those that live, whose threads get their turn late on a busy machine.
+fn patient() -> Options {
+    Options { silence: Duration::from_secs(1), ..options() }
+}
+
+/// For ends that are told: silence would tell them much later.
+fn long() -> Options {
+    Options { silence: SLACK * 4, ..options() }
 }
 
 /// An owner that proves itself and then does what a test wants.
@@ -59,7 +73,7 @@ fn a_silent_owner_is_down_for_threads() {
     let others = ask(&peer, "echo others");
     assert_eq!(kind(ask(&peer, "echo x").wait()), ErrorKind::PeerDown);
     let took = begun.elapsed();
-    assert!(took >= SILENCE && took < SILENCE * 3, "{took:?}");
+    assert!(took >= SILENCE && took < SILENCE + SLACK, "{took:?}");
     assert_eq!(kind(others.wait()), ErrorKind::PeerDown);
     assert!(!peer.is_up());
 }
@@ -75,7 +89,7 @@ fn a_silent_owner_is_down_for_tasks() {
     let begun = Instant::now();
     assert_eq!(kind(futures::executor::block_on(ask(&peer, "echo x"))), ErrorKind::PeerDown);
     let took = begun.elapsed();
-    assert!(took >= SILENCE && took < SILENCE * 3, "{took:?}");
+    assert!(took >= SILENCE && took < SILENCE + SLACK, "{took:?}");
 }
 
 #[test]
@@ -93,34 +107,36 @@ fn an_owner_that_stops_in_the_middle_is_down() {
 
 #[test]
 fn an_answer_may_be_held_for_long() {
-    let site = Site::new(strict());
-    let peer = site.peer();
-    for by_task in [false, true] {
-        let asked = ask(&peer, "hold it");
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| if by_task { futures::executor::block_on(asked) } else { asked.wait() });
-            let held = site.echo.release("it");
-            std::thread::sleep(SILENCE * 3);
-            assert!(held.is_wanted());
-            held.reply(b"at last".to_vec(), Vec::new());
-            assert_eq!(waiter.join().unwrap().unwrap().0, b"at last");
-        });
-    }
+    std::thread::scope(|scope| {
+        for by_task in [false, true] {
+            scope.spawn(move || {
+                let site = Site::new(patient());
+                let asked = ask(&site.peer(), "hold it");
+                let waiter =
+                    std::thread::spawn(move || if by_task { futures::executor::block_on(asked) } else { asked.wait() });
+                let held = site.echo.release("it");
+                std::thread::sleep(site.options.silence * 3);
+                assert!(held.is_wanted());
+                held.reply(b"at last".to_vec(), Vec::new());
+                assert_eq!(waiter.join().unwrap().unwrap().0, b"at last");
+            });
+        }
+    });
 }
 
 #[test]
 fn an_idle_connection_stays() {
-    let site = Site::new(strict());
+    let site = Site::new(patient());
     let peer = site.peer();
     assert_eq!(echo(&peer, "first").unwrap(), "first");
-    std::thread::sleep(SILENCE * 3);
+    std::thread::sleep(site.options.silence * 3);
     assert!(peer.is_up());
     assert_eq!(echo(&peer, "second").unwrap(), "second");
 }
 
 #[test]
 fn the_end_of_an_idle_connection_is_noticed() {
-    let mut site = Site::new(strict());
+    let mut site = Site::new(long());
     let peer = site.peer();
     site.listener = None;
     eventually("the peer is down", || !peer.is_up());
@@ -129,23 +145,23 @@ fn the_end_of_an_idle_connection_is_noticed() {
 
 #[test]
 fn a_listener_that_ends_ends_held_answers() {
-    let mut site = Site::new(strict());
+    let mut site = Site::new(long());
     let peer = site.peer();
     let asked = ask(&peer, "hold it");
     let held = site.echo.release("it");
     site.listener = None;
     let begun = Instant::now();
     assert_eq!(kind(asked.wait()), ErrorKind::PeerDown);
-    assert!(begun.elapsed() < SILENCE / 2);
+    assert!(begun.elapsed() < SLACK);
     assert!(!held.is_wanted());
     held.reply(b"too late".to_vec(), vec![pattern(100)]);
-    let late = site.requester.connect(site.contact, Instant::now() + Duration::from_millis(300));
+    let late = site.requester.connect(site.contact, soon());
     assert_eq!(kind(late), ErrorKind::PeerDown);
 }
 
 #[test]
 fn closing_ends_what_is_open() {
-    let site = Site::new(strict());
+    let site = Site::new(long());
     let peer = site.peer();
     let asked = ask(&peer, "hold it");
     let held = site.echo.release("it");
@@ -162,7 +178,7 @@ fn closing_ends_what_is_open() {
 #[test]
 fn a_reset_in_the_middle_is_down() {
     for sent in [0, 20, 60, 10_000] {
-        let site = Site::new(strict());
+        let site = Site::new(long());
         let contact = puppet(&site, move |mut stream| {
             let asked = next_frame(&mut stream, &mut Decoder::default());
             let mut answer = encode(Kind::Answer, asked.number, b"head", &[100_000], None).unwrap();
@@ -172,13 +188,13 @@ fn a_reset_in_the_middle_is_down() {
         });
         let begun = Instant::now();
         assert_eq!(kind(ask(&reach(&site, contact), "send 100000").wait()), ErrorKind::PeerDown);
-        assert!(begun.elapsed() < SILENCE, "{sent}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < SLACK, "{sent}: {:?}", begun.elapsed());
     }
 }
 
 #[test]
 fn a_requester_that_does_not_read_is_closed_and_others_are_served() {
-    let site = Site::new(Options { queued: 4 << 20, ..strict() });
+    let site = Site::new(Options { queued: 4 << 20, ..patient() });
     let stuck = proved(&site);
     *lock(&site.echo.content) = pattern(16 << 20);
     for number in 1..=20 {
