@@ -22,6 +22,20 @@ fn main() -> ExitCode {
                 subjects.push(Subject::new(*row, || Ok(ConnectorConfig::new("tcp", fresh_namespace()))));
                 across_nodes(*row)
             }
+            "margo" => {
+                let here = Subject::new(*row, || Ok(ConnectorConfig::new("margo", fresh_namespace())));
+                let beyond = across_nodes(*row);
+                match margo() {
+                    Ok(()) => {
+                        subjects.push(here);
+                        beyond
+                    }
+                    Err(reason) => {
+                        subjects.push(here.ignored(&reason));
+                        beyond.ignored(reason)
+                    }
+                }
+            }
             "file" => Subject::in_directories(*row),
             other => {
                 eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
@@ -31,6 +45,17 @@ fn main() -> ExitCode {
         subjects.push(subject);
     }
     conformance::main(subjects)
+}
+
+/// Whether there is a Margo here, or what was tried to find one.
+#[cfg(feature = "margo")]
+fn margo() -> Result<(), String> {
+    margo_sys::load().map(|_| ()).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "margo"))]
+fn margo() -> Result<(), String> {
+    Err("the feature margo is off".to_owned())
 }
 
 /// A namespace that no other case and no other run uses.

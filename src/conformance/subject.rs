@@ -23,6 +23,8 @@ pub struct Subject {
     removal: Option<Arc<Removal>>,
     deadline: Duration,
     child_variables: Vec<(String, String)>,
+    /// Why nothing of it can run here.
+    ignored: Option<String>,
 }
 
 impl Subject {
@@ -43,6 +45,7 @@ impl Subject {
             removal: None,
             deadline: DEADLINE,
             child_variables: Vec::new(),
+            ignored: None,
         }
     }
 
@@ -79,6 +82,17 @@ impl Subject {
     pub fn child_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.child_variables.push((name.into(), value.into()));
         self
+    }
+
+    /// Reports every case as ignored, for this reason: what the connector needs is not on this machine.
+    #[must_use]
+    pub fn ignored(mut self, reason: impl Into<String>) -> Self {
+        self.ignored = Some(reason.into());
+        self
+    }
+
+    pub(super) fn why_ignored(&self) -> Option<&str> {
+        self.ignored.as_deref()
     }
 
     pub(super) fn child_variables(&self) -> impl Iterator<Item = (&str, &str)> {

@@ -25,10 +25,7 @@ mod concurrency;
 mod end;
 mod head;
 mod mutants;
-mod network;
 mod part;
-
-pub(crate) use network::own_network;
 
 /// All cases, by what a fabric's surroundings must be able to do for them.
 macro_rules! for_each_case {

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::config::ConnectorConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::{Identity, Purpose};
 use crate::fabric::tcp::{self, Tcp};
@@ -66,23 +67,28 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// What a URL says, which has to be what this machine can do.
+    ///
+    /// # Errors
+    /// `Unavailable` without a usable Margo, naming every place that was tried; `Config` for a protocol that is none, or that
+    /// Mercury does not have here, naming those that it has.
+    pub(crate) fn of(config: &ConnectorConfig) -> Result<Self> {
+        let name = |text: &str| protocol::is_one(text).then(|| text.to_owned());
+        let protocol = config.parse_option("protocol", "one of Mercury, such as ofi+tcp", name)?;
+        native::load()?;
+        if let Some(protocol) = &protocol {
+            protocol::check(protocol)?;
+        }
+        Ok(Self { protocol, ..Self::default() })
+    }
+}
+
 impl Margo {
-    /// Nothing is loaded or started yet.
+    /// Nothing is started yet.
     pub(crate) fn new(identity: Identity, options: Options) -> Self {
         let control = tcp::Options { silence: options.silence, ..tcp::Options::default() };
         Self { tcp: Tcp::new(identity, control), options, segments: OnceLock::new(), memories: Mutex::default() }
-    }
-
-    /// Checks that Margo is there, and has the protocol that is asked for.
-    ///
-    /// # Errors
-    /// `Unavailable`, naming every place that was tried; `Config` for another protocol, naming those that there are.
-    pub(crate) fn check(options: &Options) -> Result<()> {
-        native::load()?;
-        match &options.protocol {
-            Some(protocol) => protocol::check(protocol),
-            None => Ok(()),
-        }
     }
 
     fn memory(&self, instance: &Arc<Instance>) -> Arc<Memory> {
@@ -94,11 +100,6 @@ impl Margo {
         memories.push((Arc::clone(instance), Arc::clone(&memory)));
         memory
     }
-}
-
-/// Whether a URL may name it as a protocol.
-pub(crate) fn is_protocol(text: &str) -> bool {
-    protocol::is_one(text)
 }
 
 /// What answers the control connections of a node, for `service`; `own` is where they are answered.

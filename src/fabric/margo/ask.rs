@@ -85,8 +85,9 @@ impl Ask {
         let gone = (state.land.take(), state.handle.take());
         drop(state);
         if let Some(collecting) = collecting {
-            // The owner learns of it by that.
+            // The owner learns of it by that; an answer may be on its way all the same.
             collecting.cancel();
+            self.link.release(self.number);
         }
         self.link.stop_transfer(self.number);
         self.link.forget(self.number);

@@ -305,8 +305,10 @@ struct Duty {
 
 impl Respond for Duty {
     fn respond(self: Box<Self>, reply: Option<Outgoing>) {
+        // Nobody would release what is pinned for an answer that nobody wants.
+        let reply = reply.filter(|_| self.is_wanted());
         let Self { session, number, slot } = *self;
-        let prepared = reply.filter(|_| session.is_open()).and_then(|reply| session.prepare(number, reply));
+        let prepared = reply.and_then(|reply| session.prepare(number, reply));
         failpoint!("fabric.answer.half");
         let mut place = lock(&slot);
         match (std::mem::replace(&mut *place, Slot::Over), prepared) {
