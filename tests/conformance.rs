@@ -22,20 +22,9 @@ fn main() -> ExitCode {
                 subjects.push(Subject::new(*row, || Ok(ConnectorConfig::new("tcp", fresh_namespace()))));
                 across_nodes(*row)
             }
-            "margo" => {
-                let here = Subject::new(*row, || Ok(ConnectorConfig::new("margo", fresh_namespace())));
-                let beyond = across_nodes(*row);
-                match margo() {
-                    Ok(()) => {
-                        subjects.push(here);
-                        beyond
-                    }
-                    Err(reason) => {
-                        subjects.push(here.ignored(&reason));
-                        beyond.ignored(reason)
-                    }
-                }
-            }
+            // On one node it is the same as tcp: the fabric is between nodes.
+            "ucx" => across_nodes(*row).missing(missing_ucx()),
+            "margo" => across_nodes(*row).missing(missing_margo()),
             "file" => Subject::in_directories(*row),
             other => {
                 eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
@@ -47,15 +36,24 @@ fn main() -> ExitCode {
     conformance::main(subjects)
 }
 
-/// Whether there is a Margo here, or what was tried to find one.
+#[cfg(feature = "ucx")]
+fn missing_ucx() -> Option<String> {
+    ucx_sys::load().err().map(|error| error.to_string())
+}
+
+#[cfg(not(feature = "ucx"))]
+fn missing_ucx() -> Option<String> {
+    None
+}
+
 #[cfg(feature = "margo")]
-fn margo() -> Result<(), String> {
-    margo_sys::load().map(|_| ()).map_err(|error| error.to_string())
+fn missing_margo() -> Option<String> {
+    margo_sys::load().err().map(|error| error.to_string())
 }
 
 #[cfg(not(feature = "margo"))]
-fn margo() -> Result<(), String> {
-    Err("the feature margo is off".to_owned())
+fn missing_margo() -> Option<String> {
+    None
 }
 
 /// A namespace that no other case and no other run uses.
@@ -69,7 +67,7 @@ fn fresh_namespace() -> String {
 ///
 /// A process keeps that node's memory, as `proxystore serve` would. It starts with the first case.
 fn across_nodes(row: Registration) -> Subject {
-    let directory = env::temp_dir().join(format!("proxystore-node-{}", std::process::id()));
+    let directory = env::temp_dir().join(format!("proxystore-node-{}-{}", row.scheme, std::process::id()));
     let directory = directory.to_string_lossy().into_owned();
     let node = OnceLock::new();
     let at = directory.clone();

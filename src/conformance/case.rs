@@ -56,8 +56,8 @@ impl Case {
 
     /// Why the case cannot run on `subject` here, if it cannot. Slowness is no such reason.
     pub fn excluded(&self, subject: &Subject) -> Option<String> {
-        if let Some(reason) = subject.why_ignored() {
-            return Some(reason.to_owned());
+        if let Some(reason) = subject.excluded() {
+            return Some(reason);
         }
         let missing: Vec<_> =
             self.needs.names().filter(|name| subject.capabilities().names().all(|n| n != *name)).collect();

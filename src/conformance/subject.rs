@@ -23,8 +23,7 @@ pub struct Subject {
     removal: Option<Arc<Removal>>,
     deadline: Duration,
     child_variables: Vec<(String, String)>,
-    /// Why nothing of it can run here.
-    ignored: Option<String>,
+    missing: Option<String>,
 }
 
 impl Subject {
@@ -45,7 +44,7 @@ impl Subject {
             removal: None,
             deadline: DEADLINE,
             child_variables: Vec::new(),
-            ignored: None,
+            missing: None,
         }
     }
 
@@ -84,15 +83,16 @@ impl Subject {
         self
     }
 
-    /// Reports every case as ignored, for this reason: what the connector needs is not on this machine.
+    /// Why this machine cannot have such connectors, if it cannot: all cases are ignored for that reason, and none passes.
     #[must_use]
-    pub fn ignored(mut self, reason: impl Into<String>) -> Self {
-        self.ignored = Some(reason.into());
+    pub fn missing(mut self, reason: Option<String>) -> Self {
+        self.missing = reason;
         self
     }
 
-    pub(super) fn why_ignored(&self) -> Option<&str> {
-        self.ignored.as_deref()
+    /// Why no case can run, if none can.
+    pub(super) fn excluded(&self) -> Option<String> {
+        self.missing.clone()
     }
 
     pub(super) fn child_variables(&self) -> impl Iterator<Item = (&str, &str)> {

@@ -28,6 +28,13 @@ impl Fabric {
         self.url("test?replicas=off")
     }
 
+    /// Where processes are killed: those of all fabrics, which over others than TCP are passed by the control connection first,
+    /// and those that are passed again.
+    pub(crate) fn places(self, all: &[&'static str], again: &[&'static str]) -> Vec<&'static str> {
+        let again = if self == TCP { &[] } else { again };
+        [all, again].concat()
+    }
+
     /// Why there is none here, if there is none.
     pub(crate) fn missing(self) -> Result<(), String> {
         if self == TCP {
