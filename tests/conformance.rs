@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             }
             // On one node it is the same as tcp: the fabric is between nodes.
             "ucx" => across_nodes(*row).missing(missing_ucx()),
+            "margo" => across_nodes(*row).missing(missing_margo()),
             "file" => Subject::in_directories(*row),
             other => {
                 eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
@@ -42,6 +43,16 @@ fn missing_ucx() -> Option<String> {
 
 #[cfg(not(feature = "ucx"))]
 fn missing_ucx() -> Option<String> {
+    None
+}
+
+#[cfg(feature = "margo")]
+fn missing_margo() -> Option<String> {
+    margo_sys::load().err().map(|error| error.to_string())
+}
+
+#[cfg(not(feature = "margo"))]
+fn missing_margo() -> Option<String> {
     None
 }
 

@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "codec::plain",
     "connectors::file::mapping",
     "fabric::landing",
+    "fabric::margo::native",
     "fabric::tcp::scatter",
     "fabric::ucx::context",
     "fabric::ucx::endpoint",

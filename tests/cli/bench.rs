@@ -143,7 +143,7 @@ fn a_killed_peer_is_an_error_and_no_hang() {
         std::io::Read::read_to_string(&mut bench.child.stderr.take().unwrap(), &mut stderr).unwrap();
         assert_eq!(bench.child.wait().unwrap().code(), Some(1));
         assert!(stderr.contains("the peer died"), "{stderr}");
-        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(30), "half of what it would measure");
         assert_eq!(names(room.path()), [""; 0]);
     }
 }

@@ -266,11 +266,16 @@ impl Driver {
     fn progress(&self) -> (bool, Vec<Event>) {
         let mut core = lock(&self.core);
         // One step: what came by it may be what is waited for, and a step costs a system call.
-        let moved = core.worker.progress();
+        let Core { worker, links, calls, .. } = &mut *core;
+        let mut after = After::default();
+        let moved = worker.progress(&mut |header, bytes| answers::take(links, calls, &mut after, header, bytes));
+        self.give_back(&mut core, &mut after);
         let mut events = Vec::new();
         while let Some(event) = core.worker.event() {
             events.push(event);
         }
+        drop(core);
+        after.run();
         (moved, events)
     }
 
