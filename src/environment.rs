@@ -40,6 +40,7 @@ pub const VARIABLES: &[Variable] = &[
     SECRET_FILE,
     NET_DEVICES,
     PORT,
+    UCX_LIB,
     #[cfg(feature = "failpoints")]
     FAILPOINT,
 ];
@@ -139,6 +140,13 @@ pub(crate) const PORT: Variable = Variable {
     name: "PROXYSTORE_PORT",
     default: "from job, namespace and user, one of 10000 to 29999",
     doc: "port at which a node listens for others; 0: any that is free",
+};
+
+/// Read by the crate `ucx-sys`, which every program with a UCX connector has.
+const UCX_LIB: Variable = Variable {
+    name: "PROXYSTORE_UCX_LIB",
+    default: "UCX_HOME/lib, the loader's path, the files ucx.pc",
+    doc: "libucp.so.0 of the UCX that ucx:// loads, or its directory; nothing else is tried then",
 };
 
 impl Variable {

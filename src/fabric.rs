@@ -10,7 +10,6 @@
 //!   Pending<Answer> ends
 //! ```
 
-use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -26,6 +25,8 @@ pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;
 pub(crate) mod tcp;
+#[cfg(feature = "ucx")]
+pub(crate) mod ucx;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -39,6 +40,9 @@ pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};
 #[doc(hidden)]
 pub use tcp::check_frames;
+#[cfg(feature = "ucx")]
+#[doc(hidden)]
+pub use ucx::check_messages;
 
 /// A way to move bytes between nodes.
 ///
@@ -62,14 +66,12 @@ pub(crate) trait Fabric: Send + Sync + fmt::Debug + 'static {
     /// Its scheme in URLs.
     fn scheme(&self) -> &'static str;
 
-    /// Makes memory known from which parts will be sent and in which replies will land; idempotent.
+    /// Makes memory known from which parts will be sent and in which answers will land, before any of it is used; it may grow.
     ///
     /// # Cost
-    /// Once per segment; pinning takes 0.1 s a GiB on adapters that pin.
-    #[allow(dead_code, reason = "for fabrics over adapters, which register memory; tcp has nothing to register")]
-    fn register(&self, segment: Segment) -> Result<()> {
-        let _ = segment;
-        Ok(())
+    /// Nothing here. Each segment is registered when it is first met: 0.1 s a GiB on adapters that pin.
+    fn register(&self, memory: Arc<dyn Segments>) {
+        let _ = memory;
     }
 
     /// Begins to answer peers at the first of `addresses` that is free, each of which names one interface.
@@ -78,6 +80,7 @@ pub(crate) trait Fabric: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// `Unavailable` when none is free, naming them; `Io`.
+    #[allow(dead_code, reason = "a node answers over all fabrics at one port; a fabric alone does in tests")]
     fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>>;
 
     /// Reaches the peer at `contact` and proves the job's secret, both ways.
@@ -130,6 +133,11 @@ pub(crate) trait Listener: Send + Sync + fmt::Debug {
 pub(crate) trait Service: Send + Sync + 'static {
     /// Answers a call now, or later from any thread, by its responder. Must not block.
     fn answer(&self, call: Incoming<'_>);
+
+    /// A connection has ended: what is kept for it can go. Must not block.
+    fn gone(&self, connection: u64) {
+        let _ = connection;
+    }
 }
 
 /// A question.
@@ -185,6 +193,9 @@ pub(crate) struct Incoming<'a> {
     /// Number of the requester's memory, as it proved.
     #[allow(dead_code, reason = "who asks is for logs and limits by node, which nobody keeps yet")]
     pub(crate) from: u64,
+    /// Number of the connection on which it came, among those of its listener.
+    #[allow(dead_code, reason = "for services that keep something for a connection")]
+    pub(crate) connection: u64,
     pub(crate) responder: Responder,
 }
 
@@ -241,20 +252,21 @@ impl fmt::Debug for Responder {
     }
 }
 
-/// Mapped memory that stays where it is until the last clone of its owner is gone.
+/// Memory in segments that stay where they are as long as this lives.
 #[allow(dead_code, reason = "for fabrics over adapters, which register memory; tcp has nothing to register")]
-#[derive(Clone)]
-pub(crate) struct Segment {
-    /// Addresses, for a mechanism that hands them to its library.
-    pub(crate) addresses: Range<usize>,
-    /// Keeps the memory mapped.
-    pub(crate) owner: Arc<dyn Any + Send + Sync>,
+pub(crate) trait Segments: Send + Sync + 'static {
+    /// The segment in which an address lies, of either mapping.
+    fn segment_of(&self, address: usize) -> Option<Segment>;
 }
 
-impl fmt::Debug for Segment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Segment({:#x?})", self.addresses)
-    }
+/// A segment, mapped twice.
+#[allow(dead_code, reason = "for fabrics over adapters, which register memory; tcp has nothing to register")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Addresses at which it can be written, for a mechanism that hands them to its library: landings lie here.
+    pub(crate) addresses: Range<usize>,
+    /// First address of the same memory as it is viewed, where it can only be read: parts of answers lie here.
+    pub(crate) views: Option<usize>,
 }
 
 /// Longest head of a question or an answer, in bytes.

@@ -18,7 +18,7 @@ use crate::flight::Flight;
 use crate::key::Key;
 use crate::pending::Pending;
 use crate::store::Store;
-use crate::token::{Access, Token};
+use crate::token::{Access, Token, TokenBuffer};
 
 mod create;
 mod delegate;
@@ -249,6 +249,22 @@ impl<T: Object + ?Sized> Proxy<T> {
     /// `Invalid` for anything else.
     pub fn from_token_bytes(bytes: &[u8]) -> Result<Self> {
         Token::from_bytes(bytes).map(Self::from)
+    }
+
+    /// The token in a buffer of fixed size, for `MPI_Bcast` and its like.
+    ///
+    /// # Errors
+    /// As [`Proxy::token`], and `TooLarge` when `N` bytes do not hold it.
+    pub fn to_token_buffer<const N: usize>(&self) -> Result<TokenBuffer<N>> {
+        TokenBuffer::new(&Self::token(self)?)
+    }
+
+    /// Reads what [`to_token_buffer`](Self::to_token_buffer) wrote. Opens and fetches nothing.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else.
+    pub fn from_token_buffer<const N: usize>(buffer: &TokenBuffer<N>) -> Result<Self> {
+        buffer.token().map(Self::from)
     }
 
     /// The same object as a one-time proxy: its resolution removes the object, and of all holders of such proxies exactly

@@ -1,5 +1,7 @@
 //! `Token`: a proxy on its way: what travels instead of the data.
 
+mod buffer;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::ConnectorConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Format, Key, Reader, decode_base64, deserialize_text_or_bytes, put_varint, seal, unseal};
+
+pub use buffer::TokenBuffer;
 
 /// Where a proxy's object comes from, independent of its type: printable, serialisable, small.
 ///

@@ -52,6 +52,10 @@ use remote::{Found, Limit, Remote, want};
 /// | `bytes=4GiB` | most memory of all objects on a node; the first process's word counts | `PROXYSTORE_SHM_BYTES`, else half of the memory |
 /// | `evict=lru` | full memory evicts what was not used for longest and nobody views, instead of refusing (`refuse`) | `refuse` |
 /// | `lease=10s` | how long a node uses its copy of another node's object before it asks whether that still exists: an evicted object may be read so long | `10s` |
+/// | `devices=mlx5_0:1` | `ucx`: devices as in `UCX_NET_DEVICES`, which comes before it | network interfaces as for `tcp`, and RDMA adapters |
+/// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
+/// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
+/// | `spin=20us` | `ucx`: how long a waiting thread looks for events before it sleeps | `20us` |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
@@ -73,12 +77,12 @@ impl DimConnector {
     /// As [`ShmConnector::open`](super::ShmConnector::open); `Unavailable` when no port is free, `Config` and `Permission`
     /// for devices and secrets that cannot be used; `UnknownScheme` for that of another connector.
     pub fn open(config: &ConnectorConfig) -> Result<Self> {
-        let Some(scheme) = SCHEMES.into_iter().find(|scheme| *scheme == config.scheme()) else {
+        let Some(scheme) = SCHEMES.iter().copied().find(|scheme| *scheme == config.scheme()) else {
             let context = format!("{} is the scheme of no fabric; there are {}", config.scheme(), SCHEMES.join(", "));
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas"] {
+        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -86,7 +90,7 @@ impl DimConnector {
         let begin = || {
             let client = Client::attach(&options)?;
             let contact = client.export()?;
-            let (fabric, signing) = exported::fabric(&client, &options.namespace)?;
+            let (fabric, signing) = exported::fabric(&client, config, &options.namespace)?;
             Self::new(canonical, client, contact, &signing, fabric)
         };
         begin().map_err(|error: Error| error.with_connector(scheme))
@@ -445,7 +449,11 @@ fn in_order<T: Default>(count: usize, parts: Vec<Vec<(usize, T)>>) -> Vec<T> {
 }
 
 /// Schemes of the fabrics.
-const SCHEMES: [&str; 1] = [super::tcp::SCHEME];
+const SCHEMES: &[&str] = &[
+    super::tcp::SCHEME,
+    #[cfg(feature = "ucx")]
+    super::ucx::SCHEME,
+];
 
 /// Default of `lease`.
 const LEASE: Duration = Duration::from_secs(10);

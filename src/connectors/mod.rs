@@ -13,6 +13,8 @@ mod registry;
 pub mod shm;
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub mod tcp;
+#[cfg(all(feature = "ucx", not(any(loom, shuttle))))]
+pub mod ucx;
 
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub use dim::DimConnector;
@@ -34,7 +36,9 @@ pub const TABLE: &[Registration] = &[
     shm::REGISTRATION,
     #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     tcp::REGISTRATION,
+    #[cfg(all(feature = "ucx", not(any(loom, shuttle))))]
+    ucx::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
-pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp"];
+pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp", "ucx"];

@@ -141,6 +141,20 @@ fn run(name: &str, ends: Ends, limit: Duration) -> Result<(), String> {
     outcome.recv_timeout(limit).unwrap_or_else(|_| Err(format!("did not end within {limit:?}")))
 }
 
+/// Moves this thread, and those that it starts, into a network of their own; what cuts it.
+#[expect(deprecated, reason = "only the network changes, and this thread has no socket yet")]
+pub(crate) fn own_network() -> Box<dyn Fn() + Send + Sync> {
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).expect("the right to make a network namespace");
+    let loopback = |state: &str| {
+        let status =
+            std::process::Command::new("ip").args(["link", "set", "lo", state]).status().expect("the program ip");
+        assert!(status.success(), "ip link set lo {state}: {status}");
+    };
+    loopback("up");
+    // Called on a thread that was started by this one, so that it is the same network.
+    Box::new(move || loopback("down"))
+}
+
 impl Ends {
     /// The owner answers by `answer`, and the requester is connected.
     #[track_caller]

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    Answer, Call, Fabric, Incoming, Land, Landing, Listener, Outgoing, Peer, Respond, Responder, Segment, Service,
+    Answer, Call, Fabric, Incoming, Land, Landing, Listener, Outgoing, Peer, Respond, Responder, Segments, Service,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
@@ -118,8 +118,8 @@ impl Fabric for Fault {
         self.inner.scheme()
     }
 
-    fn register(&self, segment: Segment) -> Result<()> {
-        self.inner.register(segment)
+    fn register(&self, memory: Arc<dyn Segments>) {
+        self.inner.register(memory);
     }
 
     fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
@@ -207,7 +207,7 @@ struct Faulty {
 
 impl Service for Faulty {
     fn answer(&self, call: Incoming<'_>) {
-        let Incoming { head, from, responder } = call;
+        let Incoming { head, from, connection, responder } = call;
         let (mut head, mut delay, mut times) = (head.to_vec(), Duration::ZERO, 1);
         for act in self.hand.pass(Place::Question) {
             match act {
@@ -222,9 +222,14 @@ impl Service for Faulty {
         let service = Arc::clone(&self.service);
         let respond = FaultyRespond { inner: responder, hand: self.hand.clone() };
         let ask = move || {
-            service.answer(Incoming { head: &head, from, responder: Responder::new(Box::new(respond)) });
+            service.answer(Incoming { head: &head, from, connection, responder: Responder::new(Box::new(respond)) });
             for _ in 1..times {
-                service.answer(Incoming { head: &head, from, responder: Responder::new(Box::new(Nowhere)) });
+                service.answer(Incoming {
+                    head: &head,
+                    from,
+                    connection,
+                    responder: Responder::new(Box::new(Nowhere)),
+                });
             }
         };
         match delay.is_zero() {

@@ -57,6 +57,17 @@ pub(crate) enum Purpose {
     Margo = 3,
 }
 
+impl Purpose {
+    /// The scheme whose fabric speaks it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Ucx => "ucx",
+            Self::Margo => "margo",
+        }
+    }
+}
+
 /// A peer that has the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Proven {
@@ -70,6 +81,8 @@ pub(crate) struct Handshake {
     identity: Identity,
     role: Role,
     stream: Stream,
+    /// What the owner speaks.
+    spoken: Vec<Purpose>,
     own: Nonce,
     next: Next,
     peer: Option<Greeting>,
@@ -115,17 +128,19 @@ impl Handshake {
         this
     }
 
-    /// The owner's side, which waits.
-    pub(crate) fn answer(identity: &Identity, purpose: Purpose) -> Self {
+    /// The owner's side, which waits, and takes any of these purposes.
+    pub(crate) fn answer(identity: &Identity, spoken: &[Purpose]) -> Self {
+        let purpose = spoken.first().copied().unwrap_or(Purpose::Tcp);
         let stream = Stream { purpose, lane: 0, silence: Duration::ZERO };
-        Self::new(identity, Role::Owner, stream, Next::Hello)
+        Self { spoken: spoken.to_vec(), ..Self::new(identity, Role::Owner, stream, Next::Hello) }
     }
 
     fn new(identity: &Identity, role: Role, stream: Stream, next: Next) -> Self {
         let mut own = [0; 32];
         fill_random(&mut own);
         let output = Vec::with_capacity(LONGEST);
-        Self { identity: identity.clone(), role, stream, own, next, peer: None, input: [0; LONGEST], have: 0, output }
+        let (identity, spoken) = (identity.clone(), Vec::new());
+        Self { identity, role, stream, spoken, own, next, peer: None, input: [0; LONGEST], have: 0, output }
     }
 
     /// Bytes to send, which are then forgotten; also after an error.
@@ -233,15 +248,25 @@ impl Handshake {
         if kind == REFUSED_SECRET {
             return Err(unauthorized("the peer says that the secret of this process is not that of its job"));
         }
+        if self.next == Next::Hello {
+            if let Some(asked) = self.spoken.iter().find(|spoken| **spoken as u8 == purpose) {
+                self.stream.purpose = *asked;
+            }
+        }
         if version != VERSION || purpose != self.stream.purpose as u8 || kind == REFUSED_VERSION {
             if kind < REFUSED_SECRET {
                 self.write_prefix(REFUSED_VERSION);
             }
-            let context = format!(
-                "the peer speaks version {version} of protocol {purpose}, this process {VERSION} of {}: use one version of \
-                 proxystore in a job",
-                self.stream.purpose as u8
-            );
+            let own = self.stream.purpose;
+            let context = if version == VERSION {
+                format!("the peer does not answer over {}: is that feature compiled in there?", own.name())
+            } else {
+                format!(
+                    "the peer speaks version {version} of protocol {purpose}, this process {VERSION} of {}: use one version \
+                     of proxystore in a job",
+                    own as u8
+                )
+            };
             return Err(Error::new(ErrorKind::Incompatible, "connect", context));
         }
         if kind != self.next as u8 {
@@ -336,7 +361,7 @@ pub fn check_handshake(bytes: &[u8]) -> bool {
     let stream = Stream { purpose: Purpose::Tcp, lane: 0, silence: Duration::from_secs(1) };
     let outcome = |cut: usize| {
         let mut side = match role % 2 {
-            0 => Handshake::answer(&identity, Purpose::Tcp),
+            0 => Handshake::answer(&identity, &[Purpose::Tcp]),
             _ => Handshake::request(&identity, stream),
         };
         side.output();
@@ -426,7 +451,7 @@ mod tests {
     #[test]
     fn both_are_proved() {
         let mut requester = Handshake::request(&identity("job", 1), stream());
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         let (owners, requesters) = meet(&mut requester, &mut owner);
         assert_eq!(owners.unwrap(), Some(Proven { instance: 2, stream: stream() }));
         assert_eq!(requesters.unwrap(), Some(Proven { instance: 1, stream: stream() }));
@@ -438,7 +463,7 @@ mod tests {
     fn another_secret_or_job_is_refused_on_both_sides() {
         for other in [stranger("job", 2), identity("other", 2)] {
             let mut requester = Handshake::request(&identity("job", 1), stream());
-            let mut owner = Handshake::answer(&other, Purpose::Tcp);
+            let mut owner = Handshake::answer(&other, &[Purpose::Tcp]);
             let (owners, requesters) = meet(&mut requester, &mut owner);
             assert_eq!(owners.unwrap_err().kind(), ErrorKind::Unauthorized);
             assert_eq!(requesters.unwrap_err().kind(), ErrorKind::Unauthorized);
@@ -448,7 +473,7 @@ mod tests {
 
     #[test]
     fn a_requester_that_does_not_check_is_refused() {
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         let mut requester = Handshake::request(&stranger("job", 1), stream());
         owner.input(&requester.output()).unwrap();
         let challenge = owner.output();
@@ -463,7 +488,7 @@ mod tests {
     #[test]
     fn a_recorded_handshake_proves_nothing() {
         let mut requester = Handshake::request(&identity("job", 1), stream());
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         let hello = requester.output();
         owner.input(&hello).unwrap();
         let challenge = owner.output();
@@ -471,7 +496,7 @@ mod tests {
         let proof = requester.output();
         assert!(owner.input(&proof).unwrap().is_some());
 
-        let mut again = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut again = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         again.input(&hello).unwrap();
         assert_ne!(again.output(), challenge);
         assert_eq!(again.input(&proof).unwrap_err().kind(), ErrorKind::Unauthorized);
@@ -482,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_proof_turned_back_proves_nothing() {
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         let mut requester = Handshake::request(&identity("job", 2), stream());
         owner.input(&requester.output()).unwrap();
         let challenge = owner.output();
@@ -492,7 +517,7 @@ mod tests {
         turned.extend_from_slice(&challenge[48..]);
         assert_eq!(owner.input(&turned).unwrap_err().kind(), ErrorKind::Unauthorized);
         // Another owner's challenge that was asked for with this requester's nonce, for another lane.
-        let mut other = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut other = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         let mut requester = Handshake::request(&identity("job", 2), stream());
         let mut hello = requester.output();
         hello[PREFIX] ^= 1;
@@ -504,7 +529,7 @@ mod tests {
     fn other_versions_and_purposes_are_told() {
         for (at, value) in [(4, 2), (6, Purpose::Ucx as u8)] {
             let mut requester = Handshake::request(&identity("job", 1), stream());
-            let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+            let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
             let mut hello = requester.output();
             hello[at] = value;
             assert_eq!(owner.input(&hello).unwrap_err().kind(), ErrorKind::Incompatible);
@@ -523,7 +548,7 @@ mod tests {
 
     #[test]
     fn garbage_is_refused_at_its_eighth_byte() {
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         assert_eq!(owner.wanted(), PREFIX);
         assert!(owner.input(b"GET / H").unwrap().is_none());
         assert_eq!(owner.input(b"T").unwrap_err().kind(), ErrorKind::Corrupt);
@@ -532,7 +557,7 @@ mod tests {
 
     #[test]
     fn who_fails_after_the_greeting_is_not_proved() {
-        let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+        let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
         owner.input(&Handshake::request(&identity("job", 1), stream()).output()).unwrap();
         assert!(owner.input(b"garbage!").is_err());
         assert_eq!((owner.proven(), owner.wanted()), (None, 0));
@@ -542,7 +567,7 @@ mod tests {
         #[test]
         fn each_flipped_bit_is_noticed(message in 0usize..4, at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let mut requester = Handshake::request(&identity("job", 1), stream());
-            let mut owner = Handshake::answer(&identity("job", 2), Purpose::Tcp);
+            let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
             let mut failed = false;
             for i in 0..4 {
                 let (from, to) = if i % 2 == 0 { (&mut requester, &mut owner) } else { (&mut owner, &mut requester) };

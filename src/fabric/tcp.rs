@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::fabric::handshake::Identity;
+use crate::fabric::handshake::{Identity, Purpose};
 use crate::fabric::{Fabric, Listener, Peer, Service};
 
 mod calls;
@@ -83,6 +83,23 @@ impl Tcp {
         let options = Options { silence: options.silence.max(LEAST_SILENCE), ..options };
         Self { identity, options }
     }
+
+    /// As [`Fabric::listen`], with a service for each purpose that a connection may have: those of other fabrics are their
+    /// control connections.
+    pub(crate) fn listen_for(
+        &self,
+        addresses: &[SocketAddr],
+        services: Vec<(Purpose, Arc<dyn Service>)>,
+    ) -> Result<Box<dyn Listener>> {
+        Ok(Box::new(listener::TcpListener::new(&self.identity, &self.options, addresses, services)?))
+    }
+
+    /// As [`Fabric::connect`], for one stream on which another fabric's peers agree.
+    #[allow(dead_code, reason = "for fabrics over native libraries")]
+    pub(crate) fn control(&self, purpose: Purpose, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        let options = Options { lanes: 1, ..self.options.clone() };
+        Ok(peer::TcpPeer::connect(&self.identity, &options, purpose, contact, deadline)?)
+    }
 }
 
 impl Fabric for Tcp {
@@ -91,13 +108,13 @@ impl Fabric for Tcp {
     }
 
     fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
-        Ok(Box::new(listener::TcpListener::new(&self.identity, &self.options, addresses, service)?))
+        self.listen_for(addresses, vec![(Purpose::Tcp, service)])
     }
 
     fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
-        Ok(peer::TcpPeer::connect(&self.identity, &self.options, contact, deadline)?)
+        Ok(peer::TcpPeer::connect(&self.identity, &self.options, Purpose::Tcp, contact, deadline)?)
     }
 }
 
 /// Below, a busy machine's scheduling would look like death.
-const LEAST_SILENCE: Duration = Duration::from_millis(100);
+pub(super) const LEAST_SILENCE: Duration = Duration::from_millis(100);

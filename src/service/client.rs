@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -228,6 +229,21 @@ impl Client {
             return Err(Error::new(ErrorKind::Stale, op, context).with_connector("shm"));
         }
         Ok(())
+    }
+
+    /// The data segment in which an address of this process lies: where it is written, and where it is viewed.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn mappings_of(&self, address: usize) -> Option<(Range<usize>, Option<usize>)> {
+        let contains = |mapping: &Mapping| {
+            let start = mapping.as_ptr().addr().get();
+            (start..start + mapping.len()).contains(&address)
+        };
+        let (_, held) = self
+            .held_segments()
+            .find(|(_, held)| held.write.get().is_some_and(contains) || held.read.get().is_some_and(contains))?;
+        let write = held.mapping(Access::Write).ok()?;
+        let start = write.as_ptr().addr().get();
+        Some((start..start + write.len(), held.read.get().map(|read| read.as_ptr().addr().get())))
     }
 
     // ------------------------------------------------------------------------------------------------------------------

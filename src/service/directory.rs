@@ -142,7 +142,17 @@ impl Directory {
     /// # Errors
     /// When a file cannot be removed.
     pub(crate) fn remove(&self) -> Result<bool> {
-        let Some(_host) = self.try_host()? else { return Ok(false) };
+        match self.try_host()? {
+            Some(host) => self.remove_held(host),
+            None => Ok(false),
+        }
+    }
+
+    /// The same for who hosts it. The lock is not let go before the names are gone: who sees that nobody hosts, sees none.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub(crate) fn remove_held(&self, _host: Held) -> Result<bool> {
         let members = LockFile::open(&self.members())?;
         let Some(_members) = members.try_hold_range(0..Self::SUPERVISOR + 1)? else { return Ok(false) };
         // The host's file last: once it has no name, a new host may have come, and all names are that one's.

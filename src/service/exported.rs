@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use super::client::{Client, Options};
 use super::export::Export;
+use crate::config::ConnectorConfig;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::handshake::Identity;
+use crate::fabric::handshake::{Identity, Purpose};
 use crate::fabric::tcp::{self, Tcp};
-use crate::fabric::{Fabric, Listener, Service};
+#[cfg(feature = "ucx")]
+use crate::fabric::ucx;
+use crate::fabric::{Fabric, Listener, Segment, Segments, Service};
 use crate::launch::{self, Choice, Job, Secret};
 
 /// The answering side of a node; ends when it is dropped.
@@ -33,12 +36,22 @@ impl Exported {
             may_host: false,
         };
         let client = Client::attach(&options)?;
-        let (fabric, _) = fabric(&client, namespace)?;
-        let export = Export::new(client);
+        let tcp = Tcp::new(identity(&client, namespace)?, tcp::Options::default());
+        let export = Export::new(Arc::clone(&client));
         let mut addresses: Vec<SocketAddr> = former.into_iter().collect();
         addresses.extend(self::addresses(namespace)?);
         let service: Arc<dyn Service> = Arc::new(Arc::clone(&export));
-        let listener = fabric.listen(&addresses, service)?;
+        // One port for all fabrics: what is not TCP itself has its control connections there.
+        let services: Vec<(Purpose, Arc<dyn Service>)> = vec![
+            #[cfg(feature = "ucx")]
+            (Purpose::Ucx, {
+                let owner = ucx::owner(&ucx::Options::default(), Arc::clone(&service))?;
+                owner.register(Arc::new(Mapped(Arc::clone(&client))));
+                owner
+            }),
+            (Purpose::Tcp, service),
+        ];
+        let listener = tcp.listen_for(&addresses, services)?;
         export.set_contact(listener.contact());
         Ok(Self { listener })
     }
@@ -55,15 +68,43 @@ impl fmt::Debug for Exported {
     }
 }
 
-/// The fabric of a namespace, and the key of the codes in its objects' keys.
+/// The fabric of a scheme in a namespace, and the key of the codes in its objects' keys.
 ///
 /// # Errors
-/// Those of [`Secret::of_job`] and [`Job::discover`].
-pub(crate) fn fabric(client: &Client, namespace: &str) -> Result<(Arc<dyn Fabric>, [u8; 16])> {
+/// Those of [`Secret::of_job`] and [`Job::discover`]; `UnknownScheme`.
+pub(crate) fn fabric(
+    client: &Arc<Client>,
+    config: &ConnectorConfig,
+    namespace: &str,
+) -> Result<(Arc<dyn Fabric>, [u8; 16])> {
+    let identity = identity(client, namespace)?;
+    let signing = identity.secret.key_mac_key();
+    let fabric: Arc<dyn Fabric> = match config.scheme() {
+        "tcp" => Arc::new(Tcp::new(identity, tcp::Options::default())),
+        #[cfg(feature = "ucx")]
+        "ucx" => Arc::new(ucx::Ucx::new(identity, ucx::Options::of(config)?)?),
+        scheme => {
+            let context = format!("{scheme} is the scheme of no fabric");
+            return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
+        }
+    };
+    fabric.register(Arc::new(Mapped(Arc::clone(client))));
+    Ok((fabric, signing))
+}
+
+fn identity(client: &Client, namespace: &str) -> Result<Identity> {
     let secret = Arc::new(Secret::of_job(&Job::discover()?)?);
-    let signing = secret.key_mac_key();
-    let identity = Identity { secret, job: namespace.to_owned(), instance: client.instance() };
-    Ok((Arc::new(Tcp::new(identity, tcp::Options::default())), signing))
+    Ok(Identity { secret, job: namespace.to_owned(), instance: client.instance() })
+}
+
+/// The shared memory of a namespace, for fabrics that register what they touch.
+struct Mapped(Arc<Client>);
+
+impl Segments for Mapped {
+    fn segment_of(&self, address: usize) -> Option<Segment> {
+        let (addresses, views) = self.0.mappings_of(address)?;
+        Some(Segment { addresses, views })
+    }
 }
 
 /// Where this node may listen, in the order of trying.

@@ -35,6 +35,9 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "ucx")]
+#[doc(hidden)]
+pub use crate::fabric::check_messages;
 #[cfg(feature = "tcp")]
 #[doc(hidden)]
 pub use crate::fabric::{check_frames, check_handshake};

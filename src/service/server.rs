@@ -600,8 +600,7 @@ impl Server {
         drop((listener, connections, memory));
         // Nobody else has the name while the lock is held.
         let _ = std::fs::remove_file(directory.socket());
-        drop(host);
-        directory.remove().map(|_| ())
+        directory.remove_held(host).map(|_| ())
     }
 }
 

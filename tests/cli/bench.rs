@@ -37,8 +37,8 @@ fn json_lines_have_the_promised_fields() {
         let op = value["op"].as_str().unwrap().to_owned();
         let reference = match (op.as_str(), value["connector"].as_str()) {
             ("rtt", _) => "pipe",
-            ("batch", _) => "get",
-            ("get" | "resolve", Some("tcp")) => "socket",
+            ("get" | "resolve" | "window", Some("tcp")) => "socket",
+            ("batch" | "window", _) => "get",
             _ => "memcpy",
         };
         assert_eq!(value["ref"], reference, "{line}");
@@ -46,7 +46,7 @@ fn json_lines_have_the_promised_fields() {
     }
     let mut expected = Vec::new();
     for connector in ["memory", "file", "shm", "tcp"] {
-        for op in ["put", "reserve", "get", "exists", "resolve", "batch", "rtt"] {
+        for op in ["put", "reserve", "get", "exists", "resolve", "batch", "window", "rtt"] {
             expected.extend([8, 65536, 100_000].map(|size| (connector.to_owned(), op.to_owned(), size)));
         }
     }

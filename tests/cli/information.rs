@@ -23,6 +23,7 @@ fn info_lists_every_variable_and_connector() {
         "Shared memory",
         "Connectors",
         "Native libraries",
+        "Network",
         "Limits",
         "Launcher",
         "Job",
@@ -50,10 +51,30 @@ fn info_as_json() {
     assert_eq!((timeout["value"].as_str(), timeout["default"].as_str()), (Some("3s"), Some("10s")));
     assert_eq!(value["unknown_variables"], serde_json::json!(["PROXYSTORE_TIEMOUT"]));
     assert_eq!(value["default_store"], room.url());
-    assert_eq!(value["native_libraries"], serde_json::json!([]));
+    let libraries = value["native_libraries"].as_array().unwrap();
+    let names: Vec<&str> = libraries.iter().map(|library| library["name"].as_str().unwrap()).collect();
+    assert_eq!(names, if cfg!(feature = "ucx") { &["ucx"][..] } else { &[] });
+    assert!(value["network"].is_array() && value["network_advice"].is_array());
     assert!(value["limits"]["nofile_soft"].is_u64() && value["limits"]["cores"].is_u64());
     let slurm = value["launcher"].as_array().unwrap().iter().find(|row| row["name"] == "Slurm").unwrap();
     assert!(slurm["variables"].as_array().unwrap().contains(&"SLURM_JOB_ID".into()));
+}
+
+#[test]
+#[cfg(feature = "ucx")]
+fn info_says_why_there_is_no_ucx() {
+    let room = Room::new();
+    let mut command = room.command(&["info"]);
+    let output = command.env("PROXYSTORE_UCX_LIB", "/nonexistent").env("UCX_TLS", "all").output().unwrap();
+    succeeded(&output);
+    let out = text(&output.stdout);
+    for part in [
+        "ucx                    no usable UCX: /nonexistent (PROXYSTORE_UCX_LIB): is neither a file nor a directory",
+        "install UCX 1.12",
+        "UCX_TLS=all",
+    ] {
+        assert!(out.contains(part), "{part}\n{out}");
+    }
 }
 
 #[test]

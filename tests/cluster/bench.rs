@@ -1,11 +1,11 @@
-//! Gets between two hosts beside a bare loop of requests and replies over sockets, in one run: `cluster --bench`.
+//! Gets between two hosts beside bare loops, in one run: `cluster --bench [ucx]`.
 
 use crate::hosts::{Cluster, Worker, missing};
-use crate::pair::{ENVIRONMENT, URL};
+use crate::pair::{ENVIRONMENT, Fabric, UCX};
 
-/// Prints the table; the exit status.
-pub(crate) fn main() -> i32 {
-    if let Err(reason) = missing() {
+/// Prints the tables; the exit status.
+pub(crate) fn main(fabric: Fabric) -> i32 {
+    if let Err(reason) = missing().and(fabric.missing()) {
         println!("ignored: {reason}");
         return 77;
     }
@@ -15,52 +15,211 @@ pub(crate) fn main() -> i32 {
     let address = format!("{}:{}", one.address, server.ask("serve"));
     let mut bare = two.worker();
     let environment = [ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "60s")]].concat();
-    let (mut owner, mut ours) = (one.start(&["--node", URL], &environment), two.start(&["--node", URL], &environment));
+    let start = |host: &crate::hosts::Host| host.start(&["--node", &fabric.direct()], &environment);
+    let (mut owner, mut ours) = (start(&one), start(&two));
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("medians of {ROUNDS} rounds, each the bare loop and then ours; a get crosses the network each time");
+    println!("medians of {ROUNDS} rounds, each the bare loops and then ours; a get crosses the network each time");
     println!("load before: {}\n", load.trim());
-    println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
-    for len in [8, 1024, 4096, 65536] {
-        let key = put(&mut owner, len);
-        let (mut times, mut bares) = (Vec::new(), Vec::new());
+    let mut run = Run { owner: &mut owner, ours: &mut ours, bare: &mut bare, socket: &address };
+    if fabric == UCX {
+        let contact = server.ask(&format!("ucp_own {}", LARGEST));
+        let first = run.ucp(&contact);
+        run.ucp_latencies();
+        run.ucp_bandwidths();
+        run.ucp_many();
+        let mut fresh: Vec<f64> = Vec::new();
+        let key = put(run.owner, 8);
         for _ in 0..ROUNDS {
-            bares.push(number(&bare.ask(&format!("latency {address} {len} 2000"))) / 1e3);
-            times.push(number(&ours.ask(&format!("latency {key} 2000"))) / 1e3);
+            let mut worker = start(&two);
+            fresh.push(number(&worker.ask(&format!("singles {key}"))) / 1e6);
         }
-        let (bare, ours) = (median(bares), median(times));
-        println!("{len:>10}  {bare:>12.1}  {ours:>12.1}  {:>6.2}", ours / bare);
+        println!("\nfirst get of a process {:.2} ms, bare endpoint and first byte {first:.2} ms", median(fresh));
+        idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+    } else {
+        run.latencies();
+        run.bandwidths();
+        run.batch();
     }
-    println!(
-        "\n{:>10}  {:>12}  {:>12}  {:>6}  {:>15}  {:>6}",
-        "bytes", "get MB/s", "bare MB/s", "ratio", "4 bare streams", "ratio"
-    );
-    for len in [1usize << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20] {
-        let key = put(&mut owner, len);
-        let count = ((512 << 20) / len).clamp(4, 64);
-        let (mut rates, mut bares, mut wides) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            bares.push(number(&bare.ask(&format!("bandwidth {address} {len} 1 {count}"))) / 1e6);
-            wides.push(number(&bare.ask(&format!("bandwidth {address} {len} 4 {count}"))) / 1e6);
-            rates.push(number(&ours.ask(&format!("bandwidth {key} {count}"))) / 1e6);
-        }
-        let (bare, wide, ours) = (median(bares), median(wides), median(rates));
-        let ratios = [ours / bare, ours / wide];
-        println!("{len:>10}  {ours:>12.0}  {bare:>12.0}  {:>6.2}  {wide:>15.0}  {:>6.2}", ratios[0], ratios[1]);
-        owner.expect(&format!("evict {key}"), "done");
-    }
-    let answer = owner.ask("puts 1 4096 1000");
-    let keys = answer.strip_prefix("keys ").expect("keys");
-    let (mut singles, mut batches) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        singles.push(number(&ours.ask(&format!("singles {keys}"))) / 1e6);
-        batches.push(number(&ours.ask(&format!("batch {keys}"))) / 1e6);
-    }
-    let (single, batch) = (median(singles), median(batches));
-    println!(
-        "\n1000 objects of 4096 bytes: {single:.2} ms one by one, {batch:.2} ms as a batch: {:.1} times",
-        single / batch
-    );
     0
+}
+
+/// Who is measured.
+struct Run<'a> {
+    owner: &'a mut Worker,
+    ours: &'a mut Worker,
+    /// Runs the bare loops.
+    bare: &'a mut Worker,
+    /// The address of the bare socket.
+    socket: &'a str,
+}
+
+impl Run<'_> {
+    fn latencies(&mut self) {
+        println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
+        for len in SMALL {
+            let key = put(self.owner, len);
+            let (mut times, mut bares) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                bares.push(self.socket_latency(len));
+                times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
+            }
+            let (bare, ours) = (median(bares), median(times));
+            println!("{len:>10}  {bare:>12.1}  {ours:>12.1}  {:>6.2}", ours / bare);
+        }
+    }
+
+    fn bandwidths(&mut self) {
+        println!(
+            "\n{:>10}  {:>12}  {:>12}  {:>6}  {:>15}  {:>6}",
+            "bytes", "get MB/s", "bare MB/s", "ratio", "4 bare streams", "ratio"
+        );
+        for len in LARGE {
+            let key = put(self.owner, len);
+            let (mut rates, mut bares, mut wides) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                bares.push(self.socket_bandwidth(len, 1));
+                wides.push(self.socket_bandwidth(len, 4));
+                rates.push(number(&self.ours.ask(&format!("bandwidth {key} {}", often(len)))) / 1e6);
+            }
+            let (bare, wide, ours) = (median(bares), median(wides), median(rates));
+            let ratios = [ours / bare, ours / wide];
+            println!("{len:>10}  {ours:>12.0}  {bare:>12.0}  {:>6.2}  {wide:>15.0}  {:>6.2}", ratios[0], ratios[1]);
+            self.owner.expect(&format!("evict {key}"), "done");
+        }
+    }
+
+    fn batch(&mut self) {
+        let keys = puts(self.owner, 4096, 1000);
+        let (mut singles, mut batches) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            singles.push(number(&self.ours.ask(&format!("singles {keys}"))) / 1e6);
+            batches.push(number(&self.ours.ask(&format!("batch {keys}"))) / 1e6);
+        }
+        let (single, batch) = (median(singles), median(batches));
+        println!(
+            "\n1000 objects of 4096 bytes: {single:.2} ms one by one, {batch:.2} ms as a batch: {:.1} times",
+            single / batch
+        );
+    }
+
+    /// Connects the bare UCP loop; milliseconds to the first byte.
+    fn ucp(&mut self, contact: &str) -> f64 {
+        let again = |bare: &mut Worker| number(&bare.ask(&format!("ucp_connect {contact} {LARGEST}"))) / 1e6;
+        median((0..ROUNDS).map(|_| again(self.bare)).collect())
+    }
+
+    /// Microseconds of a fetch, and its way.
+    fn fetch(&mut self, len: usize, window: usize, pieces: usize, progress: &str, count: usize) -> (f64, String) {
+        let answer = self.bare.ask(&format!("ucp_fetch {len} {window} {pieces} {progress} {count}"));
+        let (nanos, way) = answer.split_once(' ').unwrap_or_else(|| panic!("{answer}"));
+        (number(nanos) / 1e3, way.to_owned())
+    }
+
+    /// Of the processor that both sides never leave, and of sides that sleep after 20 us.
+    fn ucp_latencies(&mut self) {
+        let heads = ["bytes", "busy us", "bare us", "way", "get us", "/ busy", "/ bare", "socket us"];
+        println!(
+            "{:>10}  {:>9}  {:>9}  {:>10}  {:>9}  {:>6}  {:>6}  {:>9}",
+            heads[0], heads[1], heads[2], heads[3], heads[4], heads[5], heads[6], heads[7]
+        );
+        for len in SMALL {
+            let key = put(self.owner, len);
+            let (mut times, mut bares, mut busies, mut sockets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let mut ways = String::new();
+            for _ in 0..ROUNDS {
+                busies.push(self.fetch(len, 1, 1, "busy", 2000).0);
+                let (time, way) = self.fetch(len, 1, 1, "hybrid", 2000);
+                bares.push(time);
+                ways = way;
+                sockets.push(self.socket_latency(len));
+                times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
+            }
+            let (busy, bare, ours, socket) = (median(busies), median(bares), median(times), median(sockets));
+            println!(
+                "{len:>10}  {busy:>9.1}  {bare:>9.1}  {ways:>10}  {ours:>9.1}  {:>6.2}  {:>6.2}  {socket:>9.1}",
+                ours / busy,
+                ours / bare
+            );
+        }
+    }
+
+    fn ucp_bandwidths(&mut self) {
+        println!(
+            "\n{:>10}  {:>10}  {:>10}  {:>10}  {:>6}  {:>11}  {:>6}",
+            "bytes", "get MB/s", "bare MB/s", "way", "ratio", "socket MB/s", "ratio"
+        );
+        for len in LARGE {
+            let key = put(self.owner, len);
+            let (mut rates, mut bares, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
+            let mut ways = String::new();
+            for _ in 0..ROUNDS {
+                let (time, way) = self.fetch(len, 1, 1, "hybrid", often(len));
+                bares.push(len as f64 / time);
+                ways = way;
+                sockets.push(self.socket_bandwidth(len, 1));
+                // The median, as of the bare loop.
+                rates.push(len as f64 / (number(&self.ours.ask(&format!("latency {key} {}", often(len)))) / 1e3));
+            }
+            let (bare, socket, ours) = (median(bares), median(sockets), median(rates));
+            let ratios = [ours / bare, ours / socket];
+            println!(
+                "{len:>10}  {ours:>10.0}  {bare:>10.0}  {ways:>10}  {:>6.2}  {socket:>11.0}  {:>6.2}",
+                ratios[0], ratios[1]
+            );
+            self.owner.expect(&format!("evict {key}"), "done");
+        }
+    }
+
+    /// Many at a time.
+    fn ucp_many(&mut self) {
+        let (keys, small) = (puts(self.owner, 65536, 64), puts(self.owner, 4096, 64));
+        let (mut windows, mut bares, mut gathers, mut batches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut alone, mut crowds) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            bares.push(self.fetch(65536, 64, 1, "hybrid", 2048).0);
+            windows.push(number(&self.ours.ask(&format!("window 64 2048 {keys}"))) / 1e3);
+            gathers.push(self.fetch(64 * 4096, 1, 64, "hybrid", 500).0);
+            let all = (0..50).map(|_| number(&self.ours.ask(&format!("batch {small}"))) / 1e3);
+            batches.push(median(all.collect()));
+            alone.push(number(&self.ours.ask(&format!("crowd 1 2048 {keys}"))) / 1e3);
+            crowds.push(number(&self.ours.ask(&format!("crowd 8 2048 {keys}"))) / 1e3);
+        }
+        let (bare, ours) = (median(bares), median(windows));
+        println!(
+            "\n64 gets of 64 KiB at a time: {ours:.1} us each, bare {bare:.1}: {:.2} of its bandwidth",
+            bare / ours
+        );
+        let (bare, ours) = (median(gathers), median(batches));
+        println!("a batch of 64 x 4 KiB: {ours:.1} us, bare gathered message {bare:.1}: {:.2}", ours / bare);
+        let (one, eight) = (median(alone), median(crowds));
+        println!("64 KiB by 1 thread {one:.1} us each, by 8 {eight:.1}: {:.2} of the bandwidth of one", one / eight);
+    }
+
+    fn socket_latency(&mut self, len: usize) -> f64 {
+        number(&self.bare.ask(&format!("latency {} {len} 2000", self.socket))) / 1e3
+    }
+
+    fn socket_bandwidth(&mut self, len: usize, streams: usize) -> f64 {
+        number(&self.bare.ask(&format!("bandwidth {} {len} {streams} {}", self.socket, often(len)))) / 1e6
+    }
+}
+
+/// What processes use that are connected and have nothing to do.
+fn idle(workers: &mut [(&str, &mut Worker)]) {
+    let before: Vec<f64> = workers.iter_mut().map(|(_, worker)| number(&worker.ask("ticks"))).collect();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    for ((name, worker), before) in workers.iter_mut().zip(before) {
+        println!("{name}, idle for 5 s: {:.0} ms of processor time", (number(&worker.ask("ticks")) - before) * 10.0);
+    }
+}
+
+fn often(len: usize) -> usize {
+    ((512 << 20) / len).clamp(4, 64)
+}
+
+fn puts(owner: &mut Worker, len: usize, count: usize) -> String {
+    let answer = owner.ask(&format!("puts 1 {len} {count}"));
+    answer.strip_prefix("keys ").expect("keys").to_owned()
 }
 
 fn put(owner: &mut Worker, len: usize) -> String {
@@ -78,3 +237,6 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 const ROUNDS: usize = 5;
+const SMALL: [usize; 4] = [8, 1024, 4096, 65536];
+const LARGE: [usize; 5] = [1 << 20, 4 << 20, 16 << 20, 64 << 20, LARGEST];
+const LARGEST: usize = 256 << 20;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::content::Random;
 use crate::hosts::{Cluster, Host, Worker};
-use crate::pair::{ENVIRONMENT, is_error};
+use crate::pair::{ENVIRONMENT, Fabric, is_error};
 
 /// What all of them know.
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl Ledger {
     }
 }
 
-pub(crate) fn chaos() {
+pub(crate) fn chaos(fabric: Fabric) {
     let seconds = std::env::var("CLUSTER_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     let seed = std::env::var("CLUSTER_CHAOS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0x5eed);
     println!("chaos of {seconds} s, CLUSTER_CHAOS_SEED={seed}");
@@ -68,13 +68,17 @@ pub(crate) fn chaos() {
     let environment = [ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "2s")]].concat();
     let servers: Vec<Worker> = hosts.iter().map(|host| host.start(&["--serve"], &environment)).collect();
     // They stay, so that there is somebody to ask at the end.
-    let mut watches: Vec<Worker> = hosts.iter().map(|host| host.start(&["--node", URL], &environment)).collect();
+    let mut watches: Vec<Worker> =
+        hosts.iter().map(|host| host.start(&["--node", &fabric.direct()], &environment)).collect();
     let ledger = Arc::new(Ledger::default());
     let threads: Vec<_> = (0..6)
         .map(|number| {
             let (ledger, host, environment) = (Arc::clone(&ledger), hosts[number % 3].clone(), environment.clone());
-            let url = if number < 3 { URL } else { SHARING };
-            std::thread::spawn(move || work(&ledger, &host, url, &environment, seed ^ (number as u64 + 1) << 32))
+            let shares = number >= 3;
+            let url = if shares { fabric.url("test?lease=1s") } else { fabric.direct() };
+            std::thread::spawn(move || {
+                work(&ledger, &host, (&url, shares), &environment, seed ^ (number as u64 + 1) << 32)
+            })
         })
         .collect();
     disturb(&ledger, &hosts, &mut watches, seed, Duration::from_secs(seconds));
@@ -111,7 +115,8 @@ pub(crate) fn chaos() {
 }
 
 /// One process at a time, again when it was killed, and the orders it gets.
-fn work(ledger: &Ledger, host: &Host, url: &str, environment: &[(&str, &str)], seed: u64) {
+fn work(ledger: &Ledger, host: &Host, store: (&str, bool), environment: &[(&str, &str)], seed: u64) {
+    let (url, shares) = store;
     let mut random = Random(seed | 1);
     let mut seeds = random.next() << 16;
     while !ledger.over.load(Relaxed) {
@@ -119,7 +124,7 @@ fn work(ledger: &Ledger, host: &Host, url: &str, environment: &[(&str, &str)], s
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        let mut life = Life { ledger, worker, random: &mut random, shares: url == SHARING, is_over: false };
+        let mut life = Life { ledger, worker, random: &mut random, shares, is_over: false };
         while !life.is_over && !ledger.over.load(Relaxed) {
             seeds += 1;
             life.step(seeds);
@@ -279,10 +284,7 @@ fn disturb(ledger: &Ledger, hosts: &[Host; 3], watches: &mut [Worker], seed: u64
     }
 }
 
-const URL: &str = "tcp://test?replicas=off";
-
-/// Where an object that was ended may be read for the lease that the node has of its copy.
-const SHARING: &str = "tcp://test?lease=1s";
+/// Of those that share: for so long an object that was ended may be read.
 const LEASE: Duration = Duration::from_secs(1);
 
 /// Of one operation.

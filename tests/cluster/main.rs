@@ -1,6 +1,7 @@
 //! What happens between machines: several hosts on this one, made by the script `hosts` beside this file.
 //!
-//! `--bench` prints what gets between hosts cost beside a bare loop over sockets.
+//! `--bench` prints what gets between hosts cost beside a bare loop over sockets, `--bench ucx` what those of `ucx://` cost beside
+//! a bare loop on UCX's own interface too.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unsafe_code, reason = "signals and sockets as tests need them have no safe wrapper")]
@@ -23,13 +24,19 @@ mod objects;
 mod pair;
 mod proxy;
 mod rows;
+#[cfg(feature = "ucx")]
+#[path = "../../src/bin/proxystore/ucp/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the program looks at devices with it, and runs its tests")]
+mod ucp;
+mod ucx;
 mod worker;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--worker"] => std::process::exit(worker::run()),
-        ["--bench"] => std::process::exit(bench::main()),
+        ["--bench"] => std::process::exit(bench::main(pair::TCP)),
+        ["--bench", "ucx"] => std::process::exit(bench::main(pair::UCX)),
         ["--node", url] => std::process::exit(node::run(url)),
         ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
         ["--proxy", own, peer] => std::process::exit(node::proxy(own, peer)),
@@ -43,13 +50,14 @@ fn main() {
             .chain(rows::trials())
             .chain(objects::trials())
             .chain(interface::trials())
+            .chain(ucx::trials())
             .collect(),
     )
     .exit();
 }
 
-/// A trial with a bound in seconds; a busy machine may take three times as long.
-pub(crate) fn row(name: &str, seconds: u64, run: fn()) -> Trial {
+/// A trial with a bound in seconds, which covers the start of its hosts; a busy machine may take three times as long.
+pub(crate) fn row(name: &str, seconds: u64, run: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let begun = Instant::now();
         run();
@@ -63,7 +71,12 @@ pub(crate) fn row(name: &str, seconds: u64, run: fn()) -> Trial {
 }
 
 /// [`row`], or a trial that is ignored for the reason.
-pub(crate) fn needs(missing: &Result<(), String>, name: &str, seconds: u64, run: fn()) -> Trial {
+pub(crate) fn needs(
+    missing: &Result<(), String>,
+    name: &str,
+    seconds: u64,
+    run: impl FnOnce() + Send + 'static,
+) -> Trial {
     match missing {
         Ok(()) => row(name, seconds, run),
         Err(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason),

@@ -213,6 +213,30 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             assert!(found.iter().all(Option::is_some), "the objects are there");
             took.as_nanos().to_string()
         }
+        // Nanoseconds for each of `count` gets of the keys in turn, so many of them on their way at a time.
+        ["window", window, count, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let begun = Instant::now();
+            window_of(&store, &keys, number(window) as usize, number(count) as usize)?;
+            (begun.elapsed().as_nanos() as u64 / number(count)).to_string()
+        }
+        // The same by so many threads, each of which waits for one get after another.
+        ["crowd", threads, count, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let (threads, each) = (number(threads) as usize, number(count) as usize / number(threads) as usize);
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| window_of(&store, &keys, 1, each))).collect();
+                all.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+            })?;
+            (begun.elapsed().as_nanos() as u64 / (threads * each) as u64).to_string()
+        }
+        // Processor time of this process, in ticks of 10 ms.
+        ["ticks"] => {
+            let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            (number(fields[11]) + number(fields[12])).to_string()
+        }
         ["timed", ..] => {
             let begun = Instant::now();
             let answer = obey(hand, &words[1..]).unwrap_or_else(|error| failure(&error));
@@ -233,6 +257,22 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         ["strangers", address, count, seed] => strangers(address, number(count), number(seed)),
         _ => panic!("no such order: {words:?}"),
     })
+}
+
+/// Gets `count` objects, the keys in turn.
+fn window_of(store: &DimConnector, keys: &[Key], window: usize, count: usize) -> Result<(), Error> {
+    let mut flying = std::collections::VecDeque::new();
+    for key in keys.iter().cycle().take(count) {
+        if flying.len() == window {
+            let oldest: Option<Pending<Option<Region>>> = flying.pop_front();
+            assert!(oldest.is_none_or(|pending| pending.wait().is_ok_and(|found| found.is_some())), "it is there");
+        }
+        flying.push_back(store.get(key));
+    }
+    for pending in flying {
+        assert!(pending.wait()?.is_some(), "it is there");
+    }
+    Ok(())
 }
 
 /// The order of a worker that is a proxy: `OWN PEER:PORT` makes one.

@@ -5,42 +5,41 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 
 use crate::chaos::chaos;
-use crate::hosts::{Cluster, Host, Worker, missing};
-use crate::needs;
+use crate::hosts::{Cluster, Host, Worker};
 use crate::pair::{
-    ENVIRONMENT, Pair, SECOND, SILENCE, SLACK, URL, assert_error, await_answer, connections, get, is_error, listening,
-    node, put, sockets, split, timed,
+    self, ENVIRONMENT, Fabric, Over, Pair, Row, SECOND, SILENCE, SLACK, assert_error, await_answer, connections, get,
+    is_error, listening, node, put, sockets, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let hosts = missing();
-    let row = |name: &str, seconds, run| needs(&hosts, name, seconds, run);
-    vec![
-        row("stale_keys", 40, stale_keys),
-        row("objects_outlive_their_producer_and_their_service", 40, outlive),
-        row("deferred_keys_across_hosts", 40, deferred),
-        row("one_interface_is_listened_at", 20, one_interface),
-        row("ports_that_are_taken", 40, ports),
-        row("objects_expire_everywhere", 30, expiry),
-        row("batches_of_thousands", 40, batches),
-        row("no_room_to_land", 40, no_room),
-        row("leases_bound_what_is_stale", 30, leases),
-        row("one_of_many_takes_an_object", 40, takes),
-        row("who_fetches_for_all_is_killed", 40, fetcher_killed),
-        row("who_fetches_for_all_is_stopped", 40, fetcher_stopped),
-        row("chaos_between_hosts", 120, chaos),
-        row("sixteen_processes_one_transfer", 60, sixteen),
-        row("peak_memory_of_a_get", 120, peak),
-    ]
+    pair::trials(ROWS, &Ok(()))
 }
 
-fn stale_keys() {
-    let mut pair = Pair::new();
+const ROWS: &[Row] = &[
+    ("stale_keys", 40, Over::Always, stale_keys),
+    ("objects_outlive_their_producer_and_their_service", 40, Over::Asked, outlive),
+    ("deferred_keys_across_hosts", 40, Over::Always, deferred),
+    ("one_interface_is_listened_at", 20, Over::Asked, one_interface),
+    ("ports_that_are_taken", 40, Over::Asked, ports),
+    ("objects_expire_everywhere", 30, Over::Asked, expiry),
+    ("batches_of_thousands", 40, Over::Always, batches),
+    ("no_room_to_land", 40, Over::Always, no_room),
+    ("leases_bound_what_is_stale", 30, Over::Asked, leases),
+    ("one_of_many_takes_an_object", 40, Over::Asked, takes),
+    ("who_fetches_for_all_is_killed", 40, Over::Asked, fetcher_killed),
+    ("who_fetches_for_all_is_stopped", 40, Over::Tcp, fetcher_stopped),
+    ("chaos_between_hosts", 120, Over::Asked, chaos),
+    ("sixteen_processes_one_transfer", 60, Over::Always, sixteen),
+    ("peak_memory_of_a_get", 120, Over::Asked, peak),
+];
+
+fn stale_keys(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 1000);
     let address = listening_after(&mut pair, &key);
     // The node service goes with its last process, and its memory with it; another takes its place.
     pair.owner.end();
-    pair.owner = node(&pair.hosts[0]);
+    pair.owner = node(fabric, &pair.hosts[0]);
     let fresh = put(&mut pair.owner, 2, 1000);
     assert_eq!(listening(&pair.hosts[0]), address, "another port: nothing would be stale");
     await_answer(&mut pair.requester, &format!("get {fresh} 2"), "same", SLACK);
@@ -52,7 +51,7 @@ fn stale_keys() {
     // On the node itself too.
     assert_error(&get(&mut pair.owner, &key, 1), &["Stale"]);
     // And where nobody had a connection.
-    let mut late = node(&pair.hosts[1]);
+    let mut late = node(fabric, &pair.hosts[1]);
     assert_error(&get(&mut late, &key, 1), &["Stale"]);
 }
 
@@ -61,11 +60,11 @@ fn listening_after(pair: &mut Pair, key: &str) -> String {
     listening(&pair.hosts[0])
 }
 
-fn outlive() {
+fn outlive(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut server = one.start(&["--serve"], ENVIRONMENT);
-    let (mut producer, mut watch, mut requester) = (node(&one), node(&one), node(&two));
+    let (mut producer, mut watch, mut requester) = (node(fabric, &one), node(fabric, &one), node(fabric, &two));
     let keys = [put(&mut producer, 1, 5 << 20), put(&mut producer, 2, 100)];
     producer.end();
     let check = |requester: &mut Worker| {
@@ -77,18 +76,18 @@ fn outlive() {
     let service = watch.ask("host");
     one.print(&["sh", "-c", &format!("kill -KILL {service}")]);
     check(&mut requester);
-    check(&mut node(&two));
+    check(&mut node(fabric, &two));
     assert_ne!(watch.ask("host"), service);
     // Nobody but the service is left there.
     watch.end();
     check(&mut requester);
-    check(&mut node(&two));
+    check(&mut node(fabric, &two));
     server.signal("TERM");
     server.end();
 }
 
-fn deferred() {
-    let mut pair = Pair::new();
+fn deferred(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let answer = pair.owner.ask("declare");
     let key = answer.strip_prefix("key ").unwrap().to_owned();
     pair.requester.tell(&format!("timed await {key} 5"));
@@ -127,8 +126,8 @@ fn deferred() {
     assert!(took < SILENCE * 2 + SLACK, "{took:?}");
 }
 
-fn one_interface() {
-    let mut pair = Pair::new();
+fn one_interface(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 1000);
     pair.requester.expect(&format!("get {key} 1"), "same");
     let [one, two] = pair.hosts.clone();
@@ -140,22 +139,24 @@ fn one_interface() {
     }
     // Another namespace, as it is told.
     let environment = [ENVIRONMENT, &[("PROXYSTORE_NET_DEVICES", "lo")]].concat();
-    let mut local = one.start(&["--node", "tcp://other?replicas=off"], &environment);
+    let mut local = one.start(&["--node", &fabric.url("other?replicas=off")], &environment);
     let key = put(&mut local, 2, 1000);
-    let addresses: Vec<String> = sockets(&one, "0A").iter().map(|(own, _)| own.ip().to_string()).collect();
+    let mut addresses: Vec<String> = sockets(&one, "0A").iter().map(|(own, _)| own.ip().to_string()).collect();
+    // UCX has listeners of its own, on the same interfaces.
+    addresses.dedup();
     assert_eq!(addresses, [&one.address, "127.0.0.1"]);
-    let mut elsewhere = two.start(&["--node", "tcp://other?replicas=off"], ENVIRONMENT);
+    let mut elsewhere = two.start(&["--node", &fabric.url("other?replicas=off")], ENVIRONMENT);
     let (took, answer) = timed(&mut elsewhere, &format!("get {key} 2"));
     assert_error(&answer, &["PeerDown"]);
     assert!(took < SILENCE, "{took:?}");
 }
 
 /// Two namespaces, a stranger where one of them would be, and a stranger who comes when the service is away.
-fn ports() {
+fn ports(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut server = one.start(&["--serve"], ENVIRONMENT);
-    let (mut owner, mut requester) = (node(&one), node(&two));
+    let (mut owner, mut requester) = (node(fabric, &one), node(fabric, &two));
     let key = put(&mut owner, 1, 1000);
     requester.expect(&format!("get {key} 1"), "same");
     let (_, port) = listening(&one).split_once(':').map(|(ip, port)| (ip.to_owned(), port.to_owned())).unwrap();
@@ -179,9 +180,9 @@ fn ports() {
     server.end();
 }
 
-fn expiry() {
-    let mut pair = Pair::new();
-    let mut sharing = pair.hosts[1].start(&["--node", "tcp://test?lease=60s"], ENVIRONMENT);
+fn expiry(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let mut sharing = pair.hosts[1].start(&["--node", &fabric.url("test?lease=60s")], ENVIRONMENT);
     let answer = pair.owner.ask("put_for 1 50000 4000");
     let key = answer.strip_prefix("key ").unwrap().to_owned();
     for worker in [&mut pair.owner, &mut pair.requester, &mut sharing] {
@@ -197,8 +198,8 @@ fn expiry() {
 }
 
 /// More than one question holds, from two nodes, some of them gone.
-fn batches() {
-    let mut pair = Pair::new();
+fn batches(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let [theirs, ours] = [&mut pair.owner, &mut pair.requester].map(|worker| {
         let answer = worker.ask("puts 1000 300 3000");
         answer.strip_prefix("keys ").unwrap().split(',').map(str::to_owned).collect::<Vec<_>>()
@@ -217,11 +218,11 @@ fn batches() {
     pair.requester.expect("settled", "settled");
 }
 
-fn no_room() {
+fn no_room(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let (mut owner, mut small) =
-        (node(&one), two.start(&["--node", "tcp://test?replicas=off&bytes=64MiB"], ENVIRONMENT));
+        (node(fabric, &one), two.start(&["--node", &fabric.url("test?replicas=off&bytes=64MiB")], ENVIRONMENT));
     let large = put(&mut owner, 1, 80 << 20);
     let keys: Vec<String> = (10..16).map(|seed| put(&mut owner, seed, 15 << 20)).collect();
     let (took, answer) = timed(&mut small, &format!("get {large} 1"));
@@ -244,10 +245,9 @@ fn no_room() {
 }
 
 /// Where a node shares what it fetched, an evicted object is read for one lease at most, whoever can be asked.
-fn leases() {
-    const LEASED: &str = "tcp://test?lease=3s";
-    let mut pair = Pair::new();
-    let mut sharing = pair.hosts[1].start(&["--node", LEASED], ENVIRONMENT);
+fn leases(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let mut sharing = pair.hosts[1].start(&["--node", &fabric.url("test?lease=3s")], ENVIRONMENT);
     let keys = [put(&mut pair.owner, 1, 100_000), put(&mut pair.owner, 2, 100_000)];
     for (at, key) in keys.iter().enumerate() {
         sharing.expect(&format!("get {key} {}", at + 1), "same");
@@ -269,11 +269,11 @@ fn leases() {
     assert_error(&get(&mut sharing, &keys[1], 2), &["Timeout", "PeerDown"]);
 }
 
-fn takes() {
+fn takes(fabric: Fabric) {
     let cluster = Cluster::new(3);
     let hosts: [Host; 3] = cluster.hosts();
-    let mut owner = node(&hosts[0]);
-    let mut crowd: Vec<Worker> = (0..6).map(|at| node(&hosts[at % 3])).collect();
+    let mut owner = node(fabric, &hosts[0]);
+    let mut crowd: Vec<Worker> = (0..6).map(|at| node(fabric, &hosts[at % 3])).collect();
     for seed in 0..40 {
         let key = put(&mut owner, seed, if seed % 2 == 0 { 500 } else { 300_000 });
         for worker in &mut crowd {
@@ -287,13 +287,14 @@ fn takes() {
 }
 
 /// One process fetches and the others of its node wait; it is killed: another one fetches.
-fn fetcher_killed() {
+fn fetcher_killed(fabric: Fabric) {
     const LEN: u64 = 24 << 20;
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, LEN as usize);
     let mut crowd: Vec<Worker> = (0..5)
         .map(|_| {
-            pair.hosts[1].start(&["--node", "tcp://test"], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "20s")]].concat())
+            pair.hosts[1]
+                .start(&["--node", &fabric.url("test")], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "20s")]].concat())
         })
         .collect();
     pair.hosts[0].shape(&["rate=100mbit"]);
@@ -317,10 +318,10 @@ fn fetcher_killed() {
 }
 
 /// The same, stopped: who waits does so for half of its time and then fetches for itself.
-fn fetcher_stopped() {
-    let mut pair = Pair::new();
+fn fetcher_stopped(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 24 << 20);
-    let start = || pair.hosts[1].start(&["--node", "tcp://test"], ENVIRONMENT);
+    let start = || pair.hosts[1].start(&["--node", &fabric.url("test")], ENVIRONMENT);
     let (mut first, mut second) = (start(), start());
     pair.hosts[0].shape(&["rate=50mbit"]);
     first.expect("limit 30000", "done");
@@ -343,14 +344,14 @@ fn fetcher_stopped() {
     }
 }
 
-fn sixteen() {
+fn sixteen(fabric: Fabric) {
     const LEN: usize = 256 << 20;
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
-    let mut owner = node(&one);
+    let mut owner = node(fabric, &one);
     let key = put(&mut owner, 1, LEN);
     let environment = [ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat();
-    let mut crowd: Vec<Worker> = (0..16).map(|_| two.start(&["--node", "tcp://test"], &environment)).collect();
+    let mut crowd: Vec<Worker> = (0..16).map(|_| two.start(&["--node", &fabric.url("test")], &environment)).collect();
     let before = two.traffic();
     for worker in &mut crowd {
         worker.tell(&format!("hold {key} 1"));
@@ -366,14 +367,14 @@ fn sixteen() {
     crowd[15].expect("check", "same");
 }
 
-fn peak() {
+fn peak(fabric: Fabric) {
     const LEN: usize = 1 << 30;
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
-    let mut owner = node(&one);
+    let mut owner = node(fabric, &one);
     let key = put(&mut owner, 1, LEN);
-    for url in [URL, "tcp://test"] {
-        let mut requester = two.start(&["--node", url], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat());
+    for url in [fabric.direct(), fabric.url("test")] {
+        let mut requester = two.start(&["--node", &url], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat());
         // What the process has without any object.
         requester.expect("reset_peak", "done");
         let before: u64 = requester.ask("status VmHWM").parse().unwrap();

@@ -3,10 +3,87 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use crate::hosts::{Cluster, Host, Worker};
+use libtest_mimic::Trial;
+
+use crate::hosts::{self, Cluster, Host, Worker};
+use crate::needs;
+
+/// What the hosts' stores meet over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fabric {
+    scheme: &'static str,
+}
+
+pub(crate) const TCP: Fabric = Fabric { scheme: "tcp" };
+pub(crate) const UCX: Fabric = Fabric { scheme: "ucx" };
+
+impl Fabric {
+    /// Of a namespace and options.
+    pub(crate) fn url(self, rest: &str) -> String {
+        format!("{}://{rest}", self.scheme)
+    }
+
+    /// Where a get crosses the network each time.
+    pub(crate) fn direct(self) -> String {
+        self.url("test?replicas=off")
+    }
+
+    /// Where processes are killed: those of all fabrics, which over others than TCP are passed by the control connection first,
+    /// and those that are passed again.
+    pub(crate) fn places(self, all: &[&'static str], again: &[&'static str]) -> Vec<&'static str> {
+        let again = if self == TCP { &[] } else { again };
+        [all, again].concat()
+    }
+
+    /// Why there is none here, if there is none.
+    pub(crate) fn missing(self) -> Result<(), String> {
+        if self == TCP {
+            return Ok(());
+        }
+        #[cfg(feature = "ucx")]
+        return ucx_sys::load().map(|_| ()).map_err(|error| error.to_string());
+        #[cfg(not(feature = "ucx"))]
+        Err("needs the cargo feature \"ucx\"".to_owned())
+    }
+}
+
+/// Name, bound in seconds, fabrics, and the test.
+pub(crate) type Row = (&'static str, u64, Over, fn(Fabric));
+
+/// Which fabrics a row runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Nothing but TCP: what is disturbed there is a TCP connection of ours, which the others have for control.
+    Tcp,
+    /// TCP always; the others when asked to, since most of it is the connector's, which is the same over all.
+    Asked,
+    /// All.
+    Always,
+}
+
+/// The trials of rows: by the row's name over TCP, by `SCHEME_` and that over others.
+pub(crate) fn trials(rows: &[Row], missing: &Result<(), String>) -> Vec<Trial> {
+    let hosts = hosts::missing().and(missing.clone());
+    let ucx = hosts.clone().and(UCX.missing());
+    let mut trials = Vec::new();
+    for &(name, seconds, over, run) in rows {
+        trials.push(needs(&hosts, name, seconds, move || run(TCP)));
+        let theirs = format!("ucx_{name}");
+        match over {
+            Over::Tcp => {}
+            Over::Asked if ucx.is_ok() => {
+                let trial = needs(&ucx, &theirs, seconds, move || run(UCX));
+                trials.push(trial.with_ignored_flag(true).with_kind("when asked to, by --ignored"));
+            }
+            Over::Asked | Over::Always => trials.push(needs(&ucx, &theirs, seconds, move || run(UCX))),
+        }
+    }
+    trials
+}
 
 /// Two hosts; a process on each.
 pub(crate) struct Pair {
+    pub(crate) fabric: Fabric,
     _cluster: Cluster,
     pub(crate) hosts: [Host; 2],
     pub(crate) owner: Worker,
@@ -14,21 +91,21 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(fabric: Fabric) -> Self {
         let cluster = Cluster::new(2);
         let hosts = cluster.hosts();
-        let (owner, requester) = (node(&hosts[0]), node(&hosts[1]));
-        Self { _cluster: cluster, hosts, owner, requester }
+        let (owner, requester) = (node(fabric, &hosts[0]), node(fabric, &hosts[1]));
+        Self { fabric, _cluster: cluster, hosts, owner, requester }
     }
 }
 
-pub(crate) fn node(host: &Host) -> Worker {
-    node_with(host, &[])
+pub(crate) fn node(fabric: Fabric, host: &Host) -> Worker {
+    node_with(fabric, host, &[])
 }
 
 /// A process that opens a store where each get crosses the network.
-pub(crate) fn node_with(host: &Host, environment: &[(&str, &str)]) -> Worker {
-    host.start(&["--node", URL], &[ENVIRONMENT, environment].concat())
+pub(crate) fn node_with(fabric: Fabric, host: &Host, environment: &[(&str, &str)]) -> Worker {
+    host.start(&["--node", &fabric.direct()], &[ENVIRONMENT, environment].concat())
 }
 
 pub(crate) fn put(owner: &mut Worker, seed: u64, len: usize) -> String {
@@ -104,13 +181,16 @@ pub(crate) fn proxy(host: &Host, peer: &Host) -> Worker {
 /// Where the node service of a host answers others.
 pub(crate) fn listening(host: &Host) -> String {
     let mut all = sockets(host, "0A");
+    all.retain(|(own, _)| own.port() < LEAST_EPHEMERAL);
     assert_eq!(all.len(), 1, "{all:?}");
     all.remove(0).0.to_string()
 }
 
-/// The connections of a host: its own end and the other.
+/// The connections of a host that nodes of the job made, and not a native library: its own end and the other.
 pub(crate) fn connections(host: &Host) -> Vec<(SocketAddrV4, SocketAddrV4)> {
-    sockets(host, "01")
+    let mut all = sockets(host, "01");
+    all.retain(|(own, other)| own.port().min(other.port()) < LEAST_EPHEMERAL);
+    all
 }
 
 /// Both ends of the TCP sockets of a host in one state, as proc(5) spells it.
@@ -128,9 +208,6 @@ pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(SocketAddrV4, SocketAddr
     ends
 }
 
-/// Where a get crosses the network each time.
-pub(crate) const URL: &str = "tcp://test?replicas=off";
-
 pub(crate) const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
 pub(crate) const OTHER_SECRET: &str = "0000e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
 
@@ -143,3 +220,6 @@ pub(crate) const SLACK: Duration = Duration::from_secs(6);
 
 pub(crate) const ENVIRONMENT: &[(&str, &str)] =
     &[("PROXYSTORE_SECRET", SECRET), ("PROXYSTORE_RUNTIME_DIR", "/run/proxystore"), ("PROXYSTORE_TIMEOUT", "4s")];
+
+/// Native libraries listen at ports that the kernel chooses, from here on; a node's port follows from the job, below.
+const LEAST_EPHEMERAL: u16 = 32768;

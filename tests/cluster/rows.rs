@@ -4,53 +4,56 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::hosts::{Cluster, Worker, missing};
-use crate::needs;
+use crate::hosts::{Cluster, Worker};
 use crate::pair::{
-    ENVIRONMENT, OTHER_SECRET, Pair, SECOND, SECRET, SILENCE, SLACK, URL, assert_error, assert_unpinned, await_answer,
-    connections, get, is_error, listening, node, node_with, proxy, put, split, successor, timed,
+    self, ENVIRONMENT, Fabric, OTHER_SECRET, Over, Pair, Row, SECOND, SECRET, SILENCE, SLACK, assert_error,
+    assert_unpinned, await_answer, connections, get, is_error, listening, node, node_with, proxy, put, split,
+    successor, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let hosts = missing();
-    let row = |name: &str, seconds, run| needs(&hosts, name, seconds, run);
-    vec![
-        row("row_29_strangers", 60, row_29_strangers),
-        row("row_29_flipped_bits", 120, row_29_flipped),
-        row("row_29_repeated_bytes", 60, row_29_repeated),
-        row("row_30_wrong_secret", 20, row_30_secret),
-        row("row_30_another_namespace", 20, row_30_namespace),
-        row("row_30_replayed_handshake", 30, row_30_replay),
-        needs(&hosts.clone().and(is_root()), "row_31_another_user", 20, row_31),
-        row("row_32_owner_killed_at_every_step", 120, row_32_owner),
-        row("row_32_owner_killed_while_it_ends_objects", 60, row_32_ends),
-        row("row_32_service_killed_during_a_take", 60, row_32_take),
-        row("row_32_requester_killed_at_every_step", 120, row_32_requester),
-        row("row_32_node_lost", 60, row_32_node),
-        row("row_33_parted", 60, row_33_parted),
-        row("row_33_parted_during_a_transfer", 60, row_33_transfer),
-        row("row_33_blocked_one_way", 60, row_33_one_way),
-        row("row_34_healed", 60, row_34),
-        row("row_35_losses", 60, row_35_losses),
-        row("row_35_ten_megabits", 60, row_35_rate),
-        row("row_35_large_objects_on_slow_links", 90, row_35_large),
-        row("row_36_reset", 60, row_36_reset),
-        row("row_36_closed", 60, row_36_closed),
-        row("row_36_muted", 60, row_36_muted),
-        row("row_36_delayed", 60, row_36_delayed),
-        row("row_37_evicted_during_a_read", 60, row_37),
-        row("row_38_slow_reader", 60, row_38),
-        row("row_38_stopped_reader", 60, row_38_stopped),
-        Trial::test("row_39_streams", || Ok(())).with_ignored_flag(true).with_kind("there are no streams yet"),
-        row("row_48_storms", 60, row_48),
-        row("row_49_service_killed_and_ended_under_load", 60, row_49),
-    ]
+    let mut trials = pair::trials(ROWS, &Ok(()));
+    trials.extend(pair::trials(OF_OTHER_USERS, &is_root()));
+    trials.push(Trial::test("row_39_streams", || Ok(())).with_ignored_flag(true).with_kind("there are no streams yet"));
+    trials
 }
+
+const ROWS: &[Row] = &[
+    ("row_29_strangers", 60, Over::Asked, row_29_strangers),
+    ("row_29_flipped_bits", 120, Over::Tcp, row_29_flipped),
+    ("row_29_repeated_bytes", 60, Over::Tcp, row_29_repeated),
+    ("row_30_wrong_secret", 20, Over::Asked, row_30_secret),
+    ("row_30_another_namespace", 20, Over::Asked, row_30_namespace),
+    ("row_30_replayed_handshake", 30, Over::Tcp, row_30_replay),
+    ("row_32_owner_killed_at_every_step", 120, Over::Always, row_32_owner),
+    ("row_32_owner_killed_while_it_ends_objects", 60, Over::Asked, row_32_ends),
+    ("row_32_service_killed_during_a_take", 60, Over::Always, row_32_take),
+    ("row_32_requester_killed_at_every_step", 120, Over::Always, row_32_requester),
+    ("row_32_node_lost", 60, Over::Always, row_32_node),
+    ("row_33_parted", 60, Over::Asked, row_33_parted),
+    ("row_33_parted_during_a_transfer", 60, Over::Always, row_33_transfer),
+    ("row_33_blocked_one_way", 60, Over::Asked, row_33_one_way),
+    ("row_34_healed", 60, Over::Always, row_34),
+    ("row_35_losses", 60, Over::Asked, row_35_losses),
+    ("row_35_ten_megabits", 60, Over::Always, row_35_rate),
+    ("row_35_large_objects_on_slow_links", 90, Over::Tcp, row_35_large),
+    ("row_36_reset", 60, Over::Tcp, row_36_reset),
+    ("row_36_closed", 60, Over::Tcp, row_36_closed),
+    ("row_36_muted", 60, Over::Tcp, row_36_muted),
+    ("row_36_delayed", 60, Over::Asked, row_36_delayed),
+    ("row_37_evicted_during_a_read", 60, Over::Always, row_37),
+    ("row_38_slow_reader", 60, Over::Tcp, row_38),
+    ("row_38_stopped_reader", 60, Over::Always, row_38_stopped),
+    ("row_48_storms", 60, Over::Asked, row_48),
+    ("row_49_service_killed_and_ended_under_load", 60, Over::Always, row_49),
+];
+
+const OF_OTHER_USERS: &[Row] = &[("row_31_another_user", 20, Over::Tcp, row_31)];
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-fn row_29_strangers() {
-    let mut pair = Pair::new();
+fn row_29_strangers(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100_000);
     pair.requester.expect(&format!("get {key} 1"), "same");
     let address = listening(&pair.hosts[0]);
@@ -58,7 +61,7 @@ fn row_29_strangers() {
         ["status VmRSS", "descriptors", "threads"].map(|order| owner.ask(order).parse::<i64>().unwrap())
     };
     let before = figures(&mut pair.owner);
-    let mut stranger = node(&pair.hosts[1]);
+    let mut stranger = node(fabric, &pair.hosts[1]);
     for seed in 0..3 {
         stranger.tell(&format!("strangers {address} 100 {seed}"));
         // Meanwhile others are served.
@@ -76,15 +79,15 @@ fn row_29_strangers() {
     );
 }
 
-fn row_29_flipped() {
-    let mut pair = Pair::new();
+fn row_29_flipped(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let mut proxy = proxied(&mut pair);
     // All that has a check of its own: handshake, header and description of the frame, either way.
     for (way, end) in [("back", 80 + 8 + 36 + 16), ("there", 56 + 40 + 36 + 40)] {
         for at in (0..end).step_by(11) {
             let seed = at as u64;
             let key = put(&mut pair.owner, seed, 200_000);
-            pair.requester = node(&pair.hosts[1]);
+            pair.requester = node(fabric, &pair.hosts[1]);
             proxy.expect(&format!("plan flip {way} {at} 1"), "done");
             let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
             let is_typed =
@@ -97,12 +100,12 @@ fn row_29_flipped() {
     pair.owner.expect("settled", "settled");
 }
 
-fn row_29_repeated() {
-    let mut pair = Pair::new();
+fn row_29_repeated(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let mut proxy = proxied(&mut pair);
     for (way, at) in [("back", 0), ("back", 88), ("there", 0), ("there", 96)] {
         let key = put(&mut pair.owner, 7, 1_000);
-        pair.requester = node(&pair.hosts[1]);
+        pair.requester = node(fabric, &pair.hosts[1]);
         proxy.expect(&format!("plan repeat {way} {at} 1"), "done");
         for _ in 0..3 {
             let (took, answer) = timed(&mut pair.requester, &format!("get {key} 7"));
@@ -120,17 +123,17 @@ fn proxied(pair: &mut Pair) -> Worker {
     let key = put(&mut pair.owner, 1, 100);
     pair.requester.expect(&format!("get {key} 1"), "same");
     let mut proxy = proxy(&pair.hosts[1], &pair.hosts[0]);
-    pair.requester = node(&pair.hosts[1]);
+    pair.requester = node(pair.fabric, &pair.hosts[1]);
     pair.requester.expect(&format!("get {key} 1"), "same");
     assert_ne!(proxy.ask("connections"), "0", "the proxy is not in between");
     proxy
 }
 
-fn row_30_secret() {
-    let mut pair = Pair::new();
+fn row_30_secret(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 1000);
     let mut stranger = pair.hosts[1].start(
-        &["--node", URL],
+        &["--node", &fabric.direct()],
         &[
             ("PROXYSTORE_SECRET", OTHER_SECRET),
             ENVIRONMENT[1],
@@ -148,22 +151,22 @@ fn row_30_secret() {
 }
 
 /// A key of one namespace in another one of the same job: the codes fit, and the node says that it is a stranger.
-fn row_30_namespace() {
-    let mut pair = Pair::new();
+fn row_30_namespace(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 1000);
-    let mut other = pair.hosts[1].start(&["--node", "tcp://other?replicas=off"], ENVIRONMENT);
+    let mut other = pair.hosts[1].start(&["--node", &fabric.url("other?replicas=off")], ENVIRONMENT);
     let (took, answer) = timed(&mut other, &format!("get {key} 1"));
     assert_error(&answer, &["Unauthorized"]);
     assert!(took < SILENCE, "{took:?}");
     pair.requester.expect(&format!("get {key} 1"), "same");
 }
 
-fn row_30_replay() {
-    let mut pair = Pair::new();
+fn row_30_replay(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100_000);
     pair.requester.expect(&format!("get {key} 1"), "same");
     let mut proxy = proxy(&pair.hosts[1], &pair.hosts[0]);
-    pair.requester = node(&pair.hosts[1]);
+    pair.requester = node(fabric, &pair.hosts[1]);
     pair.requester.expect(&format!("get {key} 1"), "same");
     // All that the requester said, word by word, proof and question: no more than the challenge and a refusal come back.
     let answer = proxy.ask("replay 6000");
@@ -177,8 +180,8 @@ fn is_root() -> Result<(), String> {
     if unsafe { libc::geteuid() } == 0 { Ok(()) } else { Err("needs root, which can be another user".to_owned()) }
 }
 
-fn row_31() {
-    let mut pair = Pair::new();
+fn row_31(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 1000);
     let host = &pair.hosts[1];
     let program = crate::hosts::program();
@@ -187,7 +190,8 @@ fn row_31() {
     host.print(&["chmod", "755", copy]);
     host.print(&["sh", "-c", &format!("umask 077; echo {SECRET} >/tmp/secret; mkdir -m 1777 -p /tmp/theirs")]);
     let start = |environment: &[(&str, &str)]| {
-        let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copy, "--node", URL];
+        let url = fabric.direct();
+        let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copy, "--node", &url];
         let mut command = host.command(&nobody);
         // Who runs the tests may have one.
         command.env_remove("PROXYSTORE_SECRET").envs(environment.iter().copied());
@@ -206,22 +210,27 @@ fn row_31() {
     pair.requester.expect(&format!("get {key} 1"), "same");
 }
 
-fn row_32_owner() {
+fn row_32_owner(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
-    let mut requester = node(&two);
+    let mut requester = node(fabric, &two);
+    {
+        // A native library opens its own when it is first needed.
+        let mut owner = node(fabric, &one);
+        let key = put(&mut owner, 1, 1000);
+        requester.expect(&format!("get {key} 1"), "same");
+    }
     let before: usize = requester.ask("descriptors").parse().unwrap();
-    for (at, place) in OWNER_PLACES.iter().enumerate() {
+    let places = fabric.places(OWNER_PLACES, &["fabric.question:2", "fabric.answer.sent:2"]);
+    for (at, place) in places.iter().enumerate() {
         let seed = at as u64 + 1;
-        let mut owner = node_with(&one, &[("PROXYSTORE_FAILPOINT", place)]);
+        let mut owner = node_with(fabric, &one, &[("PROXYSTORE_FAILPOINT", place)]);
         // Larger than a socket takes at once.
         let key = put(&mut owner, seed, 24 << 20);
         let (took, answer) = timed(&mut requester, &format!("get {key} {seed}"));
         // After the last byte was given to the kernel, the requester has it.
-        let may_have = matches!(*place, "export.answered" | "fabric.answer.sent");
-        if !(may_have && answer == "same") {
-            assert_error(&answer, &["PeerDown"]);
-        }
+        let may_have = matches!(*place, "export.answered" | "fabric.answer.sent" | "fabric.answer.sent:2");
+        assert!(is_error(&answer, &["PeerDown"]) || may_have && answer == "same", "{place}: {answer}");
         assert!(took < SILENCE, "{place}: {took:?} {answer}");
         owner.dies();
         requester.expect("settled", "settled");
@@ -232,22 +241,22 @@ fn row_32_owner() {
     }
     // Segments of its own memory, and no sockets of the dead.
     let after: usize = requester.ask("descriptors").parse().unwrap();
-    assert!(after <= before + 6, "{before} descriptors before {} deaths, {after} after", OWNER_PLACES.len());
+    assert!(after <= before + 6, "{before} descriptors before {} deaths, {after} after", places.len());
     assert_eq!(connections(&two), []);
 }
 
 /// Operations that change something, at each of their steps: an error, or done; and the next process has a fresh memory.
-fn row_32_ends() {
+fn row_32_ends(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
-    let mut requester = node(&two);
+    let mut requester = node(fabric, &two);
     for (place, order) in [
         ("export.evicted", "evict KEY"),
         ("export.retired", "take KEY 1"),
         ("export.bind.written", "commit_at DECLARED 1 1000"),
         ("export.wait.arrived", "await DECLARED 1"),
     ] {
-        let mut owner = node_with(&one, &[("PROXYSTORE_FAILPOINT", place)]);
+        let mut owner = node_with(fabric, &one, &[("PROXYSTORE_FAILPOINT", place)]);
         let key = put(&mut owner, 1, 1000);
         let answer = owner.ask("declare");
         let declared = answer.strip_prefix("key ").unwrap().to_owned();
@@ -265,13 +274,13 @@ fn row_32_ends() {
 }
 
 /// The supervised service is killed right after it has ended the object for whoever takes it, and comes back.
-fn row_32_take() {
+fn row_32_take(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     // Its second pass: the service that comes back lives through the question that is asked again.
     let environment = [ENVIRONMENT, &[("PROXYSTORE_FAILPOINT", "export.retired:2")]].concat();
     let _server = one.start(&["--serve"], &environment);
-    let (mut producer, mut requester) = (node(&one), node(&two));
+    let (mut producer, mut requester) = (node(fabric, &one), node(fabric, &two));
     let service = producer.ask("host");
     let keys = [put(&mut producer, 1, 1000), put(&mut producer, 2, 1000)];
     requester.expect(&format!("take {} 1", keys[0]), "same");
@@ -284,14 +293,14 @@ fn row_32_take() {
     producer.expect("settled", "settled");
 }
 
-fn row_32_requester() {
-    let mut pair = Pair::new();
-    for (at, place) in REQUESTER_PLACES.iter().enumerate() {
+fn row_32_requester(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    for (at, place) in fabric.places(REQUESTER_PLACES, &["fabric.asked:2", "fabric.answered:2"]).iter().enumerate() {
         let seed = at as u64 + 1;
         let key = put(&mut pair.owner, seed, 24 << 20);
-        let url = if place.starts_with("client.replica") { "tcp://test" } else { URL };
+        let url = if place.starts_with("client.replica") { fabric.url("test") } else { fabric.direct() };
         let environment = [ENVIRONMENT, &[("PROXYSTORE_FAILPOINT", place)]].concat();
-        let mut victim = pair.hosts[1].start(&["--node", url], &environment);
+        let mut victim = pair.hosts[1].start(&["--node", &url], &environment);
         victim.tell(&format!("get {key} {seed}"));
         victim.dies();
         // Its node goes on, and so does the one that has the object.
@@ -304,8 +313,8 @@ fn row_32_requester() {
 }
 
 /// All of a node is gone at once, without a word: power off.
-fn row_32_node() {
-    let mut pair = Pair::new();
+fn row_32_node(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 16 << 20);
     pair.requester.expect(&format!("get {key} 1"), "same");
     pair.hosts[0].shape(&["rate=50mbit"]);
@@ -320,20 +329,20 @@ fn row_32_node() {
     pair.owner.dies();
     // It comes back with another memory.
     pair.hosts[0].boot();
-    pair.owner = node(&pair.hosts[0]);
+    pair.owner = node(fabric, &pair.hosts[0]);
     let fresh = put(&mut pair.owner, 2, 1000);
     await_answer(&mut pair.requester, &format!("get {fresh} 2"), "same", SILENCE + SLACK);
     assert_error(&get(&mut pair.requester, &key, 1), &["Stale"]);
 }
 
-fn row_33_parted() {
-    let mut pair = Pair::new();
+fn row_33_parted(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100_000);
     pair.requester.expect(&format!("get {key} 1"), "same");
     pair.hosts[0].part(&pair.hosts[1]);
     pair.requester.expect("limit 1500", "done");
     // On the connection that there is, and on one that cannot be made.
-    let mut fresh = node(&pair.hosts[1]);
+    let mut fresh = node(fabric, &pair.hosts[1]);
     fresh.expect("limit 1500", "done");
     for worker in [&mut pair.requester, &mut fresh] {
         for order in [format!("get {key} 1"), format!("exists {key}"), format!("evict {key}"), format!("take {key} 1")]
@@ -345,12 +354,12 @@ fn row_33_parted() {
     }
     pair.requester.expect("settled", "settled");
     // Nobody else noticed.
-    let mut local = node(&pair.hosts[0]);
+    let mut local = node(fabric, &pair.hosts[0]);
     local.expect(&format!("get {key} 1"), "same");
 }
 
-fn row_33_transfer() {
-    let mut pair = Pair::new();
+fn row_33_transfer(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 16 << 20);
     pair.hosts[0].shape(&["rate=50mbit"]);
     pair.requester.expect("limit 8000", "done");
@@ -366,9 +375,9 @@ fn row_33_transfer() {
     pair.owner.expect("settled", "settled");
 }
 
-fn row_33_one_way() {
+fn row_33_one_way(fabric: Fabric) {
     for from_owner in [true, false] {
-        let mut pair = Pair::new();
+        let mut pair = Pair::new(fabric);
         let key = put(&mut pair.owner, 1, 100_000);
         pair.requester.expect(&format!("get {key} 1"), "same");
         let [one, two] = &pair.hosts;
@@ -388,8 +397,8 @@ fn row_33_one_way() {
     }
 }
 
-fn row_34() {
-    let mut pair = Pair::new();
+fn row_34(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let keys = [put(&mut pair.owner, 1, 100_000), put(&mut pair.owner, 2, 100_000)];
     pair.requester.expect(&format!("get {} 1", keys[0]), "same");
     let [one, two] = pair.hosts.clone();
@@ -413,8 +422,8 @@ fn row_34() {
     pair.owner.expect("settled", "settled");
 }
 
-fn row_35_losses() {
-    let mut pair = Pair::new();
+fn row_35_losses(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     for (loss, len) in [("loss=1%", 32 << 20), ("loss=10%", 2 << 20)] {
         pair.hosts[0].shape(&[loss]);
         for seed in 0..4 {
@@ -428,8 +437,8 @@ fn row_35_losses() {
     pair.owner.expect("settled", "settled");
 }
 
-fn row_35_rate() {
-    let mut pair = Pair::new();
+fn row_35_rate(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     pair.hosts[0].shape(&["rate=10mbit"]);
     // 6.7 seconds, more than the silence: bytes that come are a sign of life.
     let key = put(&mut pair.owner, 1, 8 << 20);
@@ -440,8 +449,8 @@ fn row_35_rate() {
 }
 
 /// An object that goes over several streams at once, each of which takes longer than the silence.
-fn row_35_large() {
-    let mut pair = Pair::new();
+fn row_35_large(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 128 << 20);
     // Streams are connected when they are first wanted, and used from the next time on.
     pair.requester.expect("limit 25000", "done");
@@ -458,25 +467,25 @@ fn row_35_large() {
     assert!(received < (140 << 20), "{received} bytes");
 }
 
-fn row_36_reset() {
-    disturbed("reset");
+fn row_36_reset(fabric: Fabric) {
+    disturbed(fabric, "reset");
 }
 
-fn row_36_closed() {
-    disturbed("close");
-    disturbed("half-close");
+fn row_36_closed(fabric: Fabric) {
+    disturbed(fabric, "close");
+    disturbed(fabric, "half-close");
 }
 
 /// One connection breaks, at the handshake, within a head, within an object: the get goes on with another one.
-fn disturbed(act: &str) {
-    let mut pair = Pair::new();
+fn disturbed(fabric: Fabric, act: &str) {
+    let mut pair = Pair::new(fabric);
     let mut proxy = proxied(&mut pair);
     for (way, at) in
         [("back", 0), ("back", 40), ("back", 90), ("back", 130), ("back", 1_000_000), ("there", 60), ("there", 100)]
     {
         let seed = at as u64;
         let key = put(&mut pair.owner, seed, 4 << 20);
-        pair.requester = node(&pair.hosts[1]);
+        pair.requester = node(fabric, &pair.hosts[1]);
         proxy.expect(&format!("plan {act} {way} {at} 1"), "done");
         let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
         assert!(answer == "same" || is_error(&answer, &["PeerDown"]), "{act} at {at} {way}: {answer}");
@@ -487,13 +496,13 @@ fn disturbed(act: &str) {
     }
 }
 
-fn row_36_muted() {
-    let mut pair = Pair::new();
+fn row_36_muted(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let mut proxy = proxied(&mut pair);
     for (way, at) in [("back", 40), ("back", 100), ("back", 1_000_000), ("there", 60), ("there", 100)] {
         let seed = at as u64;
         let key = put(&mut pair.owner, seed, 4 << 20);
-        pair.requester = node(&pair.hosts[1]);
+        pair.requester = node(fabric, &pair.hosts[1]);
         pair.requester.expect("limit 9000", "done");
         proxy.expect(&format!("plan mute {way} {at} 1"), "done");
         let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
@@ -505,8 +514,8 @@ fn row_36_muted() {
     }
 }
 
-fn row_36_delayed() {
-    let mut pair = Pair::new();
+fn row_36_delayed(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     pair.hosts[0].shape(&["delay=20ms", "jitter=10ms", "loss=0.5%"]);
     for seed in 0..3 {
         let key = put(&mut pair.owner, seed, 4 << 20);
@@ -520,8 +529,8 @@ fn row_36_delayed() {
     assert!(took < 10 * SECOND, "{took:?} for 500 objects at once");
 }
 
-fn row_37() {
-    let mut pair = Pair::new();
+fn row_37(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     pair.hosts[0].shape(&["rate=20mbit"]);
     for seed in 1..=3 {
         let key = put(&mut pair.owner, seed, 8 << 20);
@@ -543,15 +552,15 @@ fn row_37() {
     pair.owner.expect("settled", "settled");
 }
 
-fn row_38() {
+fn row_38(fabric: Fabric) {
     let cluster = Cluster::new(3);
     let [one, two, three] = cluster.hosts();
-    let (mut owner, mut slow, mut other) = (node(&one), node(&two), node(&three));
+    let (mut owner, mut slow, mut other) = (node(fabric, &one), node(fabric, &two), node(fabric, &three));
     let key = put(&mut owner, 1, 100);
     slow.expect(&format!("get {key} 1"), "same");
     let mut proxy = proxy(&two, &one);
     proxy.expect("limit 1000000", "done");
-    slow = node(&two);
+    slow = node(fabric, &two);
     slow.expect(&format!("get {key} 1"), "same");
     let answer = owner.ask(&format!("puts 10 {} 64", 4 << 20));
     let keys = answer.strip_prefix("keys ").unwrap().to_owned();
@@ -575,8 +584,8 @@ fn row_38() {
 }
 
 /// A host whose processes are all stopped: its kernel says that there is no room, again and again, and nothing is read.
-fn row_38_stopped() {
-    let mut pair = Pair::new();
+fn row_38_stopped(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100 << 20);
     pair.hosts[0].shape(&["rate=200mbit"]);
     pair.requester.expect(&format!("limit {}", (SILENCE * 4).as_millis()), "done");
@@ -590,20 +599,20 @@ fn row_38_stopped() {
     pair.requester.expect("settled", "settled");
 }
 
-fn row_48() {
-    let mut pair = Pair::new();
+fn row_48(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100_000);
     pair.requester.expect(&format!("get {key} 1"), "same");
     let address = listening(&pair.hosts[0]);
     let figures = |owner: &mut Worker| ["descriptors", "threads"].map(|order| owner.ask(order).parse::<i64>().unwrap());
     let before = figures(&mut pair.owner);
-    let mut strangers: Vec<Worker> = (0..2).map(|_| node(&pair.hosts[1])).collect();
+    let mut strangers: Vec<Worker> = (0..2).map(|_| node(fabric, &pair.hosts[1])).collect();
     for (seed, stranger) in strangers.iter_mut().enumerate() {
         stranger.tell(&format!("strangers {address} 300 {seed}"));
     }
     // Processes that come, get and go, by their own end or by a kill.
     for round in 0..6 {
-        let mut crowd: Vec<Worker> = (0..4).map(|_| node(&pair.hosts[1])).collect();
+        let mut crowd: Vec<Worker> = (0..4).map(|_| node(fabric, &pair.hosts[1])).collect();
         for worker in &mut crowd {
             worker.tell(&format!("timed get {key} 1"));
         }
@@ -630,14 +639,14 @@ fn row_48() {
     assert_unpinned(&mut pair.owner, &key, SLACK);
 }
 
-fn row_49() {
+fn row_49(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut server = one.start(&["--serve"], ENVIRONMENT);
-    let mut producer = node(&one);
+    let mut producer = node(fabric, &one);
     let answer = producer.ask("puts 10 300000 20");
     let keys = answer.strip_prefix("keys ").unwrap().to_owned();
-    let mut load: Vec<Worker> = (0..2).map(|_| node(&two)).collect();
+    let mut load: Vec<Worker> = (0..2).map(|_| node(fabric, &two)).collect();
     for worker in &mut load {
         worker.tell(&format!("load 10 6000 {keys}"));
     }

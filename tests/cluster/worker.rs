@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bare;
+#[cfg(feature = "ucx")]
+use crate::ucp;
 
 /// Obeys until standard input ends.
 pub(crate) fn run() -> i32 {
@@ -45,8 +47,71 @@ fn obey(words: &[&str]) -> std::io::Result<String> {
         ["bandwidth", server, len, streams, count] => {
             format!("{:.0}", bare::bandwidth(server, number(len), number(streams), number(count))?)
         }
+        // An owner of the bare UCP loop with so many bytes; its contact in hexadecimal digits.
+        #[cfg(feature = "ucx")]
+        ["ucp_own", len] => bare_ucp::own(number(len))?,
+        // Nanoseconds to a contact's first byte.
+        #[cfg(feature = "ucx")]
+        ["ucp_connect", contact, room] => bare_ucp::connect(contact, number(room))?,
+        // Median nanoseconds of one of `count` fetches of that shape, and which way they come.
+        #[cfg(feature = "ucx")]
+        ["ucp_fetch", len, window, pieces, progress, count] => {
+            let shape = ucp::Shape { len: number(len), window: number(window), pieces: number(pieces) };
+            bare_ucp::fetch(shape, progress == "busy", number(count))?
+        }
         _ => panic!("no such order: {words:?}"),
     })
+}
+
+/// The bare UCP loop of this process, which may ask one owner at a time.
+#[cfg(feature = "ucx")]
+mod bare_ucp {
+    use std::cell::RefCell;
+
+    use crate::ucp::{Contact, Owner, Progress, Requester, Settings, Shape};
+
+    thread_local! {
+        static REQUESTER: RefCell<Option<Requester>> = const { RefCell::new(None) };
+    }
+
+    /// Nobody else is on the network of the hosts: their owners let themselves be read.
+    fn settings() -> Settings {
+        Settings::new(None).one_sided()
+    }
+
+    pub(super) fn own(len: usize) -> std::io::Result<String> {
+        let owner = Owner::start(&settings(), len, &[7; 4096])?;
+        let contact = owner.contact().to_bytes();
+        // To the end of the process.
+        std::mem::forget(owner);
+        Ok(contact.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    pub(super) fn connect(contact: &str, room: usize) -> std::io::Result<String> {
+        let digits = contact.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).expect("ASCII"));
+        let bytes: Vec<u8> = digits.map(|two| u8::from_str_radix(two, 16).expect("hexadecimal digits")).collect();
+        let requester = Requester::connect(&settings(), &Contact::from_bytes(&bytes)?, room)?;
+        let took = requester.first_contact;
+        REQUESTER.set(Some(requester));
+        Ok(took.as_nanos().to_string())
+    }
+
+    pub(super) fn fetch(shape: Shape, busy: bool, count: usize) -> std::io::Result<String> {
+        let progress = if busy { Progress::Busy } else { Progress::Hybrid };
+        REQUESTER.with_borrow_mut(|requester| {
+            let requester = requester.as_mut().expect("it is connected");
+            let way = requester.best(shape, progress)?;
+            let median = if shape.window > 1 {
+                requester.fetch(count, shape, way, progress)? / count as u32
+            } else {
+                let times = (0..count).map(|_| requester.fetch(1, shape, way, progress));
+                let mut times = times.collect::<std::io::Result<Vec<_>>>()?;
+                times.sort_unstable();
+                times[times.len() / 2]
+            };
+            Ok(format!("{} {way:?}", median.as_nanos()))
+        })
+    }
 }
 
 fn echo(socket: &UdpSocket) {

@@ -13,6 +13,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         row("leaving_keeps_what_is_in_use", 20, leaving_keeps_what_is_in_use),
         row("who_looked_first_takes_over", 20, who_looked_first_takes_over),
+        row("who_ends_in_a_takeover_leaves_nothing", 60, who_ends_in_a_takeover_leaves_nothing),
         row("failed_attaches_leave_no_client", 60, failed_attaches_leave_no_client),
         row("a_removed_lock_file_ends_nobody", 20, a_removed_lock_file_ends_nobody),
         row("a_stopped_client_is_waited_for_once", 20, a_stopped_client_is_waited_for_once),
@@ -52,6 +53,21 @@ fn who_looked_first_takes_over() {
     user.expect(&format!("get {key} 2"), "same");
     user.put(3, 3_000_000);
     site.check(vec![user], 3..=3);
+}
+
+/// The host ends, and the last process of the namespace right behind it, while it takes over or before: as ranks of a job do.
+fn who_ends_in_a_takeover_leaves_nothing() {
+    let site = Site::new();
+    for turn in 0..30 {
+        let (mut host, mut last) = (site.client(), site.client());
+        host.put(1, 100);
+        last.put(2, 100);
+        host.kill();
+        std::thread::sleep(Duration::from_micros(150 * turn));
+        last.end();
+        let left: Vec<_> = std::fs::read_dir(site.path().join(NAMESPACE)).into_iter().flatten().flatten().collect();
+        assert!(left.is_empty(), "turn {turn}: {left:?}");
+    }
 }
 
 /// Opens the namespace to look at it, and then as [`child::run`](crate::child::run) does.

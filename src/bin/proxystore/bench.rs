@@ -15,6 +15,7 @@ mod operations;
 mod partner;
 mod peer;
 mod place;
+mod references;
 mod report;
 mod sizes;
 mod socket;
@@ -40,10 +41,14 @@ Operations:
   reserve  this process reserves memory for an object and commits it, writing no byte where the memory holds values
            already; reference: the memcpy that this saves
   get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer; for
-           connectors between nodes, where the peer is a process of another node, a bare socket loop
+           connectors between nodes, where the peer is a process of another node, a bare socket loop; for ucx a bare loop
+           on UCX's own interface, by whichever of its ways is the fastest, and the socket loop beside it
   exists   this process asks for an object that is there; reference: memcpy
   resolve  as get, through a proxy made of token bytes, not cached
-  batch    the peer gets up to 1000 of them in one call, counted one by one; reference: a get of each
+  batch    the peer gets up to 1000 of them in one call, counted one by one; reference: a get of each, for ucx a bare UCP
+           loop whose owner gathers them in one message
+  window   the peer has up to 64 gets on their way at a time, counted one by one; reference: a get of each, for connectors
+           between nodes the bare loop with as many questions on their way
   rtt      put and send the token, the peer resolves it, puts a reply, sends that token, resolve;
            reference: the payload itself through a bare pipe, there and back
 
@@ -54,7 +59,8 @@ Output:
   MB/s is 10^6 bytes a second at the median; rtt counts both directions, and operations that move no byte count as if
   they did. The ratio is ours / reference: of the
   median time below 64 KiB (lower is better), of MB/s from there on (higher is better). With --json, one object a
-  line: connector, op, size, p50_us, p99_us, mb_s, ref, ref_p50_us, ref_mb_s, ratio, ratio_of.
+  line: connector, op, size, p50_us, p99_us, mb_s, ref, ref_p50_us, ref_mb_s, ratio, ratio_of; where there is a second
+  reference, beside, beside_p50_us, beside_mb_s, beside_ratio.
 
 Examples:
   proxystore bench
@@ -79,6 +85,9 @@ pub(crate) struct Bench {
     /// Time what comes first after the reference, which empties the caches, and not operations that follow others
     #[arg(long)]
     cold: bool,
+    /// How many objects are in a batch, or on their way at a time [default: 1000 in a batch, 64 in a window]
+    #[arg(long, value_name = "N", value_parser = parse_together)]
+    together: Option<usize>,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -92,6 +101,7 @@ enum Op {
     Exists,
     Resolve,
     Batch,
+    Window,
     Rtt,
     All,
 }
@@ -103,7 +113,7 @@ impl Bench {
             true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
             false => self.connector.clone(),
         };
-        let ops = [Op::Put, Op::Reserve, Op::Get, Op::Exists, Op::Resolve, Op::Batch, Op::Rtt];
+        let ops = [Op::Put, Op::Reserve, Op::Get, Op::Exists, Op::Resolve, Op::Batch, Op::Window, Op::Rtt];
         let ops: Vec<Op> = ops.into_iter().filter(|op| self.op.contains(op) || self.op.contains(&Op::All)).collect();
         let report = Report::new(self.json);
         let progress = progress(connectors.len() * ops.len() * self.sizes.all().len());
@@ -112,20 +122,13 @@ impl Bench {
             let mut partner = Partner::start(&place)?;
             progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {
-                progress.suspend(|| report.table(place.scheme(), op.meaning(place.crosses_nodes())))?;
+                let references = op.references(&place);
+                progress.suspend(|| report.table(place.scheme(), &op.meaning(references), references))?;
                 for size in self.sizes.all() {
                     progress.set_message(format!("{connector} {} {size}", op.name()));
-                    let pair = op.measure(&place, &mut partner, *size, &plan)?;
-                    progress.suspend(|| {
-                        report.line(
-                            connector,
-                            op.name(),
-                            op.reference(place.crosses_nodes()),
-                            *size,
-                            op.moves(*size),
-                            &pair,
-                        )
-                    })?;
+                    let pair = op.measure(&place, &mut partner, *size, &plan, self.together)?;
+                    progress
+                        .suspend(|| report.line(connector, op.name(), references, *size, op.moves(*size), &pair))?;
                     progress.inc(1);
                 }
             }
@@ -144,34 +147,42 @@ impl Op {
             Self::Exists => "exists",
             Self::Resolve => "resolve",
             Self::Batch => "batch",
+            Self::Window => "window",
             Self::Rtt => "rtt",
             Self::All => "all",
         }
     }
 
-    const fn meaning(self, crosses_nodes: bool) -> &'static str {
-        match self {
-            Self::Put => "put: this process stores an object in memory used before; beside memcpy",
-            Self::Reserve => "reserve: this process reserves and commits, writing no byte; beside the memcpy saved",
-            Self::Get if crosses_nodes => "get: the peer, on another node, gets an object; beside a bare socket loop",
-            Self::Resolve if crosses_nodes => {
-                "resolve: the peer, on another node, resolves token bytes; beside a bare socket loop"
-            }
-            Self::Get => "get: the peer gets an object and drops it, touching no byte; beside memcpy in the peer",
-            Self::Exists => "exists: this process asks for an object that is there; beside memcpy",
-            Self::Resolve => "resolve: the peer resolves token bytes, touching no byte; beside memcpy in the peer",
-            Self::Batch => "batch: the peer gets many objects in one call, a time for each; beside a get of each",
-            Self::Rtt => "rtt: object there, object back, by tokens; beside the payload itself through a pipe",
+    fn meaning(self, references: &[&str]) -> String {
+        let what = match self {
+            Self::Put => "put: this process stores an object in memory used before",
+            Self::Reserve => "reserve: this process reserves and commits, writing no byte",
+            Self::Get => "get: the peer gets an object and drops it, touching no byte",
+            Self::Exists => "exists: this process asks for an object that is there",
+            Self::Resolve => "resolve: the peer resolves token bytes, touching no byte",
+            Self::Batch => "batch: the peer gets many objects in one call, a time for each",
+            Self::Window => "window: the peer has many gets on their way at a time, a time for each",
+            Self::Rtt => "rtt: object there, object back, by tokens",
             Self::All => "",
-        }
+        };
+        let beside = references.iter().map(|name| match *name {
+            "ucp" => "a bare UCP loop",
+            "socket" => "a bare socket loop",
+            "get" => "a get of each",
+            "pipe" => "the payload itself through a pipe",
+            _ => "memcpy",
+        });
+        format!("{what}; beside {}", beside.collect::<Vec<_>>().join(" and "))
     }
 
-    const fn reference(self, crosses_nodes: bool) -> &'static str {
+    /// What it is measured beside: what counts first.
+    fn references(self, place: &Place) -> &'static [&'static str] {
         match self {
-            Self::Get | Self::Resolve if crosses_nodes => "socket",
-            Self::Batch => "get",
-            Self::Rtt => "pipe",
-            _ => "memcpy",
+            Self::Get | Self::Resolve => references::names(place, How::Get),
+            Self::Batch => references::names(place, How::Batch),
+            Self::Window => references::names(place, How::Window),
+            Self::Rtt => &["pipe"],
+            _ => &["memcpy"],
         }
     }
 
@@ -183,14 +194,22 @@ impl Op {
         }
     }
 
-    fn measure(self, place: &Place, partner: &mut Partner, size: usize, plan: &Plan) -> Result<timing::Pair, Failure> {
+    fn measure(
+        self,
+        place: &Place,
+        partner: &mut Partner,
+        size: usize,
+        plan: &Plan,
+        together: Option<usize>,
+    ) -> Result<timing::Pair, Failure> {
         match self {
             Self::Put | Self::All => operations::put(place, partner, size, plan),
             Self::Reserve => operations::reserve(place, partner, size, plan),
             Self::Exists => operations::exists(place, partner, size, plan),
-            Self::Get => operations::get(place, partner, size, plan, How::Get),
-            Self::Resolve => operations::get(place, partner, size, plan, How::Resolve),
-            Self::Batch => operations::get(place, partner, size, plan, How::Batch),
+            Self::Get => operations::get(place, partner, size, plan, How::Get, None),
+            Self::Resolve => operations::get(place, partner, size, plan, How::Resolve, None),
+            Self::Batch => operations::get(place, partner, size, plan, How::Batch, together),
+            Self::Window => operations::get(place, partner, size, plan, How::Window, together),
             Self::Rtt => operations::rtt(place, partner, size, plan),
         }
     }
@@ -204,6 +223,10 @@ fn progress(lines: usize) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(lines as u64).with_style(style)
+}
+
+fn parse_together(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(|| "expected a number from 1 to 1000".to_owned())
 }
 
 fn parse_budget(text: &str) -> Result<Duration, String> {

@@ -10,11 +10,13 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::{COMMIT, VERSION};
 
+mod fabrics;
 mod job;
 mod launcher;
 mod limits;
 mod memory;
 
+use fabrics::{Fabrics, Library};
 use job::JobRow;
 use limits::Limits;
 use memory::Memory;
@@ -46,7 +48,9 @@ struct Report {
     default_store: String,
     shared_memory: Memory,
     connectors: Vec<ConnectorRow>,
-    native_libraries: Vec<String>,
+    native_libraries: Vec<Library>,
+    network: Vec<String>,
+    network_advice: Vec<String>,
     limits: Limits,
     launcher: Vec<launcher::Launcher>,
     job: JobRow,
@@ -86,6 +90,7 @@ impl Report {
             default: variable.default,
             doc: variable.doc,
         });
+        let fabrics = Fabrics::collect();
         Self {
             version: VERSION,
             commit: COMMIT,
@@ -93,7 +98,9 @@ impl Report {
             default_store: default_store(),
             shared_memory: Memory::collect(),
             connectors: connector_rows(),
-            native_libraries: Vec::new(),
+            native_libraries: fabrics.libraries,
+            network: fabrics.adapters,
+            network_advice: fabrics.advice,
             limits: Limits::collect(),
             launcher: launcher::seen(),
             job: JobRow::collect(),
@@ -135,7 +142,24 @@ impl Report {
             }
         }
 
-        writeln!(out, "\n# Native libraries\nnone: no connector of this version uses one")?;
+        writeln!(out, "\n# Native libraries")?;
+        if self.native_libraries.is_empty() {
+            writeln!(out, "none: no connector of this build uses one")?;
+        }
+        for (name, value) in self.native_libraries.iter().flat_map(Library::lines) {
+            writeln!(out, "{name:<22} {value}")?;
+        }
+
+        writeln!(out, "\n# Network")?;
+        writeln!(
+            out,
+            "{:<22} {}",
+            "adapters",
+            if self.network.is_empty() { "none but for TCP".to_owned() } else { self.network.join(", ") }
+        )?;
+        for advice in &self.network_advice {
+            writeln!(out, "{:<22} {advice}", "advice")?;
+        }
 
         writeln!(out, "\n# Limits")?;
         for (name, value) in self.limits.lines() {
@@ -211,7 +235,9 @@ const FEATURES: &[(&str, bool)] = &[
     ("memory", cfg!(feature = "memory")),
     ("file", cfg!(feature = "file")),
     ("shm", cfg!(feature = "shm")),
+    ("ucx", cfg!(feature = "ucx")),
     ("tcp", cfg!(feature = "tcp")),
+    ("ucx", cfg!(feature = "ucx")),
     ("msgpack", cfg!(feature = "msgpack")),
     ("rkyv", cfg!(feature = "rkyv")),
     ("metrics", cfg!(feature = "metrics")),

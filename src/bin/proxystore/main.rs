@@ -21,6 +21,10 @@ mod put;
 mod serve;
 mod stat;
 mod top;
+#[cfg(feature = "ucx")]
+#[expect(unsafe_code, reason = "the interface of UCX")]
+#[allow(dead_code, reason = "tests/cluster measures other shapes with it")]
+mod ucp;
 
 /// Pass objects between processes by reference.
 ///

@@ -339,7 +339,7 @@ struct BadService {
 
 impl Service for BadService {
     fn answer(&self, call: Incoming<'_>) {
-        let Incoming { head, from, responder } = call;
+        let Incoming { head, from, connection, responder } = call;
         let from = if self.defect == "from_nobody" { 0 } else { from };
         let respond = |inner| {
             let queue = Arc::clone(&self.queue);
@@ -359,9 +359,9 @@ impl Service for BadService {
         }
         let queue = Arc::clone(&self.queue);
         let responder = Responder::new(Box::new(BadRespond { inner, defect: self.defect, queue }));
-        self.inner.answer(Incoming { head, from, responder });
+        self.inner.answer(Incoming { head, from, connection, responder });
         if self.defect == "asked_twice" {
-            self.inner.answer(Incoming { head, from, responder: respond(None) });
+            self.inner.answer(Incoming { head, from, connection, responder: respond(None) });
         }
     }
 }

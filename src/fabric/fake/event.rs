@@ -160,11 +160,11 @@ impl Net {
             let from = connection.from;
             let wanted = Arc::new(AtomicBool::new(true));
             state.owed.insert(question, (route?.connection, Arc::clone(&wanted)));
-            Some((service, from, wanted))
+            Some((service, from, route?.connection, wanted))
         });
-        if let Some((service, from, wanted)) = found {
+        if let Some((service, from, connection, wanted)) = found {
             let responder = Responder::new(Box::new(Duty::new(self.clone(), question, wanted)));
-            service.answer(Incoming { head, from, responder });
+            service.answer(Incoming { head, from, connection, responder });
         }
     }
 

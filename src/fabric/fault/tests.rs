@@ -10,9 +10,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fabric::Parts;
 use crate::fabric::conformance;
 use crate::fabric::fake::{self, Link, Net, Time};
-use crate::fabric::{Parts, Segment};
 use crate::region::RegionMut;
 use crate::sync::lock;
 
@@ -347,8 +347,6 @@ fn victim() {
     let owner = net.node(OWNER);
     let listener = owner.listen(&[(OWNER, 0).into()], Arc::new(Teller::default())).unwrap();
     let fabric = Fault::new(Arc::new(net.node(REQUESTER)), plan, world);
-    let segment = Segment { addresses: 0..0, owner: Arc::new(()) };
-    fabric.register(segment).unwrap();
     let mut asker = Asker { fabric, contact: listener.contact(), peer: None, alive: Alive::default() };
     for number in 0..4 {
         let ended = asker.start(number).and_then(Asker::end).unwrap();

@@ -18,6 +18,7 @@ pub(super) struct Door {
     socket: Arc<Socket>,
     identity: Identity,
     options: Options,
+    spoken: Vec<Purpose>,
     epoll: Arc<OwnedFd>,
     strangers: HashMap<u64, Stranger>,
     next: u64,
@@ -37,6 +38,7 @@ impl Door {
         socket: Arc<Socket>,
         identity: &Identity,
         options: &Options,
+        spoken: Vec<Purpose>,
         epoll: Arc<OwnedFd>,
     ) -> rustix::io::Result<Self> {
         epoll::add(&*epoll, &*socket, EventData::new_u64(LISTENER), EventFlags::IN)?;
@@ -44,6 +46,7 @@ impl Door {
             socket,
             identity: identity.clone(),
             options: options.clone(),
+            spoken,
             epoll,
             strangers: HashMap::new(),
             next: FIRST_STRANGER,
@@ -102,7 +105,7 @@ impl Door {
         let watched = socket.configure(self.options.silence).is_ok()
             && epoll::add(&*self.epoll, &socket, data, EventFlags::IN | EventFlags::RDHUP).is_ok();
         if watched {
-            let handshake = Handshake::answer(&self.identity, Purpose::Tcp);
+            let handshake = Handshake::answer(&self.identity, &self.spoken);
             self.strangers.insert(number, Stranger { socket, handshake, since: Instant::now() });
         }
     }

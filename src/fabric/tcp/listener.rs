@@ -11,7 +11,7 @@ use super::door::Door;
 use super::socket::Socket;
 use super::worker::{Desk, Worker};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::handshake::Identity;
+use crate::fabric::handshake::{Identity, Purpose};
 use crate::fabric::{Listener, Service};
 use crate::process::Withheld;
 
@@ -35,16 +35,18 @@ impl TcpListener {
         identity: &Identity,
         options: &Options,
         addresses: &[SocketAddr],
-        service: Arc<dyn Service>,
+        services: Vec<(Purpose, Arc<dyn Service>)>,
     ) -> Result<Self> {
         let (socket, contact) = bind(addresses)?;
+        let spoken: Vec<Purpose> = services.iter().map(|(purpose, _)| *purpose).collect();
+        let services = Arc::new(services);
         let fail = |error: rustix::io::Errno| Error::io("listen", contact.to_string(), error.into());
         let socket = Arc::new(socket);
         let withheld = Withheld::new(socket.as_fd());
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut desks = Vec::with_capacity(count);
-        for _ in 0..count {
-            desks.push(Desk::new().map_err(fail)?);
+        for number in 0..count {
+            desks.push(Desk::new(number).map_err(fail)?);
         }
         let desks = Arc::new(desks);
         let generation = crate::process::generation();
@@ -53,12 +55,13 @@ impl TcpListener {
             Self { contact, _withheld: withheld, socket, desks, threads: Vec::with_capacity(count), generation };
         for (i, desk) in this.desks.iter().enumerate() {
             let door = match i {
-                0 => Some(
-                    Door::new(Arc::clone(&this.socket), identity, options, Arc::clone(&desk.epoll)).map_err(fail)?,
-                ),
+                0 => {
+                    let (socket, epoll) = (Arc::clone(&this.socket), Arc::clone(&desk.epoll));
+                    Some(Door::new(socket, identity, options, spoken.clone(), epoll).map_err(fail)?)
+                }
                 _ => None,
             };
-            let worker = Worker::new(Arc::clone(desk), Arc::clone(&this.desks), door, Arc::clone(&service), options);
+            let worker = Worker::new(Arc::clone(desk), Arc::clone(&this.desks), door, Arc::clone(&services), options);
             let thread = std::thread::Builder::new().name(format!("proxystore-tcp{i}"));
             let thread = thread.spawn(|| worker.run());
             this.threads.push(thread.map_err(|error| Error::io("listen", "a thread that answers peers", error))?);

@@ -25,6 +25,7 @@ pub(super) struct TcpPeer {
     this: Weak<TcpPeer>,
     identity: Identity,
     options: Options,
+    purpose: Purpose,
     contact: SocketAddr,
     instance: u64,
     /// The first is there from the beginning, the others when they have been asked for and connected.
@@ -45,15 +46,17 @@ impl TcpPeer {
     pub(super) fn connect(
         identity: &Identity,
         options: &Options,
+        purpose: Purpose,
         contact: SocketAddr,
         deadline: Instant,
     ) -> Result<Arc<Self>> {
-        let (socket, proven) = reach(identity, options, contact, 0, deadline)?;
+        let (socket, proven) = reach(identity, options, (purpose, 0), contact, deadline)?;
         let first = Stream::new(socket, contact, options.silence)?;
         let peer = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             identity: identity.clone(),
             options: options.clone(),
+            purpose,
             contact,
             instance: proven.instance,
             lanes: (0..options.lanes.max(1)).map(|_| Lane::default()).collect(),
@@ -86,7 +89,8 @@ impl TcpPeer {
 
     fn widen(&self, number: usize) -> Result<()> {
         let deadline = Instant::now() + self.options.handshake;
-        let (socket, proven) = reach(&self.identity, &self.options, self.contact, number as u32, deadline)?;
+        let (socket, proven) =
+            reach(&self.identity, &self.options, (self.purpose, number as u32), self.contact, deadline)?;
         if proven.instance == self.instance && self.is_up() {
             let stream = Stream::new(socket, self.contact, self.options.silence)?;
             self.keep(&self.lanes[number], stream);
@@ -148,14 +152,14 @@ impl fmt::Debug for TcpPeer {
 fn reach(
     identity: &Identity,
     options: &Options,
+    stream: (Purpose, u32),
     contact: SocketAddr,
-    lane: u32,
     deadline: Instant,
 ) -> Result<(Socket, Proven)> {
     let begun = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        let error = match try_reach(identity, options, contact, lane, deadline) {
+        let error = match try_reach(identity, options, stream, contact, deadline) {
             Ok(reached) => return Ok(reached),
             Err(error) => error,
         };
@@ -172,8 +176,8 @@ fn reach(
 fn try_reach(
     identity: &Identity,
     options: &Options,
+    (purpose, lane): (Purpose, u32),
     contact: SocketAddr,
-    lane: u32,
     deadline: Instant,
 ) -> Result<(Socket, Proven)> {
     let fail = |error: io::Error| down("connect", contact, error);
@@ -193,7 +197,7 @@ fn try_reach(
     let limit = Instant::now() + options.handshake;
     // Its kernel accepts connections for a process that is stopped.
     let (deadline, kind) = if limit < deadline { (limit, ErrorKind::PeerDown) } else { (deadline, ErrorKind::Timeout) };
-    let stream = handshake::Stream { purpose: Purpose::Tcp, lane, silence: options.silence };
+    let stream = handshake::Stream { purpose, lane, silence: options.silence };
     let proven = prove(&socket, contact, Handshake::request(identity, stream), deadline, kind)?;
     Ok((socket, proven))
 }

@@ -18,7 +18,7 @@ use super::door::{Door, LISTENER};
 use super::frame::{Decoder, Kind};
 use super::socket::{Moved, Socket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::handshake::Proven;
+use crate::fabric::handshake::{Proven, Purpose};
 use crate::fabric::{Incoming, Responder, Service};
 use crate::failpoint::failpoint;
 use crate::sync::lock;
@@ -41,7 +41,7 @@ pub(super) struct Worker {
     /// All of them, the own too.
     desks: Arc<Vec<Arc<Desk>>>,
     door: Option<Door>,
-    service: Arc<dyn Service>,
+    services: Arc<Vec<(Purpose, Arc<dyn Service>)>>,
     options: Options,
     clients: HashMap<u64, Client>,
     /// How often to look at them.
@@ -51,6 +51,8 @@ pub(super) struct Worker {
 /// A connection, and what it is in the middle of saying.
 struct Client {
     connection: Arc<Connection>,
+    /// The one of its purpose.
+    service: Arc<dyn Service>,
     decoder: Decoder,
     /// Received, but not looked at while too much waits to be sent.
     ahead: Vec<u8>,
@@ -59,7 +61,8 @@ struct Client {
 }
 
 impl Desk {
-    pub(super) fn new() -> rustix::io::Result<Arc<Self>> {
+    /// The desk of that number among those of a listener.
+    pub(super) fn new(number: usize) -> rustix::io::Result<Arc<Self>> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let poke = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&*epoll, &poke, EventData::new_u64(POKE), EventFlags::IN)?;
@@ -69,7 +72,7 @@ impl Desk {
             arrived: Mutex::default(),
             load: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            numbers: AtomicU64::new(FIRST),
+            numbers: AtomicU64::new(FIRST + ((number as u64) << 48)),
         }))
     }
 
@@ -98,10 +101,10 @@ impl Worker {
         desk: Arc<Desk>,
         desks: Arc<Vec<Arc<Desk>>>,
         door: Option<Door>,
-        service: Arc<dyn Service>,
+        services: Arc<Vec<(Purpose, Arc<dyn Service>)>>,
         options: &Options,
     ) -> Self {
-        Self { desk, desks, door, service, options: options.clone(), clients: HashMap::new(), tick: NEVER }
+        Self { desk, desks, door, services, options: options.clone(), clients: HashMap::new(), tick: NEVER }
     }
 
     /// Serves until the desk is stopped.
@@ -128,9 +131,8 @@ impl Worker {
                 self.look(now);
             }
         }
-        for client in self.clients.values() {
-            client.connection.close();
-        }
+        let open: Vec<u64> = self.clients.keys().copied().collect();
+        open.into_iter().for_each(|number| self.forget(number));
         for connection in lock(&self.desk.arrived).drain(..) {
             connection.close();
         }
@@ -156,10 +158,10 @@ impl Worker {
         if goes_on && flags.contains(EventFlags::OUT) {
             client.connection.flush();
             // What was received before there was no room.
-            goes_on = client.process(&*self.service);
+            goes_on = client.process();
         }
         if goes_on && flags.contains(EventFlags::IN) {
-            goes_on = client.receive(&*self.service);
+            goes_on = client.receive();
         }
         if !goes_on || client.connection.state() == State::Closed {
             self.forget(number);
@@ -170,8 +172,11 @@ impl Worker {
     fn welcome(&mut self) {
         let arrived = std::mem::take(&mut *lock(&self.desk.arrived));
         for connection in arrived {
-            if connection.watch().is_ok() {
-                let client = Client { connection, decoder: Decoder::default(), ahead: Vec::new(), last: 0 };
+            let spoken = connection.proven.stream.purpose;
+            let service = self.services.iter().find(|(purpose, _)| *purpose == spoken).map(|(_, service)| service);
+            if let (Some(service), true) = (service, connection.watch().is_ok()) {
+                let service = Arc::clone(service);
+                let client = Client { connection, service, decoder: Decoder::default(), ahead: Vec::new(), last: 0 };
                 self.tick = self.tick.min(client.connection.tick());
                 self.clients.insert(client.connection.number, client);
             } else {
@@ -185,6 +190,7 @@ impl Worker {
         if let Some(client) = self.clients.remove(&number) {
             self.desk.load.fetch_sub(1, Relaxed);
             client.connection.close();
+            let _ = catch_unwind(AssertUnwindSafe(|| client.service.gone(number)));
         }
     }
 
@@ -207,12 +213,12 @@ impl Worker {
 
 impl Client {
     /// Receives once, and answers; `false` ends the connection.
-    fn receive(&mut self, service: &dyn Service) -> bool {
+    fn receive(&mut self) -> bool {
         let mut buffer = [0; AHEAD];
         match self.connection.socket.recv(&mut buffer) {
             Ok(Moved::Bytes(bytes)) => {
                 self.ahead.extend_from_slice(&buffer[..bytes]);
-                self.process(service)
+                self.process()
             }
             Ok(Moved::None) => true,
             Err(_) => false,
@@ -220,7 +226,7 @@ impl Client {
     }
 
     /// Answers what was received, as long as its answers find room.
-    fn process(&mut self, service: &dyn Service) -> bool {
+    fn process(&mut self) -> bool {
         let ahead = std::mem::take(&mut self.ahead);
         let mut input = &ahead[..];
         let outcome = loop {
@@ -230,7 +236,7 @@ impl Client {
             match self.decoder.take(&mut input) {
                 Ok(None) => break Ok(()),
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.hear(frame.kind, frame.number, &frame.head, service) {
+                    if let Err(error) = self.hear(frame.kind, frame.number, &frame.head) {
                         break Err(error);
                     }
                 }
@@ -244,7 +250,7 @@ impl Client {
         outcome.is_ok()
     }
 
-    fn hear(&mut self, kind: Kind, number: u64, head: &[u8], service: &dyn Service) -> Result<()> {
+    fn hear(&mut self, kind: Kind, number: u64, head: &[u8]) -> Result<()> {
         match kind {
             // Numbers only grow, so that no question is answered twice.
             Kind::Ask if number > self.last => {
@@ -253,9 +259,10 @@ impl Client {
                 if self.connection.hold(number) {
                     let duty = Duty { connection: Arc::clone(&self.connection), number };
                     let responder = Responder::new(Box::new(duty));
-                    let call = Incoming { head, from: self.connection.proven.instance, responder };
+                    let (from, connection) = (self.connection.proven.instance, self.connection.number);
+                    let call = Incoming { head, from, connection, responder };
                     // Its responder refuses as the panic drops it; other connections of this thread go on.
-                    let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.service.answer(call)));
                 }
                 Ok(())
             }

@@ -110,6 +110,18 @@ impl Client {
             Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
             _ => false,
         };
+        let hosted = || match LockFile::find(&self.directory.host_lock()) {
+            Ok(Some(file)) => !matches!(file.holder(0..1), Ok(None)),
+            // Nobody can tell, or it was removed in order.
+            _ => true,
+        };
+        // The host has just ended, and this process may be the only one that can succeed it: nobody would remove the files
+        // if it ended in between. Its agent has no link while it looks for a successor, or becomes it.
+        let settled = || hosted() && lock(&self.link).is_some();
+        let begun = Instant::now();
+        while self.may_host.load(Relaxed) && !self.is_lost() && !settled() && begun.elapsed() < SUCCESSION {
+            std::thread::sleep(Duration::from_micros(200));
+        }
         let others = || {
             let tags =
                 (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
@@ -129,11 +141,16 @@ impl Client {
         self.ended.store(true, Release);
         *lock(&self.member) = None;
         self.doorbell.ring();
-        while begun.elapsed() < FAREWELL && hosts() {
+        // The host's file goes before its directory.
+        let is_going = || hosts() || self.directory.path().exists() && self.directory.is_abandoned().unwrap_or(false);
+        while begun.elapsed() < FAREWELL && is_going() {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
 }
+
+/// How long a process that leaves waits for somebody to host, itself perhaps. A takeover takes milliseconds.
+const SUCCESSION: Duration = Duration::from_millis(200);
 
 /// How long a process that leaves waits for the service that it hosts.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -16,9 +16,8 @@ use super::timing::{Pair, Plan};
 pub(super) enum Request {
     /// Prepare for objects of `size` bytes, and check that the one of `token` is such an object.
     Begin { size: u64, token: Vec<u8>, checksum: u32 },
-    /// Measure getting the objects of `tokens`: each by itself, resolved, or many at once. Where there is a `socket`, a bare loop
-    /// over it is the reference.
-    Get { tokens: Vec<Vec<u8>>, how: How, plan: Plan, socket: Option<SocketAddr> },
+    /// Measure getting the objects of `tokens`: each by itself, resolved, or many at once.
+    Get { tokens: Vec<Vec<u8>>, how: How, plan: Plan, references: Vec<Reference> },
     /// Resolve the object of `token` and put one of the same size.
     Reply { token: Vec<u8> },
     /// After [`Answer::Done`], send the payload back `rounds` times, as bare bytes.
@@ -30,8 +29,23 @@ pub(super) enum Request {
 pub(super) enum How {
     Get,
     Resolve,
-    /// All tokens in one call, each counted; beside a get of each.
+    /// All tokens in one call, each counted.
     Batch,
+    /// A get of each, all of them on their way at a time.
+    Window,
+}
+
+/// What is measured in turn with that, in the peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Reference {
+    /// memcpy.
+    Copy,
+    /// A get of each object, one after another.
+    Each,
+    /// The bare loop over a TCP connection.
+    Socket(SocketAddr),
+    /// The bare loop on UCX's interface, by the contact of its owner.
+    Ucp(Vec<u8>),
 }
 
 #[derive(Serialize, Deserialize)]

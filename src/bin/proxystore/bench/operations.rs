@@ -6,10 +6,10 @@ use proxystore::codec::{Object, Slice};
 use proxystore::{Key, Proxy};
 
 use super::buffers::{Buffers, Ring};
-use super::link::{Answer, How, Link, Request};
+use super::link::{Answer, How, Link, Reference, Request};
 use super::partner::{Partner, gone};
 use super::place::Place;
-use super::socket::Socket;
+use super::references::References;
 use super::timing::{Pair, Plan};
 use crate::failure::Failure;
 
@@ -118,17 +118,29 @@ pub(super) fn exists(place: &Place, partner: &mut Partner, size: usize, plan: &P
 }
 
 /// The peer gets what this process has put.
-pub(super) fn get(place: &Place, partner: &mut Partner, size: usize, plan: &Plan, how: How) -> Result<Pair, Failure> {
+pub(super) fn get(
+    place: &Place,
+    partner: &mut Partner,
+    size: usize,
+    plan: &Plan,
+    how: How,
+    together: Option<usize>,
+) -> Result<Pair, Failure> {
     let buffers = Buffers::new(size);
     verify(place, partner, &buffers)?;
-    let (bytes, most) = if how == How::Batch { (IN_FLIGHT / 16, TOGETHER) } else { (IN_FLIGHT / 4, 16) };
+    let (bytes, most) = match how {
+        How::Batch => (IN_FLIGHT / 16, together.unwrap_or(BATCH)),
+        How::Window => (IN_FLIGHT / 4, together.unwrap_or(WINDOW)),
+        How::Get | How::Resolve => (IN_FLIGHT / 4, 16),
+    };
     let objects = objects_at_once(size, bytes, most);
     let proxies = (0..objects).map(|_| Ok(place.store.proxy(&buffers.payload[..]).wait()?));
     let proxies = proxies.collect::<Result<Vec<Proxy<[u8]>>, Failure>>()?;
     let tokens = proxies.iter().map(Proxy::to_token_bytes).collect::<Result<_, _>>()?;
-    let socket = place.crosses_nodes().then(|| Socket::listen(&buffers.payload)).transpose()?;
-    let socket = socket.as_ref().map(Socket::address);
-    let answer = partner.ask(&Request::Get { tokens, how, plan: *plan, socket }, limit(plan, size))?;
+    // They answer until they are dropped.
+    let running = References::start(place, how, &buffers.payload)?;
+    let references: Vec<Reference> = running.to_vec();
+    let answer = partner.ask(&Request::Get { tokens, how, plan: *plan, references }, limit(plan, size))?;
     for key in proxies.iter().filter_map(Proxy::key) {
         place.store.evict(key).wait()?;
     }
@@ -245,6 +257,9 @@ const SMALL: usize = 64;
 const RECYCLING: Duration = Duration::from_millis(2);
 
 /// Objects of one batch.
-const TOGETHER: usize = 1000;
+const BATCH: usize = 1000;
+
+/// Gets on their way at a time.
+const WINDOW: usize = 64;
 
 const PATIENCE: Duration = Duration::from_secs(20);

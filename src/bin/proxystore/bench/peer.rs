@@ -1,19 +1,20 @@
 //! The other side of the measurement: a process of its own, or a thread where objects do not leave the process.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use proxystore::{Connector, Error, ErrorKind, Key, Proxy, Store, Token};
+use proxystore::{Connector, Error, ErrorKind, Key, Pending, Proxy, Region, Store, Token};
 
 use super::buffers::Buffers;
-use super::link::{Answer, How, Link, Request};
+use super::link::{Answer, How, Link, Reference, Request};
 use super::place;
 use super::socket::Bare;
-use super::timing::{Pair, Plan};
+use super::timing::{Batch, Pair, Plan};
 use crate::failure::Failure;
 
 /// Serves a measurement on standard input and output
@@ -97,8 +98,8 @@ impl Peer {
     fn answer(&mut self, request: Request, link: &mut Link) -> Result<Answer, Error> {
         match request {
             Request::Begin { .. } => Ok(Answer::Done),
-            Request::Get { tokens, how, plan, socket } => {
-                self.measure(&tokens, how, &plan, socket, link).map(Answer::Measured)
+            Request::Get { tokens, how, plan, references } => {
+                self.measure(&tokens, how, &plan, &references, link).map(Answer::Measured)
             }
             Request::Reply { token } => {
                 let proxy: Proxy<[u8]> = Proxy::from_token_bytes(&token)?;
@@ -116,7 +117,7 @@ impl Peer {
         tokens: &[Vec<u8>],
         how: How,
         plan: &Plan,
-        socket: Option<SocketAddr>,
+        references: &[Reference],
         link: &Link,
     ) -> Result<Pair, Error> {
         let keys = tokens.iter().map(|token| key(token)).collect::<Result<Vec<Key>, Error>>()?;
@@ -129,20 +130,34 @@ impl Peer {
                 How::Resolve => resolve_batch(tokens, n),
                 How::Get => get_batch(connector, &keys, n),
                 How::Batch => get_together(connector, &keys, n),
+                How::Window => whole(n, keys.len(), |n| get_window(connector, &keys, n)),
             }
         };
-        if how == How::Batch {
-            return Pair::measure(plan, usize::MAX, &mut ours, &mut |n| get_batch(connector, &keys, n));
+        let size = self.buffers.payload.len();
+        let buffers = RefCell::new(&mut self.buffers);
+        let (keys, buffers) = (&keys, &buffers);
+        let mut batches: Vec<Measured<'_>> = Vec::new();
+        for reference in references {
+            batches.push(match reference {
+                Reference::Copy => Box::new(|n| Ok(buffers.borrow_mut().copy(n))),
+                Reference::Each => Box::new(|n| get_batch(connector, keys, n)),
+                Reference::Socket(address) => {
+                    let mut bare = Bare::connect(*address).map_err(hung_up)?;
+                    let window = if how == How::Window { keys.len() } else { 1 };
+                    Box::new(move |n| {
+                        whole(n, window, |n| bare.fetch(n, window, &mut buffers.borrow_mut().scratch).map_err(hung_up))
+                    })
+                }
+                Reference::Ucp(contact) => ucp(contact, how, size, keys.len())?,
+            });
         }
-        let buffers = &mut self.buffers;
-        match socket {
-            Some(address) => {
-                let mut bare = Bare::connect(address).map_err(hung_up)?;
-                let mut fetch = |n| bare.fetch(n, &mut buffers.scratch).map_err(hung_up);
-                Pair::measure(plan, usize::MAX, &mut ours, &mut fetch)
-            }
-            None => Pair::measure(plan, usize::MAX, &mut ours, &mut |n| Ok(buffers.copy(n))),
-        }
+        let mut batches: Vec<Batch<'_, Error>> =
+            batches.iter_mut().map(|batch| &mut **batch as Batch<'_, Error>).collect();
+        let is_small = size <= SMALL && how == How::Get;
+        let has_owner =
+            references.iter().any(|reference| matches!(reference, Reference::Socket(_) | Reference::Ucp(_)));
+        let least = if is_small && has_owner && !plan.cold { TOGETHER } else { 1 };
+        Pair::measure_beside(plan, (least, usize::MAX), &mut ours, &mut batches)
     }
 
     fn bounce(&mut self, rounds: u64, link: &mut Link) -> io::Result<()> {
@@ -154,6 +169,13 @@ impl Peer {
         Ok(())
     }
 }
+
+/// Objects of so many bytes are got one after the other, so many a sample.
+const SMALL: usize = 64 << 10;
+const TOGETHER: usize = 16;
+
+/// A reference, made ready.
+type Measured<'a> = Box<dyn FnMut(usize) -> Result<Duration, Error> + 'a>;
 
 fn get_batch(connector: &dyn Connector, keys: &[Key], n: usize) -> Result<Duration, Error> {
     let begin = Instant::now();
@@ -175,6 +197,61 @@ fn get_together(connector: &dyn Connector, keys: &[Key], n: usize) -> Result<Dur
         }
     }
     Ok(begin.elapsed().mul_f64(n as f64 / (calls * keys.len()) as f64))
+}
+
+/// Gets `n` objects, as many of them at a time as there are keys.
+fn get_window(connector: &dyn Connector, keys: &[Key], n: usize) -> Result<Duration, Error> {
+    let mut flying = VecDeque::with_capacity(keys.len());
+    let begin = Instant::now();
+    let mut landed = |pending: Pending<Option<Region>>| match pending.wait()? {
+        Some(_) => Ok(()),
+        None => Err(Error::new(ErrorKind::NotFound, "bench", "one of a window")),
+    };
+    for key in keys.iter().cycle().take(n) {
+        if flying.len() == keys.len() {
+            flying.pop_front().map_or(Ok(()), &mut landed)?;
+        }
+        flying.push_back(connector.get(key));
+    }
+    flying.into_iter().try_for_each(landed)?;
+    Ok(begin.elapsed())
+}
+
+/// The time of `n` operations, measured with so many that their beginning and end, when fewer are on their way than `window`,
+/// do not count.
+fn whole<E>(n: usize, window: usize, run: impl FnOnce(usize) -> Result<Duration, E>) -> Result<Duration, E> {
+    if window <= 1 {
+        return run(n);
+    }
+    let many = n.max(4 * window);
+    Ok(run(many)?.mul_f64(n as f64 / many as f64))
+}
+
+/// The bare loop on UCX's interface: `count` objects of `size` bytes, moved as `how` says.
+#[cfg(feature = "ucx")]
+fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'static>, Error> {
+    use crate::ucp::{Contact, Progress, Requester, Settings, Shape};
+
+    let shape = match how {
+        How::Batch => Shape { len: size * count, window: 1, pieces: count },
+        How::Window => Shape { len: size, window: count, pieces: 1 },
+        How::Get | How::Resolve => Shape::single(size),
+    };
+    let settings = Settings::of_this_node()?;
+    let contact = Contact::from_bytes(contact).map_err(hung_up)?;
+    let mut requester = Requester::connect(&settings, &contact, shape.len * shape.window).map_err(hung_up)?;
+    let way = requester.best(shape, Progress::Hybrid).map_err(hung_up)?;
+    Ok(Box::new(move |n| {
+        whole(n.div_ceil(shape.pieces), shape.window, |rounds| {
+            requester.fetch(rounds, shape, way, Progress::Hybrid).map_err(hung_up)
+        })
+        .map(|took| took.mul_f64(n as f64 / (n.div_ceil(shape.pieces) * shape.pieces) as f64))
+    }))
+}
+
+#[cfg(not(feature = "ucx"))]
+fn ucp(_: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
+    Err(Error::new(ErrorKind::Unavailable, "bench", "the peer's build has no UCX"))
 }
 
 fn resolve_batch(tokens: &[Vec<u8>], n: usize) -> Result<Duration, Error> {

@@ -29,6 +29,17 @@ struct Line<'a> {
     ref_mb_s: f64,
     ratio: f64,
     ratio_of: &'static str,
+    #[serde(flatten)]
+    beside: Option<Beside>,
+}
+
+/// A second reference.
+#[derive(Serialize)]
+struct Beside {
+    beside: &'static str,
+    beside_p50_us: f64,
+    beside_mb_s: f64,
+    beside_ratio: f64,
 }
 
 impl Report {
@@ -54,9 +65,11 @@ impl Report {
     }
 
     /// Begins the lines of an operation.
-    pub(super) fn table(&self, connector: &str, meaning: &str) -> Result<(), Failure> {
+    pub(super) fn table(&self, connector: &str, meaning: &str, references: &[&str]) -> Result<(), Failure> {
+        let beside =
+            references.get(1).map_or(String::new(), |name| format!(" {:>12} {:>9}", format!("{name} (us)"), "ratio"));
         self.text(&format!(
-            "#\n# {connector} {meaning}\n# {:>10} {:>12} {:>12} {:>11} {:>12} {:>11} {:>9}\n",
+            "#\n# {connector} {meaning}\n# {:>10} {:>12} {:>12} {:>11} {:>12} {:>11} {:>9}{beside}\n",
             "Size", "p50 (us)", "p99 (us)", "MB/s", "ref p50 (us)", "ref MB/s", "ratio"
         ))
     }
@@ -65,25 +78,39 @@ impl Report {
         &self,
         connector: &str,
         op: &'static str,
-        reference: &'static str,
+        references: &[&'static str],
         size: usize,
         moves: usize,
         pair: &Pair,
     ) -> Result<(), Failure> {
         let (p50, p99) = (pair.ours.quantile(0.5), pair.ours.quantile(0.99));
-        let ref_p50 = pair.reference.quantile(0.5);
         // Bytes a microsecond are 10^6 bytes a second.
-        let (mb_s, ref_mb_s) = (moves as f64 / p50, moves as f64 / ref_p50);
-        let (ratio, ratio_of) = match size < BANDWIDTH_FROM {
-            true => (p50 / ref_p50, "latency"),
-            false => (mb_s / ref_mb_s, "bandwidth"),
+        let mb_s = moves as f64 / p50;
+        let ratio_of = if size < BANDWIDTH_FROM { "latency" } else { "bandwidth" };
+        let figures = references.iter().copied().zip(&pair.references).map(|(name, samples)| {
+            let p50_ref = samples.quantile(0.5);
+            let ratio = if size < BANDWIDTH_FROM { p50 / p50_ref } else { p50_ref / p50 };
+            (name, p50_ref, moves as f64 / p50_ref, ratio)
+        });
+        let figures: Vec<_> = figures.collect();
+        let Some(&(reference, ref_p50, ref_mb_s, ratio)) = figures.first() else {
+            return Err(Failure::new(format_args!("{op} was measured beside nothing")));
         };
+        let second = figures.get(1);
         if !self.json {
+            let beside =
+                second.map_or(String::new(), |(_, p50, _, ratio)| format!(" {p50:>12.3} {:>9}", short(*ratio)));
             return self.text(&format!(
-                "{size:>12} {p50:>12.3} {p99:>12.3} {mb_s:>11.1} {ref_p50:>12.3} {ref_mb_s:>11.1} {:>9}\n",
+                "{size:>12} {p50:>12.3} {p99:>12.3} {mb_s:>11.1} {ref_p50:>12.3} {ref_mb_s:>11.1} {:>9}{beside}\n",
                 short(ratio)
             ));
         }
+        let beside = second.map(|&(name, p50, mb_s, ratio)| Beside {
+            beside: name,
+            beside_p50_us: round(p50, 1e4),
+            beside_mb_s: round(mb_s, 1e2),
+            beside_ratio: round(ratio, 1e4),
+        });
         let line = Line {
             connector,
             op,
@@ -96,6 +123,7 @@ impl Report {
             ref_mb_s: round(ref_mb_s, 1e2),
             ratio: round(ratio, 1e4),
             ratio_of,
+            beside,
         };
         let line = serde_json::to_string(&line).map_err(Failure::new)?;
         writeln!(stdout(), "{line}").map_err(Failure::stdout)

@@ -1,4 +1,4 @@
-//! Timed samples of two things that take turns.
+//! Timed samples of things that take turns.
 
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,13 @@ impl Plan {
     }
 }
 
-/// Samples of ours and of the reference: times of one operation in microseconds, each the mean of a batch that is long
+/// Samples of ours and of the references: times of one operation in microseconds, each the mean of a batch that is long
 /// enough for the clock not to matter.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Pair {
     pub(super) ours: Samples,
-    pub(super) reference: Samples,
+    /// The one that counts, and what may stand beside it.
+    pub(super) references: Vec<Samples>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,13 +37,28 @@ pub(super) struct Samples(Vec<f64>);
 pub(super) type Batch<'a, E> = &'a mut dyn FnMut(usize) -> Result<Duration, E>;
 
 impl Pair {
-    /// Measures both alternately, so that drift of the machine hits both.
+    /// Measures ours and a reference alternately, so that drift of the machine hits both.
+    pub(super) fn measure<E>(plan: &Plan, most: usize, ours: Batch<'_, E>, reference: Batch<'_, E>) -> Result<Self, E> {
+        Self::measure_beside(plan, (1, most), ours, &mut [reference])
+    }
+
+    /// Measures ours and all references in turn.
     ///
     /// No batch of ours is larger than `most`. One of operations that take less than what the clock tells comes after some
     /// that are not timed: the reference has just emptied the caches, which programs that do one after the other do not.
-    pub(super) fn measure<E>(plan: &Plan, most: usize, ours: Batch<'_, E>, reference: Batch<'_, E>) -> Result<Self, E> {
-        let (n, m) = (calibrate(most, ours)?, calibrate(usize::MAX, reference)?);
-        let mut pair = Self::default();
+    ///
+    /// With `least` above 1 every batch has so many, and comes after as many that are not timed: what answers goes to sleep while
+    /// another one is asked, and waking it up would be most of a single operation.
+    pub(super) fn measure_beside<E>(
+        plan: &Plan,
+        (least, most): (usize, usize),
+        ours: Batch<'_, E>,
+        references: &mut [Batch<'_, E>],
+    ) -> Result<Self, E> {
+        let n = calibrate(most, ours)?.max(least);
+        let counts = references.iter_mut().map(|batch| Ok(calibrate(usize::MAX, batch)?.max(least)));
+        let counts = counts.collect::<Result<Vec<_>, E>>()?;
+        let mut pair = Self { ours: Samples::default(), references: vec![Samples::default(); references.len()] };
         let begin = Instant::now();
         for taken in 0.. {
             let enough = match plan.samples {
@@ -56,7 +72,12 @@ impl Pair {
                 ours(n.min(plan.warming()))?;
             }
             pair.ours.push(ours(n)?, n);
-            pair.reference.push(reference(m)?, m);
+            for ((samples, batch), m) in pair.references.iter_mut().zip(&mut *references).zip(&counts) {
+                if least > 1 {
+                    batch(least)?;
+                }
+                samples.push(batch(*m)?, *m);
+            }
         }
         Ok(pair)
     }
@@ -124,7 +145,7 @@ mod tests {
         assert_eq!(calibrate(7, &mut fast).unwrap(), 7);
         let plan = Plan { budget: Duration::from_secs(1), samples: Some(3), cold: true };
         let pair = Pair::measure(&plan, 100, &mut fast, &mut |n| Ok(Duration::from_micros(n as u64 * 50))).unwrap();
-        assert_eq!((pair.ours.0.len(), pair.reference.0.len()), (3, 3));
-        assert_eq!((pair.ours.0[0], pair.reference.0[0]), (0.01, 50.0));
+        assert_eq!((pair.ours.0.len(), pair.references.len(), pair.references[0].0.len()), (3, 1, 3));
+        assert_eq!((pair.ours.0[0], pair.references[0].0[0]), (0.01, 50.0));
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn puppet(site: &Site, behave: impl FnOnce(TcpStream) + Send + 'stati
     let identity = identity(&site.secret, 7);
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut handshake = Handshake::answer(&identity, Purpose::Tcp);
+        let mut handshake = Handshake::answer(&identity, &[Purpose::Tcp]);
         while handshake.proven().is_none() {
             let mut byte = [0];
             stream.read_exact(&mut byte).unwrap();

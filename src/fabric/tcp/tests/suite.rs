@@ -1,11 +1,7 @@
 //! The contract of a fabric.
 
-use std::process::Command;
-
-use rustix::thread::UnshareFlags;
-
 use super::*;
-use crate::fabric::conformance::Ends;
+use crate::fabric::conformance::{Ends, own_network};
 
 /// A module of its own, since a case is named as a function that is used here.
 mod cases {
@@ -36,17 +32,4 @@ fn ends() -> Ends {
         stranger: Some(Arc::new(Tcp::new(identity(&Arc::new(Secret::random()), 3), options))),
         settle: Box::new(|| {}),
     }
-}
-
-/// Moves this thread, and those that it starts, into a network of their own; what cuts it.
-#[expect(deprecated, reason = "only the network changes, and this thread has no socket yet")]
-fn own_network() -> Box<dyn Fn() + Send + Sync> {
-    rustix::thread::unshare(UnshareFlags::NEWNET).expect("the right to make a network namespace");
-    let loopback = |state: &str| {
-        let status = Command::new("ip").args(["link", "set", "lo", state]).status().expect("the program ip");
-        assert!(status.success(), "ip link set lo {state}: {status}");
-    };
-    loopback("up");
-    // Called on a thread that was started by this one, so that it is the same network.
-    Box::new(move || loopback("down"))
 }

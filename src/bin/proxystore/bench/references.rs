@@ -1,0 +1,71 @@
+//! `References`: the answering sides of what gets are measured beside, for the time of one line.
+
+use super::link::{How, Reference};
+use super::place::Place;
+use super::socket::Socket;
+use crate::failure::Failure;
+
+#[cfg(feature = "ucx")]
+use crate::ucp::{Owner, Settings};
+
+pub(super) struct References {
+    all: Vec<Reference>,
+    #[cfg(feature = "ucx")]
+    _owner: Option<Owner>,
+}
+
+/// The names of the references of gets, the one that counts first.
+pub(super) fn names(place: &Place, how: How) -> &'static [&'static str] {
+    match (how, place.scheme()) {
+        (How::Batch, "ucx") => &["ucp", "get"],
+        (_, "ucx") => &["ucp", "socket"],
+        (How::Batch, _) => &["get"],
+        _ if place.crosses_nodes() => &["socket"],
+        (How::Window, _) => &["get"],
+        _ => &["memcpy"],
+    }
+}
+
+impl References {
+    /// Answers for objects of that content.
+    pub(super) fn start(place: &Place, how: How, payload: &[u8]) -> Result<Self, Failure> {
+        let mut this = Self {
+            all: Vec::new(),
+            #[cfg(feature = "ucx")]
+            _owner: None,
+        };
+        for name in names(place, how) {
+            let reference = match *name {
+                "get" => Reference::Each,
+                "socket" => Reference::Socket(Socket::listen(payload)?.address()),
+                "ucp" => this.ucp(payload)?,
+                _ => Reference::Copy,
+            };
+            this.all.push(reference);
+        }
+        Ok(this)
+    }
+
+    pub(super) fn to_vec(&self) -> Vec<Reference> {
+        self.all.clone()
+    }
+
+    /// Over the interface that objects go over.
+    #[cfg(feature = "ucx")]
+    fn ucp(&mut self, payload: &[u8]) -> Result<Reference, Failure> {
+        let owner = Owner::start(&Settings::of_this_node()?, payload.len().max(GATHERED), payload);
+        let owner = owner.map_err(|error| Failure::io("the bare UCP loop", error))?;
+        let contact = owner.contact().to_bytes();
+        self._owner = Some(owner);
+        Ok(Reference::Ucp(contact))
+    }
+
+    #[cfg(not(feature = "ucx"))]
+    fn ucp(&mut self, _: &[u8]) -> Result<Reference, Failure> {
+        Err(Failure::new("this build has no UCX"))
+    }
+}
+
+/// Most bytes that are gathered.
+#[cfg(feature = "ucx")]
+const GATHERED: usize = 16 << 20;

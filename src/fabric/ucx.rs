@@ -1,0 +1,211 @@
+//! `Ucx`: the fabric of RDMA adapters, over libucp.
+//!
+//! ```text
+//!   requester                                                owner
+//!   UcxPeer ── Driver ── Worker ══ active messages ══ Worker ── Desk (a thread) ── Service
+//!      │         └ who waits drives                                │ answers go from pinned, registered memory
+//!      └─────── control connection: TCP, proved; its end is the first sign of death ── Owner
+//! ```
+//!
+//! The control connection carries the workers' addresses and two random names by which messages are known. A question is one
+//! active message, an answer another: short ones come whole, long ones are fetched by the requester's worker into the
+//! landings that it chose (rendezvous). Contexts are made for active messages alone, see [`context::Context`].
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::handshake::{Identity, Purpose};
+use super::tcp::{self, Tcp};
+use super::{Fabric, Listener, Peer, Segments, Service};
+use crate::config::ConnectorConfig;
+use crate::environment;
+use crate::error::{Error, Result};
+use crate::sync::lock;
+
+mod calls;
+#[expect(unsafe_code, reason = "calls of UCX")]
+mod context;
+mod devices;
+mod driver;
+#[expect(unsafe_code, reason = "calls of UCX")]
+mod endpoint;
+#[expect(unsafe_code, reason = "calls of UCX")]
+mod memory;
+mod message;
+#[expect(unsafe_code, reason = "memory that UCX has, and gives")]
+mod operation;
+mod owner;
+mod peer;
+#[cfg(test)]
+mod tests;
+#[expect(unsafe_code, reason = "calls of UCX")]
+mod worker;
+
+use context::{Context, Setting};
+use driver::Driver;
+#[doc(hidden)]
+pub use message::check_messages;
+pub(crate) use owner::Owner;
+
+/// The fabric of UCX's transports.
+pub(crate) struct Ucx {
+    control: Tcp,
+    options: Options,
+    segments: Mutex<Vec<Arc<dyn Segments>>>,
+    /// Made with the first connection: it costs some ten milliseconds.
+    driver: Mutex<Option<Arc<Driver>>>,
+}
+
+/// What may be chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// How long a peer may show no sign of life before it counts as dead. At least 100 ms.
+    pub(crate) silence: Duration,
+    /// How long a thread looks for events before it sleeps.
+    pub(crate) spin: Duration,
+    /// Bytes of answers on their way to one requester; the answer that goes beyond waits, unless it is the only one.
+    pub(crate) flying: u64,
+    /// Answers of several parts up to so many bytes are packed into one message.
+    pub(crate) packed: u64,
+    /// Answers that may be held back.
+    pub(crate) held: usize,
+    /// Devices that may be used, as in `UCX_NET_DEVICES`; where there are none, those on which this node listens.
+    pub(crate) devices: Vec<String>,
+    /// Transports, as in `UCX_TLS`.
+    pub(crate) transports: Option<String>,
+    /// From how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH`.
+    pub(crate) rendezvous: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            silence: crate::environment::timeout(),
+            spin: Duration::from_micros(20),
+            flying: 8 << 20,
+            packed: 1 << 20,
+            held: 1 << 16,
+            devices: Vec::new(),
+            transports: None,
+            rendezvous: None,
+        }
+    }
+}
+
+impl Options {
+    /// What a URL says.
+    ///
+    /// # Errors
+    /// `Config` for values that are none.
+    pub(crate) fn of(config: &ConnectorConfig) -> Result<Self> {
+        let list = |text: &str| Some(text.split(',').map(str::to_owned).collect()).filter(|_| !text.is_empty());
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let default = Self::default();
+        Ok(Self {
+            devices: config.parse_option("devices", "names as in UCX_NET_DEVICES", list)?.unwrap_or_default(),
+            transports: config.parse_option("tls", "names as in UCX_TLS", text)?,
+            rendezvous: config.parse_option("rndv", "a number of bytes such as 64KiB", environment::parse_bytes)?,
+            spin: config
+                .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
+                .unwrap_or(default.spin),
+            ..default
+        })
+    }
+}
+
+impl Ucx {
+    /// # Errors
+    /// `Unavailable` where there is no UCX, with all places that were tried.
+    pub(crate) fn new(identity: Identity, options: Options) -> Result<Self> {
+        context::load()?;
+        let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options };
+        let control = Tcp::new(identity, tcp::Options { silence: options.silence, ..tcp::Options::default() });
+        Ok(Self { control, options, segments: Mutex::default(), driver: Mutex::default() })
+    }
+
+    fn driver(&self) -> Result<Arc<Driver>> {
+        let mut driver = lock(&self.driver);
+        match &*driver {
+            // A forked child has none of the parent's.
+            Some(driver) if driver.check_process().is_ok() => Ok(Arc::clone(driver)),
+            _ => {
+                let context = Arc::new(Context::new(&settings(&self.options))?);
+                lock(&self.segments).iter().for_each(|segments| context.memory.add(Arc::clone(segments)));
+                let made = Driver::new(context, &self.options)?;
+                *driver = Some(Arc::clone(&made));
+                Ok(made)
+            }
+        }
+    }
+}
+
+impl Fabric for Ucx {
+    fn scheme(&self) -> &'static str {
+        "ucx"
+    }
+
+    fn register(&self, memory: Arc<dyn Segments>) {
+        lock(&self.segments).push(memory);
+    }
+
+    fn listen(&self, addresses: &[SocketAddr], service: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
+        let owner = owner(&self.options, service)?;
+        lock(&self.segments).iter().for_each(|segments| owner.register(Arc::clone(segments)));
+        self.control.listen_for(addresses, vec![(Purpose::Ucx, owner)])
+    }
+
+    fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        let control = self.control.control(Purpose::Ucx, contact, deadline)?;
+        Ok(Arc::new(peer::UcxPeer::meet(&self.driver()?, control, contact, deadline)?))
+    }
+}
+
+impl fmt::Debug for Ucx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ucx({:?})", self.control)
+    }
+}
+
+/// The answering side, for a listener's connections of [`Purpose::Ucx`].
+///
+/// # Errors
+/// `Io` for want of descriptors.
+pub(crate) fn owner(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Owner>> {
+    let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options.clone() };
+    Owner::new(&options, service)
+}
+
+/// What holds where the user does not say otherwise by `UCX_NAME`.
+fn settings(options: &Options) -> Vec<Setting> {
+    let mut settings = vec![
+        // Segments of 8 KiB, UCX's choice, cost a factor of four to ten from 64 KiB on.
+        Setting { name: "TCP_TX_SEG_SIZE", value: "256k".to_owned() },
+        Setting { name: "TCP_RX_SEG_SIZE", value: "256k".to_owned() },
+        // Within a node memory is mapped, and nothing of UCX is used; its transports for that lack peer failures.
+        Setting { name: "TLS", value: options.transports.clone().unwrap_or_else(|| "^sm".to_owned()) },
+        // The control connection notices dead and silent peers.
+        Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
+    ];
+    let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
+    if !devices.is_empty() {
+        settings.push(Setting { name: "NET_DEVICES", value: devices.join(",") });
+    }
+    if let Some(bytes) = options.rendezvous {
+        settings.push(Setting { name: "RNDV_THRESH", value: bytes.to_string() });
+    }
+    settings
+}
+
+fn event() -> Result<OwnedFd> {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|errno| Error::io("connect", "an eventfd", errno.into()))
+}
+
+fn ring(event: &OwnedFd) {
+    let _ = rustix::io::write(event, bytemuck::bytes_of(&1u64));
+}

@@ -1,0 +1,344 @@
+//! `Calls`: the open questions of a process to all its peers, who waits for them, and who drives UCX for all.
+//!
+//! One of those who wait drives, so that a thread that waits is not woken by another one; who waits meanwhile follows, and is
+//! promoted when the driver's own call has ended. A thread of the process drives only for tasks, and for what nobody waits for.
+
+use std::collections::{HashMap, VecDeque};
+use std::task::Waker;
+use std::thread::Thread;
+
+use super::operation::Data;
+use crate::error::{Error, Result};
+use crate::fabric::{Answer, Land, Landing};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Calls {
+    open: HashMap<u64, Entry>,
+    last: u64,
+    /// How many of a connection have not ended.
+    running: HashMap<u64, usize>,
+    /// How many of them a task waits for.
+    watched: usize,
+    /// Somebody drives.
+    pub(super) led: bool,
+    /// Threads that wait for others to drive, by their calls.
+    followers: VecDeque<u64>,
+    /// The follower that was told to drive, and has not come yet.
+    promoted: Option<u64>,
+}
+
+struct Entry {
+    /// The connection.
+    link: u64,
+    stage: Stage,
+    waiter: Waiter,
+}
+
+enum Stage {
+    /// Nothing has come; parts that overtook their answer wait.
+    Asked {
+        land: Option<Box<dyn Land>>,
+        early: Vec<(u32, Data)>,
+    },
+    /// Parts are on their way to their landings.
+    Landing {
+        head: Vec<u8>,
+        landings: Vec<Option<Landing>>,
+        missing: usize,
+        given: Vec<bool>,
+    },
+    Ended(Result<Answer>),
+}
+
+enum Waiter {
+    None,
+    Thread(Thread),
+    Task(Waker),
+}
+
+/// What is to be done when no lock is held: wakers and landings are foreign code.
+#[must_use]
+#[derive(Default)]
+pub(super) struct After {
+    wake: Vec<Waiter>,
+    /// Dropped, not woken.
+    idle: Vec<Waiter>,
+    unused: Vec<Stage>,
+    lands: Vec<Box<dyn Land>>,
+    /// For the worker to take back.
+    pub(super) data: Vec<Data>,
+}
+
+impl After {
+    /// Wakes and drops; `data` must be gone by then.
+    pub(super) fn run(self) {
+        for waiter in self.wake {
+            match waiter {
+                Waiter::None => {}
+                Waiter::Thread(thread) => thread.unpark(),
+                Waiter::Task(waker) => crate::pending::wake(waker),
+            }
+        }
+    }
+
+    pub(super) fn join(&mut self, other: Self) {
+        self.wake.extend(other.wake);
+        self.idle.extend(other.idle);
+        self.unused.extend(other.unused);
+        self.lands.extend(other.lands);
+        self.data.extend(other.data);
+    }
+
+    pub(super) fn drop_later(&mut self, land: Box<dyn Land>) {
+        self.lands.push(land);
+    }
+
+    fn retire(&mut self, stage: Stage) {
+        let stage = match stage {
+            Stage::Asked { land, early } => {
+                self.data.extend(early.into_iter().map(|(_, data)| data));
+                Stage::Asked { land, early: Vec::new() }
+            }
+            stage => stage,
+        };
+        self.unused.push(stage);
+    }
+}
+
+impl Calls {
+    /// A number for a call.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    pub(super) fn insert(&mut self, link: u64, number: u64, land: Box<dyn Land>) {
+        let stage = Stage::Asked { land: Some(land), early: Vec::new() };
+        self.open.insert(number, Entry { link, stage, waiter: Waiter::None });
+        *self.running.entry(link).or_default() += 1;
+    }
+
+    fn ended(&mut self, link: u64) {
+        if let Some(running) = self.running.get_mut(&link) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&link);
+            }
+        }
+    }
+
+    /// Whether a connection has calls that have not ended.
+    pub(super) fn are_open(&self, link: u64) -> bool {
+        self.running.contains_key(&link)
+    }
+
+    /// Whether a call is one of a connection.
+    pub(super) fn belongs(&self, link: u64, number: u64) -> bool {
+        self.open.get(&number).is_some_and(|entry| entry.link == link)
+    }
+
+    /// What chooses the memory for an answer that has come; `None` when nobody wants it.
+    pub(super) fn begin(&mut self, link: u64, number: u64) -> Option<Box<dyn Land>> {
+        match self.open.get_mut(&number) {
+            Some(Entry { link: own, stage: Stage::Asked { land, .. }, .. }) if *own == link => land.take(),
+            _ => None,
+        }
+    }
+
+    /// The landings of an answer whose parts come apart; those that came before it.
+    pub(super) fn expect(&mut self, number: u64, head: Vec<u8>, landings: Vec<Landing>) -> Vec<(u32, Data)> {
+        let Some(entry) = self.open.get_mut(&number) else { return Vec::new() };
+        let Stage::Asked { early, .. } = &mut entry.stage else { return Vec::new() };
+        let early = std::mem::take(early);
+        let missing = landings.len();
+        let landings = landings.into_iter().map(Some).collect();
+        entry.stage = Stage::Landing { head, landings, missing, given: vec![false; missing] };
+        early
+    }
+
+    /// The landing of a part that has come, of so many bytes.
+    ///
+    /// # Errors
+    /// The data, when it is to be given back: nobody wants it, or it was never announced.
+    pub(super) fn part(
+        &mut self,
+        link: u64,
+        number: u64,
+        index: u32,
+        data: Data,
+    ) -> std::result::Result<Option<(Landing, Data)>, Data> {
+        let Some(entry) = self.open.get_mut(&number).filter(|entry| entry.link == link) else { return Err(data) };
+        match &mut entry.stage {
+            Stage::Asked { land: Some(_), early } if early.len() < crate::fabric::MAX_PARTS => {
+                early.push((index, data));
+                Ok(None)
+            }
+            Stage::Landing { landings, given, .. } => {
+                let index = index as usize;
+                match (landings.get_mut(index), given.get_mut(index)) {
+                    (Some(place), Some(given)) if !*given => match place.take() {
+                        Some(landing) if landing.len() == data.len() => {
+                            *given = true;
+                            Ok(Some((landing, data)))
+                        }
+                        kept => {
+                            *place = kept;
+                            Err(data)
+                        }
+                    },
+                    _ => Err(data),
+                }
+            }
+            Stage::Asked { .. } | Stage::Ended(_) => Err(data),
+        }
+    }
+
+    /// A part is where it belongs.
+    pub(super) fn landed(&mut self, number: u64, index: u32, landing: Landing) -> (Option<Landing>, After) {
+        let Some(entry) = self.open.get_mut(&number) else { return (Some(landing), After::default()) };
+        let Stage::Landing { head, landings, missing, .. } = &mut entry.stage else {
+            return (Some(landing), After::default());
+        };
+        let Some(place) = landings.get_mut(index as usize).filter(|place| place.is_none()) else {
+            return (Some(landing), After::default());
+        };
+        *place = Some(landing);
+        *missing -= 1;
+        if *missing > 0 {
+            return (None, After::default());
+        }
+        let answer = Answer { head: std::mem::take(head), parts: landings.drain(..).flatten().collect() };
+        (None, self.end(number, Ok(answer)))
+    }
+
+    /// Ends a call.
+    pub(super) fn end(&mut self, number: u64, end: Result<Answer>) -> After {
+        let mut after = After::default();
+        match self.open.get_mut(&number) {
+            Some(entry) if !matches!(entry.stage, Stage::Ended(_)) => {
+                after.retire(std::mem::replace(&mut entry.stage, Stage::Ended(end)));
+                let waiter = std::mem::replace(&mut entry.waiter, Waiter::None);
+                let link = entry.link;
+                self.watched -= usize::from(matches!(waiter, Waiter::Task(_)));
+                self.ended(link);
+                after.wake.push(waiter);
+            }
+            _ => after.unused.push(Stage::Ended(end)),
+        }
+        after
+    }
+
+    /// Ends all calls of a connection.
+    pub(super) fn fail(&mut self, link: u64, error: &Error) -> After {
+        let numbers: Vec<u64> =
+            self.open.iter().filter(|(_, entry)| entry.link == link).map(|(number, _)| *number).collect();
+        let mut all = After::default();
+        for number in numbers {
+            if !self.has_ended(number) {
+                all.join(self.end(number, Err(error.clone())));
+            }
+        }
+        all
+    }
+
+    /// The result of a call that ended, which is then forgotten.
+    pub(super) fn take(&mut self, number: u64) -> Option<Result<Answer>> {
+        if !self.has_ended(number) {
+            return None;
+        }
+        self.leave(number);
+        match self.open.remove(&number)?.stage {
+            Stage::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// Whether a call has ended, and its result is not taken.
+    pub(super) fn has_ended(&self, number: u64) -> bool {
+        self.open.get(&number).is_none_or(|entry| matches!(entry.stage, Stage::Ended(_)))
+    }
+
+    /// Forgets a call; whether the owner is to be told.
+    pub(super) fn abandon(&mut self, number: u64) -> (After, bool) {
+        self.leave(number);
+        let mut after = After::default();
+        let Some(entry) = self.open.remove(&number) else { return (after, false) };
+        self.watched -= usize::from(matches!(entry.waiter, Waiter::Task(_)));
+        let is_open = !matches!(entry.stage, Stage::Ended(_));
+        if is_open {
+            self.ended(entry.link);
+        }
+        after.idle.push(entry.waiter);
+        after.retire(entry.stage);
+        (after, is_open)
+    }
+
+    /// Notes that this thread waits for a call while somebody else drives.
+    pub(super) fn follow(&mut self, number: u64) {
+        // Told to drive, it found that somebody else does by now, who has to tell it again.
+        if self.promoted == Some(number) {
+            self.promoted = None;
+        }
+        if let Some(entry) = self.open.get_mut(&number) {
+            if !matches!(entry.waiter, Waiter::Thread(_)) {
+                self.watched -= usize::from(matches!(entry.waiter, Waiter::Task(_)));
+                entry.waiter = Waiter::Thread(std::thread::current());
+                self.followers.push_back(number);
+            }
+        }
+    }
+
+    /// Notes that a call's thread does not follow any more.
+    pub(super) fn leave(&mut self, number: u64) {
+        if self.promoted == Some(number) {
+            self.promoted = None;
+        }
+        if let Some(entry) = self.open.get_mut(&number) {
+            if matches!(entry.waiter, Waiter::Thread(_)) {
+                entry.waiter = Waiter::None;
+            }
+        }
+        self.followers.retain(|follower| *follower != number);
+    }
+
+    /// Notes the task that waits for a call.
+    pub(super) fn watch(&mut self, number: u64, waker: Waker) -> After {
+        let mut after = After::default();
+        if let Some(entry) = self.open.get_mut(&number) {
+            let former = std::mem::replace(&mut entry.waiter, Waiter::Task(waker));
+            self.watched += usize::from(!matches!(former, Waiter::Task(_)));
+            after.idle.push(former);
+        }
+        after
+    }
+
+    /// Whether a thread waits that could drive.
+    pub(super) fn has_followers(&self) -> bool {
+        !self.followers.is_empty()
+    }
+
+    /// Whether tasks wait.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched > 0
+    }
+
+    /// Chooses who drives next, when nobody does: a thread that waits, if there is one.
+    pub(super) fn promote(&mut self) -> After {
+        let mut after = After::default();
+        if self.led || self.promoted.is_some() {
+            return after;
+        }
+        while let Some(number) = self.followers.front().copied() {
+            match self.open.get(&number).map(|entry| &entry.waiter) {
+                Some(Waiter::Thread(thread)) => {
+                    self.promoted = Some(number);
+                    after.wake.push(Waiter::Thread(thread.clone()));
+                    return after;
+                }
+                _ => drop(self.followers.pop_front()),
+            }
+        }
+        after
+    }
+}

@@ -1,0 +1,139 @@
+//! `Context`: UCX with this process's choice of transports, and the memory that it knows.
+
+use std::ffi::CString;
+use std::fmt;
+use std::ptr;
+
+use ucx_sys::{
+    UCP_FEATURE_AM, UCP_FEATURE_WAKEUP, UCP_PARAM_FIELD_FEATURES, UCS_OK, Ucx, Version, ucp_config_t, ucp_context_h,
+    ucp_params_t, ucs_status_t,
+};
+
+use super::memory::Registered;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A context for active messages alone.
+///
+/// UCX's one-sided operations are never enabled: over TCP and shared memory its handlers for them check no key, so any peer
+/// could read and write all memory of the process.
+pub(super) struct Context {
+    ucx: &'static Ucx,
+    raw: ucp_context_h,
+    pub(super) memory: Registered,
+}
+
+// SAFETY: UCX guards a context by locks of its own where workers of several threads share it; each worker is used by one
+// thread at a time. The calls made on the bare context (mapping, unmapping) are under the lock of `Registered`.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+/// A setting that holds where the user set no `UCX_NAME`.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) name: &'static str,
+    pub(super) value: String,
+}
+
+impl Context {
+    /// # Cost
+    /// Some ten milliseconds: UCX looks at all devices.
+    ///
+    /// # Errors
+    /// `Unavailable` where no UCX can be loaded, naming what was tried, or none of its transports can be used.
+    pub(super) fn new(settings: &[Setting]) -> Result<Self> {
+        let ucx = load()?;
+        let params = ucp_params_t {
+            field_mask: u64::from(UCP_PARAM_FIELD_FEATURES),
+            features: u64::from(UCP_FEATURE_AM | UCP_FEATURE_WAKEUP),
+            ..Default::default()
+        };
+        let mut config: *mut ucp_config_t = ptr::null_mut();
+        // SAFETY: null means the prefix `UCX_` and no file; `config` is written on success.
+        check(ucx, "read the UCX_ settings", unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &mut config) })?;
+        for setting in settings {
+            if !is_set_by_user(setting.name) {
+                modify(ucx, config, setting);
+            }
+        }
+        let mut raw = ptr::null_mut();
+        // SAFETY: `params` says which of its fields count, `config` was read above.
+        let status = unsafe { ucx.ucp_init(&params, config, &mut raw) };
+        // SAFETY: read above, and used for the last time.
+        unsafe { ucx.ucp_config_release(config) };
+        check(ucx, "begin", status)?;
+        Ok(Self { ucx, raw, memory: Registered::default() })
+    }
+
+    pub(super) fn ucx(&self) -> &'static Ucx {
+        self.ucx
+    }
+
+    pub(super) fn raw(&self) -> ucp_context_h {
+        self.raw
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.memory.unmap(self.ucx, self.raw);
+        // SAFETY: workers hold the context, so there is none any more, and its memory was unmapped.
+        unsafe { self.ucx.ucp_cleanup(self.raw) };
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Context(UCX {})", self.ucx.version())
+    }
+}
+
+/// UCX, in this process.
+///
+/// # Errors
+/// `Unavailable`, with every place that was tried.
+pub(super) fn load() -> Result<&'static Ucx> {
+    ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
+}
+
+fn modify(ucx: &Ucx, config: *mut ucp_config_t, setting: &Setting) {
+    // Before 1.17 what belongs to a transport had no prefix here, though it had one in the environment.
+    let is_old = ucx.version() < Version { major: 1, minor: 17, release: 0 };
+    let name = match setting.name.strip_prefix("TCP_") {
+        Some(bare) if is_old => bare,
+        _ => setting.name,
+    };
+    let (Ok(name), Ok(value)) = (CString::new(name), CString::new(setting.value.as_str())) else { return };
+    // SAFETY: both strings outlive the call. A name that this version does not know is an error that changes nothing.
+    let _ = unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) };
+}
+
+fn is_set_by_user(name: &str) -> bool {
+    std::env::var_os(format!("UCX_{name}")).is_some()
+}
+
+/// An error for a status that is none of success.
+pub(super) fn failed(ucx: &Ucx, what: &str, status: ucs_status_t) -> Error {
+    use ucx_sys as s;
+    let kind = match status {
+        s::UCS_ERR_NO_MEMORY | s::UCS_ERR_NO_RESOURCE => ErrorKind::NoSpace,
+        s::UCS_ERR_UNREACHABLE
+        | s::UCS_ERR_ENDPOINT_TIMEOUT
+        | s::UCS_ERR_CONNECTION_RESET
+        | s::UCS_ERR_NOT_CONNECTED
+        | s::UCS_ERR_REJECTED
+        | s::UCS_ERR_CANCELED
+        | s::UCS_ERR_IO_ERROR => ErrorKind::PeerDown,
+        s::UCS_ERR_TIMED_OUT => ErrorKind::Timeout,
+        s::UCS_ERR_NO_DEVICE => ErrorKind::Unavailable,
+        _ => ErrorKind::Io,
+    };
+    Error::new(kind, "request", format!("UCX could not {what}: {}", ucx.describe(status)))
+}
+
+pub(super) fn check(ucx: &Ucx, what: &str, status: ucs_status_t) -> Result<()> {
+    match status {
+        UCS_OK => Ok(()),
+        status => Err(failed(ucx, what, status)),
+    }
+}

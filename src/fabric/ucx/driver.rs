@@ -1,0 +1,501 @@
+//! `Driver`: the requester's worker, driven by whoever waits.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use ucx_sys::UCS_OK;
+
+use super::Options;
+use super::calls::{After, Calls};
+use super::context::{Context, failed};
+use super::message::{Hello, Kind, Message};
+use super::operation::{About, Body, Event, Finished, Operation};
+use super::worker::{Events, Worker};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, Peer};
+use crate::failpoint::failpoint;
+use crate::key::random_number;
+use crate::pending::Pending;
+use crate::sync::lock;
+
+mod answers;
+
+/// The worker of a process that asks, and what it has asked.
+pub(super) struct Driver {
+    core: Mutex<Core>,
+    context: Arc<Context>,
+    options: Options,
+    events: Events,
+    /// Wakes who drives and is asleep.
+    poke: OwnedFd,
+    /// Calls the process's own thread to drive.
+    bell: OwnedFd,
+    generation: u32,
+}
+
+struct Core {
+    worker: Worker,
+    address: Vec<u8>,
+    links: HashMap<u64, Link>,
+    calls: Calls,
+    /// Who drives waits for the kernel.
+    asleep: bool,
+    /// The process's own thread drives, for tasks, and makes way for threads.
+    is_reactor: bool,
+}
+
+/// A connection.
+struct Link {
+    /// How the owner names it.
+    theirs: u64,
+    control: Arc<dyn Peer>,
+    failed: Option<Error>,
+    /// Since when nothing was heard from the owner while it owed an answer.
+    since: Instant,
+    /// Asked of the control connection while the owner takes long: it fails when the owner is dead or silent.
+    watch: Option<Pending<Answer>>,
+}
+
+impl Driver {
+    /// # Errors
+    /// Those of [`Context::new`]; `Io` for want of descriptors or threads.
+    pub(super) fn new(context: Arc<Context>, options: &Options) -> Result<Arc<Self>> {
+        let mut worker = Worker::new(&context)?;
+        let address = worker.address()?;
+        let (poke, bell) = (super::event()?, super::event()?);
+        let events = worker.events();
+        let (links, calls) = (HashMap::new(), Calls::default());
+        let core = Core { worker, address, links, calls, asleep: false, is_reactor: false };
+        let generation = crate::process::generation();
+        let (core, options) = (Mutex::new(core), options.clone());
+        let this = Arc::new(Self { core, context, options, events, poke, bell, generation });
+        let weak = Arc::downgrade(&this);
+        let bell = this.bell.try_clone().map_err(|error| Error::io("connect", "an eventfd", error))?;
+        std::thread::Builder::new()
+            .name("proxystore-ucx".to_owned())
+            .spawn(move || react(&weak, &bell))
+            .map_err(|error| Error::io("connect", "a thread that drives for tasks", error))?;
+        Ok(this)
+    }
+
+    /// Agrees with an owner, over a control connection, on how to name each other; the connection's number.
+    ///
+    /// # Errors
+    /// `Unavailable` when the owner has no UCX, `PeerDown`, `Timeout`, `Corrupt`.
+    pub(super) fn meet(&self, control: Arc<dyn Peer>, deadline: Instant) -> Result<u64> {
+        use super::message::Welcome;
+
+        self.check_process()?;
+        let token = random_number();
+        let hello = Hello::Meet { token, address: lock(&self.core).address.clone() };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = Arc::clone(&control).request(Call::small(hello.encode())).deadline(left).wait()?;
+        let (theirs, address) = match Welcome::decode(&answer.head)? {
+            Welcome::Meet { token, address } => (token, address),
+            Welcome::Refused(reason) => {
+                return Err(Error::new(ErrorKind::Unavailable, "connect", format!("the owner has no UCX: {reason}")));
+            }
+        };
+        let mut core = lock(&self.core);
+        core.worker.connect(token, &address)?;
+        let link = Link { theirs, control, failed: None, since: Instant::now(), watch: None };
+        core.links.insert(token, link);
+        Ok(token)
+    }
+
+    pub(super) fn is_up(&self, link: u64) -> bool {
+        self.generation == crate::process::generation()
+            && lock(&self.core).links.get(&link).is_some_and(|link| link.failed.is_none() && link.control.is_up())
+    }
+
+    /// Sends a question; the number of the call.
+    ///
+    /// # Errors
+    /// `TooLarge`, `PeerDown`, `Forked`.
+    pub(super) fn ask(&self, link: u64, call: Call) -> Result<u64> {
+        self.check_process()?;
+        let mut core = lock(&self.core);
+        let Some(known) = core.links.get_mut(&link) else { return Err(closed()) };
+        if let Some(error) = &known.failed {
+            return Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned()));
+        }
+        let theirs = known.theirs;
+        let number = core.calls.number();
+        let encoded = Message::new(Kind::Ask, theirs, number).encode(&call.head, &[])?;
+        if !core.calls.are_open(link) {
+            if let Some(known) = core.links.get_mut(&link) {
+                known.since = Instant::now();
+            }
+        }
+        core.calls.insert(link, number, call.land);
+        let after = self.post(&mut core, link, encoded.header, encoded.prefix);
+        drop(core);
+        after.run();
+        failpoint!("fabric.asked");
+        Ok(number)
+    }
+
+    /// Sends a message of few bytes, and sees to it that somebody drives it on.
+    fn post(&self, core: &mut Core, link: u64, header: Vec<u8>, bytes: Vec<u8>) -> After {
+        let body = if bytes.is_empty() { Body::None } else { Body::Own(bytes) };
+        let operation = Operation { about: About::Message, header, body };
+        match core.worker.send(link, operation, true) {
+            None => {
+                // It waits for the connection, or for room: that is somebody's work.
+                self.rouse(core);
+                After::default()
+            }
+            Some(Finished { status: UCS_OK, .. }) => After::default(),
+            Some(Finished { status, .. }) => {
+                let error = failed(self.context.ucx(), "send", status);
+                self.fail(core, link, &error)
+            }
+        }
+    }
+
+    /// Ends a connection and all that it was asked.
+    fn fail(&self, core: &mut Core, link: u64, error: &Error) -> After {
+        let Some(known) = core.links.get_mut(&link).filter(|known| known.failed.is_none()) else {
+            return After::default();
+        };
+        known.failed = Some(error.clone());
+        let watch = known.watch.take();
+        core.worker.close(link);
+        let mut after = core.calls.fail(link, error);
+        self.give_back(core, &mut after);
+        drop(watch);
+        // Its operations end by being driven.
+        self.rouse(core);
+        after
+    }
+
+    fn give_back(&self, core: &mut Core, after: &mut After) {
+        for data in after.data.drain(..) {
+            core.worker.release(data);
+        }
+    }
+
+    /// Ends a connection from this side.
+    pub(super) fn close(&self, link: u64) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let mut core = lock(&self.core);
+        let after = self.fail(&mut core, link, &closed());
+        let control = core.links.get(&link).map(|known| Arc::clone(&known.control));
+        drop(core);
+        after.run();
+        if let Some(control) = control {
+            control.close();
+        }
+    }
+
+    /// Ends a connection of which nobody speaks any more.
+    pub(super) fn forget(&self, link: u64) {
+        if self.check_process().is_err() {
+            return;
+        }
+        self.close(link);
+        let gone = lock(&self.core).links.remove(&link);
+        drop(gone);
+    }
+
+    /// Sees to it that somebody drives.
+    fn rouse(&self, core: &Core) {
+        if !core.calls.led {
+            super::ring(&self.bell);
+        } else if core.asleep {
+            super::ring(&self.poke);
+        }
+    }
+
+    pub(super) fn check_process(&self) -> Result<()> {
+        if self.generation == crate::process::generation() {
+            return Ok(());
+        }
+        let context = "UCX of the parent process is not this one's; open the store again after fork";
+        Err(Error::new(ErrorKind::Forked, "request", context))
+    }
+
+    // ------------------------------------------------------------------------------------------------------------------
+    // Driving. Events are handled by one thread at a time, the one that leads, outside of the lock.
+
+    /// Drives until the call `number` ended, `until`, or, without a call, until nothing is left.
+    fn lead(&self, number: Option<u64>, until: Option<Instant>) {
+        let mut spun = Instant::now();
+        let mut looked = spun;
+        loop {
+            let (moved, events) = self.progress();
+            events.into_iter().for_each(|event| self.handle(event));
+            {
+                let core = lock(&self.core);
+                if number.is_some_and(|number| core.calls.has_ended(number)) {
+                    return;
+                }
+                if number.is_none() && (core.calls.has_followers() || !core.has_work()) {
+                    return;
+                }
+            }
+            let now = Instant::now();
+            if until.is_some_and(|until| now >= until) {
+                return;
+            }
+            if now.saturating_duration_since(looked) >= LOOK {
+                looked = now;
+                self.look(now);
+            }
+            if moved {
+                spun = now;
+            } else if now.saturating_duration_since(spun) < self.options.spin {
+                std::hint::spin_loop();
+            } else {
+                self.sleep(until);
+                // What woke it is looked at before it sleeps again, and more may follow at once.
+                spun = Instant::now();
+            }
+        }
+    }
+
+    /// One step of UCX; whether there was anything, and what happened.
+    fn progress(&self) -> (bool, Vec<Event>) {
+        let mut core = lock(&self.core);
+        // One step: what came by it may be what is waited for, and a step costs a system call.
+        let Core { worker, links, calls, .. } = &mut *core;
+        let mut after = After::default();
+        let moved = worker.progress(&mut |header, bytes| answers::take(links, calls, &mut after, header, bytes));
+        self.give_back(&mut core, &mut after);
+        let mut events = Vec::new();
+        while let Some(event) = core.worker.event() {
+            events.push(event);
+        }
+        drop(core);
+        after.run();
+        (moved, events)
+    }
+
+    /// Waits for something to do, for a moment at most.
+    fn sleep(&self, until: Option<Instant>) {
+        {
+            let mut core = lock(&self.core);
+            // An error of arming is one of the next step.
+            if !matches!(core.worker.arm(), Ok(true)) {
+                return;
+            }
+            core.asleep = true;
+        }
+        let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK));
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let mut descriptors = [PollFd::new(&self.events, PollFlags::IN), PollFd::new(&self.poke, PollFlags::IN)];
+        let woken = poll(&mut descriptors, Some(&timeout));
+        if woken.is_ok() && !descriptors[1].revents().is_empty() {
+            let _ = rustix::io::read(&self.poke, &mut [0u8; 8]);
+        }
+        lock(&self.core).asleep = false;
+    }
+
+    /// Looks after those who owe answers: a dead owner's control connection ends, a silent one's fails when it is asked.
+    fn look(&self, now: Instant) {
+        let patience = (self.options.silence / 8).min(Duration::from_secs(1));
+        let mut afters = Vec::new();
+        let mut core = lock(&self.core);
+        let waiting: Vec<u64> =
+            core.links.iter().filter(|(_, link)| link.failed.is_none()).map(|(link, _)| *link).collect();
+        for link in waiting {
+            let is_owed = core.calls.are_open(link);
+            let Some(known) = core.links.get_mut(&link) else { continue };
+            let mut end = None;
+            if !known.control.is_up() {
+                end = Some(Error::new(ErrorKind::PeerDown, "request", "the owner's control connection ended"));
+            } else if !is_owed {
+                // Dropped outside of the lock: it tells the owner.
+                let watch = known.watch.take();
+                known.since = now;
+                afters.push((After::default(), watch));
+            } else if known.watch.is_none() && now.saturating_duration_since(known.since) >= patience {
+                known.watch = Some(Arc::clone(&known.control).request(Call::small(Hello::Watch.encode())));
+            }
+            if let Some(watch) = &mut known.watch {
+                let mut context = TaskContext::from_waker(Waker::noop());
+                if let Poll::Ready(ended) = std::future::Future::poll(Pin::new(watch), &mut context) {
+                    known.watch = None;
+                    // An owner that does not watch answers at once; then there is no more to be known of it.
+                    end = ended.err().filter(|error| error.kind() != ErrorKind::Cancelled);
+                    known.since = now;
+                }
+            }
+            if let Some(error) = end {
+                let after = self.fail(&mut core, link, &error);
+                afters.push((after, None));
+            }
+        }
+        drop(core);
+        for (after, watch) in afters {
+            after.run();
+            drop(watch);
+        }
+    }
+
+    /// Waits for a call.
+    pub(super) fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+        self.check_process()?;
+        loop {
+            let mut core = lock(&self.core);
+            let result = core.calls.take(number);
+            let is_late = result.is_none() && deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if result.is_some() || is_late {
+                core.calls.leave(number);
+                let after = self.hand_on(&mut core);
+                drop(core);
+                after.run();
+                return result.unwrap_or_else(|| Err(late()));
+            }
+            if !core.calls.led {
+                core.calls.led = true;
+                core.calls.leave(number);
+                drop(core);
+                let lead = Lead(self);
+                self.lead(Some(number), deadline);
+                drop(lead);
+                continue;
+            }
+            core.calls.follow(number);
+            if core.is_reactor {
+                // It makes way.
+                self.rouse(&core);
+            }
+            drop(core);
+            match deadline {
+                None => std::thread::park(),
+                Some(deadline) => std::thread::park_timeout(deadline.saturating_duration_since(Instant::now())),
+            }
+        }
+    }
+
+    /// Looks for the end of a call, and drives a little where nobody does.
+    pub(super) fn poll(&self, number: u64, cx: &mut TaskContext<'_>) -> Poll<Result<Answer>> {
+        if let Err(error) = self.check_process() {
+            return Poll::Ready(Err(error));
+        }
+        let waker = cx.waker().clone();
+        let mut core = lock(&self.core);
+        if let Some(result) = core.calls.take(number) {
+            drop(core);
+            drop(waker);
+            return Poll::Ready(result);
+        }
+        let after = core.calls.watch(number, waker);
+        if !core.calls.led {
+            self.rouse(&core);
+        }
+        drop(core);
+        after.run();
+        Poll::Pending
+    }
+
+    /// Gives up a call.
+    pub(super) fn abandon(&self, number: u64, link: u64) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let mut core = lock(&self.core);
+        let (mut after, is_open) = core.calls.abandon(number);
+        self.give_back(&mut core, &mut after);
+        let theirs = core.links.get(&link).filter(|known| known.failed.is_none()).map(|known| known.theirs);
+        if let (true, Some(theirs)) = (is_open, theirs) {
+            if let Ok(encoded) = Message::new(Kind::Abandon, theirs, number).encode(&[], &[]) {
+                after.join(self.post(&mut core, link, encoded.header, Vec::new()));
+            }
+        }
+        after.join(self.hand_on(&mut core));
+        drop(core);
+        after.run();
+    }
+
+    /// Sees to it that somebody drives where somebody has to.
+    fn hand_on(&self, core: &mut Core) -> After {
+        if core.calls.led {
+            return After::default();
+        }
+        let after = core.calls.promote();
+        if !core.calls.has_followers() && core.has_work() {
+            self.rouse(core);
+        }
+        after
+    }
+}
+
+impl Core {
+    /// Whether somebody has to drive though no thread waits.
+    fn has_work(&self) -> bool {
+        self.calls.is_watched() || self.worker.is_busy()
+    }
+}
+
+/// Driving, which is handed on in any case.
+struct Lead<'a>(&'a Driver);
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut core = lock(&self.0.core);
+        core.calls.led = false;
+        core.is_reactor = false;
+        let after = self.0.hand_on(&mut core);
+        drop(core);
+        after.run();
+    }
+}
+
+/// The thread that drives when nobody else does, until the driver is gone.
+fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
+    loop {
+        let mut descriptors = [PollFd::new(bell, PollFlags::IN)];
+        if poll(&mut descriptors, None).is_err() {
+            continue;
+        }
+        let Some(driver) = driver.upgrade() else { return };
+        let _ = rustix::io::read(bell, &mut [0u8; 8]);
+        let mut core = lock(&driver.core);
+        // A thread that waits is better at it, and may be on its way.
+        if core.calls.led || core.calls.has_followers() || !core.has_work() {
+            continue;
+        }
+        core.calls.led = true;
+        core.is_reactor = true;
+        drop(core);
+        let lead = Lead(&driver);
+        driver.lead(None, None);
+        drop(lead);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Its thread holds no reference while it sleeps, and sees that this is gone.
+        if self.generation == crate::process::generation() {
+            super::ring(&self.bell);
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Driver({:?})", self.context)
+    }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process")
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::Timeout, "request", "the owner did not answer in time; it lives: retry, or wait longer")
+}
+
+/// How often who drives looks after the owners, and how long it sleeps at most.
+const LOOK: Duration = Duration::from_millis(50);

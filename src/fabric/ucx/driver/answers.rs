@@ -1,0 +1,275 @@
+//! What comes from owners: answers, their parts, refusals, and ends of connections.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::MutexGuard;
+use std::time::Instant;
+
+use ucx_sys::UCS_OK;
+
+use super::{Core, Driver, Link};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::ucx::calls::{After, Calls};
+use crate::fabric::ucx::context::failed;
+use crate::fabric::ucx::message::{Described, Kind, Message};
+use crate::fabric::ucx::operation::{About, Body, Data, Event, Finished, Operation};
+use crate::fabric::{Answer, Land, Landing};
+use crate::failpoint::failpoint;
+use crate::sync::lock;
+
+/// Takes a message that came whole from where UCX has it, so that its bytes are copied once; `false` leaves it for later.
+///
+/// It runs within a step of UCX and under the driver's lock: what chooses memory does not wait, and knows nothing of this.
+pub(super) fn take(
+    links: &mut HashMap<u64, Link>,
+    calls: &mut Calls,
+    after: &mut After,
+    header: &[u8],
+    bytes: &[u8],
+) -> bool {
+    // What is no message, or not for this process, is thrown away.
+    let Ok(message) = Message::decode(header) else { return true };
+    let Some(link) = links.get_mut(&message.token).filter(|known| known.failed.is_none()) else { return true };
+    if message.kind != Kind::Answer {
+        return false;
+    }
+    link.since = Instant::now();
+    failpoint!("fabric.answered");
+    let Some(mut land) = calls.begin(message.token, message.number) else { return true };
+    let answer = message.describe(header, bytes).and_then(|(described, _)| {
+        let mut landings = choose(&mut *land, &described)?;
+        fill(&message, bytes, &mut landings)?;
+        Ok(Answer { head: described.head, parts: landings })
+    });
+    after.join(calls.end(message.number, answer));
+    after.drop_later(land);
+    true
+}
+
+/// Memory for the parts of an answer.
+fn choose(land: &mut dyn Land, described: &Described) -> Result<Vec<Landing>> {
+    let landed = catch_unwind(AssertUnwindSafe(|| land.land(&described.head, &described.lengths)));
+    let landings = landed.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Cancelled, "request", "what chooses memory for the answer panicked"))
+    })?;
+    let fits = landings.len() == described.lengths.len()
+        && landings.iter().zip(&described.lengths).all(|(landing, len)| landing.len() as u64 == *len);
+    match fits {
+        true => Ok(landings),
+        false => Err(Error::new(ErrorKind::Corrupt, "request", "the memory that was chosen does not fit the answer")),
+    }
+}
+
+/// Copies the parts of an answer to where they belong.
+fn fill(message: &Message, bytes: &[u8], landings: &mut [Landing]) -> Result<()> {
+    let mut rest = &bytes[if message.is_long() { message.described() } else { 0 }..];
+    for landing in &mut *landings {
+        let taken = landing.write(rest);
+        rest = &rest[taken..];
+    }
+    match rest.is_empty() && landings.iter().all(Landing::is_full) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Corrupt, "receive", "an answer of other lengths than it says")),
+    }
+}
+
+impl Driver {
+    pub(super) fn handle(&self, event: Event) {
+        match event {
+            Event::Message { header, data } => self.hear(&header, data),
+            Event::Finished(finished) => self.finished(finished),
+            Event::Broken { link, status } => {
+                let error = failed(self.context.ucx(), "reach the owner any more", status);
+                let error = Error::new(ErrorKind::PeerDown, "request", error.context().to_owned());
+                let mut core = lock(&self.core);
+                let after = self.fail(&mut core, link, &error);
+                drop(core);
+                after.run();
+            }
+            Event::Closed => {}
+        }
+    }
+
+    fn release(&self, data: Data) {
+        lock(&self.core).worker.release(data);
+    }
+
+    /// A message. What does not belong to an open call of a connection is thrown away: it is late, or no peer's.
+    fn hear(&self, header: &[u8], data: Data) {
+        let Ok(message) = Message::decode(header) else { return self.release(data) };
+        let (link, number) = (message.token, message.number);
+        {
+            let mut core = lock(&self.core);
+            match core.links.get_mut(&link).filter(|known| known.failed.is_none()) {
+                Some(known) => known.since = Instant::now(),
+                None => {
+                    core.worker.release(data);
+                    return;
+                }
+            }
+        }
+        match message.kind {
+            Kind::Refusal => {
+                self.release(data);
+                if lock(&self.core).calls.belongs(link, number) {
+                    let error = Error::new(ErrorKind::Cancelled, "request", "the owner did not answer the question");
+                    self.end(number, Err(error));
+                }
+            }
+            Kind::Apart | Kind::Answer => self.answer(&message, header, data),
+            Kind::Part => self.part(link, number, message.index, data),
+            Kind::Ask | Kind::Abandon => self.release(data),
+        }
+    }
+
+    fn end(&self, number: u64, end: Result<Answer>) {
+        let mut core = lock(&self.core);
+        let mut after = core.calls.end(number, end);
+        self.give_back(&mut core, &mut after);
+        drop(core);
+        after.run();
+    }
+
+    /// An answer begins.
+    fn answer(&self, message: &Message, header: &[u8], data: Data) {
+        let (link, number) = (message.token, message.number);
+        failpoint!("fabric.answered");
+        if let Some(bytes) = data.bytes() {
+            self.answer_here(message, header, bytes);
+            return self.release(data);
+        }
+        if !message.is_long() && message.parts() == 1 && message.kind == Kind::Answer {
+            // The one part goes where it belongs.
+            let Some((described, landings)) = self.land(message, header, &[]) else { return self.release(data) };
+            let mut core = lock(&self.core);
+            core.calls.expect(number, described.head, landings);
+            let posted = core.calls.part(link, number, 0, data);
+            return self.receive(core, number, 0, posted);
+        }
+        if data.len() > MOST_PACKED {
+            let error = Error::new(ErrorKind::Corrupt, "receive", "an answer of more small parts than were asked for");
+            self.release(data);
+            return self.end(number, Err(error));
+        }
+        // Several came together: they are fetched, and copied to where they belong.
+        let about = About::Packed { connection: link, number };
+        let body = Body::Own(vec![0; data.len()]);
+        let operation = Operation { about, header: header.to_vec(), body };
+        let finished = lock(&self.core).worker.receive(data, operation);
+        if let Some(finished) = finished {
+            self.finished(finished);
+        }
+    }
+
+    /// An answer whose message is here.
+    fn answer_here(&self, message: &Message, header: &[u8], bytes: &[u8]) {
+        let number = message.number;
+        let Some((described, mut landings)) = self.land(message, header, bytes) else { return };
+        if message.kind == Kind::Apart {
+            if landings.is_empty() {
+                return self.end(number, Ok(Answer { head: described.head, parts: landings }));
+            }
+            let mut core = lock(&self.core);
+            let early = core.calls.expect(number, described.head, landings);
+            drop(core);
+            for (index, data) in early {
+                self.part(message.token, number, index, data);
+            }
+            return;
+        }
+        let end = fill(message, bytes, &mut landings).map(|()| Answer { head: described.head, parts: landings });
+        self.end(number, end);
+    }
+
+    /// Where the parts of an answer go; `None` when that ended the call, or nobody wants them.
+    fn land(&self, message: &Message, header: &[u8], bytes: &[u8]) -> Option<(Described, Vec<Landing>)> {
+        let number = message.number;
+        let described = match message.describe(header, bytes) {
+            Ok((described, _)) => described,
+            Err(error) => {
+                self.end(number, Err(error));
+                return None;
+            }
+        };
+        let mut land = lock(&self.core).calls.begin(message.token, number)?;
+        match choose(&mut *land, &described) {
+            Ok(landings) => Some((described, landings)),
+            Err(error) => {
+                self.end(number, Err(error));
+                None
+            }
+        }
+    }
+
+    /// A part that comes apart from its answer.
+    fn part(&self, link: u64, number: u64, index: u32, data: Data) {
+        if let Some(bytes) = data.bytes() {
+            // Short enough to have come whole.
+            let taken = lock(&self.core).calls.part(link, number, index, Data::Copied(bytes.to_vec()));
+            self.release(data);
+            if let Ok(Some((mut landing, data))) = taken {
+                landing.write(data.bytes().unwrap_or(&[]));
+                self.landed(number, index, landing);
+            }
+            return;
+        }
+        let mut core = lock(&self.core);
+        let posted = core.calls.part(link, number, index, data);
+        self.receive(core, number, index, posted);
+    }
+
+    fn receive(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        number: u64,
+        index: u32,
+        posted: std::result::Result<Option<(Landing, Data)>, Data>,
+    ) {
+        let finished = match posted {
+            Ok(None) => None,
+            Ok(Some((landing, data))) => {
+                let (about, body) = (About::Part { number, index }, Body::Landing(landing));
+                core.worker.receive(data, Operation { about, header: Vec::new(), body })
+            }
+            Err(data) => {
+                core.worker.release(data);
+                None
+            }
+        };
+        drop(core);
+        if let Some(finished) = finished {
+            self.finished(finished);
+        }
+    }
+
+    fn landed(&self, number: u64, index: u32, landing: Landing) {
+        let mut core = lock(&self.core);
+        let (unwanted, mut after) = core.calls.landed(number, index, landing);
+        self.give_back(&mut core, &mut after);
+        drop(core);
+        drop(unwanted);
+        after.run();
+    }
+
+    fn finished(&self, finished: Finished) {
+        let Finished { operation, status } = finished;
+        let is_good = status == UCS_OK;
+        match (operation.about, operation.body) {
+            (About::Part { number, index }, Body::Landing(landing)) if is_good => self.landed(number, index, landing),
+            (About::Packed { number, .. }, Body::Own(bytes)) if is_good => match Message::decode(&operation.header) {
+                Ok(message) => self.answer_here(&message, &operation.header, &bytes),
+                Err(error) => self.end(number, Err(error)),
+            },
+            (About::Part { number, .. } | About::Packed { number, .. }, body) => {
+                let error = failed(self.context.ucx(), "fetch an answer", status);
+                self.end(number, Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned())));
+                drop(body);
+            }
+            // A question that was not sent fails by its endpoint, which UCX reports; what is sent is sent.
+            (About::Message | About::Answer { .. }, _) => {}
+        }
+    }
+}
+
+/// Bytes of small parts that come together.
+const MOST_PACKED: usize = 4 << 20;

@@ -1,0 +1,131 @@
+//! `Registered`: memory that UCX knows, so that no transfer has to register what it touches.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ptr;
+use std::sync::{Arc, Mutex};
+
+use ucx_sys::{
+    UCP_MEM_MAP_PARAM_FIELD_ADDRESS, UCP_MEM_MAP_PARAM_FIELD_LENGTH, UCS_OK, Ucx, ucp_context_h, ucp_mem_h,
+    ucp_mem_map_params_t,
+};
+
+use crate::fabric::{Segment, Segments};
+use crate::sync::lock;
+
+/// Segments of a context, registered when they are first met and until the context ends.
+#[derive(Default)]
+pub(super) struct Registered(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    sources: Vec<Arc<dyn Segments>>,
+    /// By the first address, of either mapping.
+    pieces: BTreeMap<usize, Piece>,
+    handles: Vec<Handle>,
+}
+
+/// One mapping of a segment.
+#[derive(Clone, Copy)]
+struct Piece {
+    end: usize,
+    /// What leads from an address here to one where the memory can be written: adapters register only such.
+    shift: isize,
+    handle: Handle,
+}
+
+#[derive(Clone, Copy)]
+struct Handle(ucp_mem_h);
+
+// SAFETY: a handle is a name for memory; it is used in calls on workers, which are under their locks, and unmapped once, when
+// nothing uses it any more.
+unsafe impl Send for Handle {}
+
+/// Where a transfer finds bytes, and the name by which UCX knows the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) address: usize,
+    pub(super) handle: Option<ucp_mem_h>,
+}
+
+impl Registered {
+    /// Makes segments known, which are registered when something in them is first moved.
+    pub(super) fn add(&self, source: Arc<dyn Segments>) {
+        lock(&self.0).sources.push(source);
+    }
+
+    /// The place of `len` bytes at `address`; the same, and unregistered, where they are in no segment.
+    ///
+    /// # Cost
+    /// A look-up. The first time in a segment: pinning of all of it, on adapters that pin.
+    pub(super) fn place(&self, ucx: &Ucx, context: ucp_context_h, address: usize, len: usize) -> Place {
+        let mut known = lock(&self.0);
+        if let Some(place) = known.find(address, len) {
+            return place;
+        }
+        let segment = known.sources.iter().find_map(|source| source.segment_of(address));
+        if let Some(segment) = segment {
+            known.register(ucx, context, &segment);
+            if let Some(place) = known.find(address, len) {
+                return place;
+            }
+        }
+        Place { address, handle: None }
+    }
+
+    /// Forgets everything.
+    pub(super) fn unmap(&self, ucx: &Ucx, context: ucp_context_h) {
+        let mut known = lock(&self.0);
+        known.pieces.clear();
+        for Handle(handle) in known.handles.drain(..) {
+            // SAFETY: mapped in this context, and no worker of it is left that could use it.
+            unsafe { ucx.ucp_mem_unmap(context, handle) };
+        }
+        known.sources.clear();
+    }
+}
+
+impl Known {
+    fn find(&self, address: usize, len: usize) -> Option<Place> {
+        let (_, piece) = self.pieces.range(..=address).next_back()?;
+        let is_inside = address.checked_add(len).is_some_and(|end| end <= piece.end);
+        is_inside.then(|| Place { address: address.wrapping_add_signed(piece.shift), handle: Some(piece.handle.0) })
+    }
+
+    fn register(&mut self, ucx: &Ucx, context: ucp_context_h, segment: &Segment) {
+        let (start, len) = (segment.addresses.start, segment.addresses.len());
+        let handle = match self.pieces.get(&start) {
+            Some(piece) => piece.handle,
+            None => {
+                let params = ucp_mem_map_params_t {
+                    field_mask: u64::from(UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH),
+                    address: ptr::with_exposed_provenance_mut(start),
+                    length: len,
+                    ..Default::default()
+                };
+                let mut handle = ptr::null_mut();
+                // SAFETY: the addresses are mapped as long as the source lives, which is kept until all is unmapped.
+                let status = unsafe { ucx.ucp_mem_map(context, &params, &mut handle) };
+                if status != UCS_OK {
+                    // Transfers work without it, at the cost of registering what each touches.
+                    #[cfg(feature = "tracing")]
+                    tracing::warn!(target: "proxystore", len, reason = ucx.describe(status), "memory is not registered");
+                    return;
+                }
+                self.handles.push(Handle(handle));
+                Handle(handle)
+            }
+        };
+        self.pieces.insert(start, Piece { end: start + len, shift: 0, handle });
+        if let Some(views) = segment.views {
+            let shift = start.wrapping_sub(views) as isize;
+            self.pieces.insert(views, Piece { end: views + len, shift, handle });
+        }
+    }
+}
+
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registered({} segments)", lock(&self.0).handles.len())
+    }
+}

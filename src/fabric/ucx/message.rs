@@ -1,0 +1,397 @@
+//! Messages between two workers, and what the control connection says before them. Sans-I/O.
+//!
+//! ```text
+//!   header of a message   kind 1, flags 1, 0 2, parts 4, token 8, number 8, head 4, index 4, checksum 4, 0 4    40 bytes
+//!                         head and lengths of parts, where they are short
+//!   its bytes             head and lengths of parts, where they are long; then the parts, or none where they come apart
+//! ```
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{MAX_HEAD, MAX_PARTS};
+use crate::key::Reader;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ask = 1,
+    /// The answer with its parts behind it.
+    Answer = 2,
+    /// The answer whose parts come in messages of their own.
+    Apart = 3,
+    Part = 4,
+    Refusal = 5,
+    Abandon = 6,
+}
+
+/// The fixed part of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) kind: Kind,
+    /// Names the connection at the receiver.
+    pub(super) token: u64,
+    /// Of the question.
+    pub(super) number: u64,
+    /// Which part this is.
+    pub(super) index: u32,
+    /// Bytes of the head, and how many parts the answer has.
+    head: u32,
+    parts: u32,
+    checksum: u32,
+}
+
+/// A message as it is sent.
+pub(super) struct Encoded {
+    pub(super) header: Vec<u8>,
+    /// Head and lengths that did not fit into the header.
+    pub(super) prefix: Vec<u8>,
+}
+
+/// Head and lengths of parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Described {
+    pub(super) head: Vec<u8>,
+    pub(super) lengths: Vec<u64>,
+}
+
+impl Message {
+    pub(super) fn new(kind: Kind, token: u64, number: u64) -> Self {
+        Self { kind, token, number, index: 0, head: 0, parts: 0, checksum: 0 }
+    }
+
+    /// What goes before the bytes of a part that comes by itself.
+    pub(super) fn part(token: u64, number: u64, index: u32) -> Self {
+        Self { index, ..Self::new(Kind::Part, token, number) }
+    }
+
+    /// # Errors
+    /// `TooLarge` for a head or parts beyond the limits.
+    pub(super) fn encode(mut self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
+        if head.len() > MAX_HEAD || lengths.len() > MAX_PARTS {
+            let context = format!(
+                "{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}",
+                head.len(),
+                lengths.len()
+            );
+            return Err(Error::new(ErrorKind::TooLarge, "request", context));
+        }
+        (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
+        self.checksum = 0;
+        let long = self.is_long();
+        let mut header = Vec::with_capacity(HEADER + if long { 0 } else { self.described() });
+        self.put(&mut header);
+        let mut prefix = Vec::new();
+        let place = if long { &mut prefix } else { &mut header };
+        place.extend_from_slice(head);
+        lengths.iter().for_each(|length| place.extend_from_slice(&length.to_le_bytes()));
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(&header);
+        checksum.update(&prefix);
+        header[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.finalize().to_le_bytes());
+        Ok(Encoded { header, prefix })
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.kind as u8, 0, 0, 0]);
+        out.extend_from_slice(&self.parts.to_le_bytes());
+        out.extend_from_slice(&self.token.to_le_bytes());
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&self.head.to_le_bytes());
+        out.extend_from_slice(&self.index.to_le_bytes());
+        out.extend_from_slice(&self.checksum.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+
+    /// The fixed part of a header; what is behind it is still to be described by [`describe`](Self::describe).
+    ///
+    /// # Errors
+    /// `Corrupt` for what no version sends.
+    pub(super) fn decode(header: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(header, "a message");
+        let [kind, a, b, c] = reader.array().map_err(corrupt)?;
+        let kind = match kind {
+            1 => Kind::Ask,
+            2 => Kind::Answer,
+            3 => Kind::Apart,
+            4 => Kind::Part,
+            5 => Kind::Refusal,
+            6 => Kind::Abandon,
+            _ => return Err(nonsense("a message of no kind")),
+        };
+        let parts = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+        let token = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+        let number = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+        let head = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+        let index = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+        let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+        let zeros: [u8; 4] = reader.array().map_err(corrupt)?;
+        let message = Self { kind, token, number, index, head, parts, checksum };
+        let is_bare = matches!(kind, Kind::Part | Kind::Refusal | Kind::Abandon);
+        let has_parts = matches!(kind, Kind::Answer | Kind::Apart);
+        if zeros != [0; 4]
+            || [a, b, c] != [0; 3]
+            || head as usize > MAX_HEAD
+            || parts as usize > MAX_PARTS
+            || (!has_parts && parts > 0)
+            || (is_bare && head > 0)
+            || header.len() != HEADER + if message.is_long() { 0 } else { message.described() }
+        {
+            return Err(nonsense("a message that contradicts itself"));
+        }
+        if !message.is_long() {
+            message.verify(header, &[])?;
+        }
+        Ok(message)
+    }
+
+    /// Head and lengths, and how many of `bytes` they take.
+    ///
+    /// # Errors
+    /// `Corrupt` when they are not there whole, or not as they were sent.
+    pub(super) fn describe(&self, header: &[u8], bytes: &[u8]) -> Result<(Described, usize)> {
+        let long = self.is_long();
+        let (place, from) = if long { (bytes, 0) } else { (header, HEADER) };
+        let Some(described) = place.get(from..from + self.described()) else {
+            return Err(nonsense("a message that ends early"));
+        };
+        if long {
+            self.verify(header, described)?;
+        }
+        let (head, lengths) = described.split_at(self.head as usize);
+        let lengths = lengths.chunks_exact(8).map(|length| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(length);
+            u64::from_le_bytes(bytes)
+        });
+        let described = Described { head: head.to_vec(), lengths: lengths.collect() };
+        Ok((described, if long { self.described() } else { 0 }))
+    }
+
+    fn verify(&self, header: &[u8], prefix: &[u8]) -> Result<()> {
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(&header[..CHECKSUM]);
+        checksum.update(&[0; 4]);
+        checksum.update(&header[CHECKSUM + 4..]);
+        checksum.update(prefix);
+        match checksum.finalize() == self.checksum {
+            true => Ok(()),
+            false => Err(nonsense("a message that was changed on its way")),
+        }
+    }
+
+    /// Bytes of head and lengths.
+    pub(super) fn described(&self) -> usize {
+        self.head as usize + self.parts as usize * 8
+    }
+
+    /// Whether head and lengths stand before the parts, and not in the header.
+    pub(super) fn is_long(&self) -> bool {
+        self.described() > MOST_IN_HEADER
+    }
+
+    pub(super) fn parts(&self) -> usize {
+        self.parts as usize
+    }
+}
+
+/// What a requester says first on the control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Hello {
+    /// Answer to this worker, and name the connection so.
+    Meet { token: u64, address: Vec<u8> },
+    /// Say that you live, by the beats of the control connection, until I ask no more.
+    Watch,
+}
+
+impl Hello {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Meet { token, address } => checked(1, *token, address),
+            Self::Watch => vec![2],
+        }
+    }
+
+    /// # Errors
+    /// `Corrupt`.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        match bytes {
+            [1, ..] => unchecked(bytes).map(|(token, address)| Self::Meet { token, address }),
+            [2] => Ok(Self::Watch),
+            _ => Err(nonsense("a greeting of no kind")),
+        }
+    }
+}
+
+/// What the owner says to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Welcome {
+    Meet {
+        token: u64,
+        address: Vec<u8>,
+    },
+    /// Why this node does not speak UCX.
+    Refused(String),
+}
+
+impl Welcome {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Meet { token, address } => checked(1, *token, address),
+            Self::Refused(text) => {
+                let mut end = text.len().min(MAX_ADDRESS);
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                [&[2], &text.as_bytes()[..end]].concat()
+            }
+        }
+    }
+
+    /// # Errors
+    /// `Corrupt`.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        match bytes {
+            [1, ..] => unchecked(bytes).map(|(token, address)| Self::Meet { token, address }),
+            [2, text @ ..] if text.len() <= MAX_ADDRESS => {
+                Ok(Self::Refused(String::from_utf8_lossy(text).into_owned()))
+            }
+            _ => Err(nonsense("a welcome of no kind")),
+        }
+    }
+}
+
+/// Kind, token and address, with a checksum: UCX reads an address without knowing its length.
+fn checked(kind: u8, token: u64, address: &[u8]) -> Vec<u8> {
+    let mut out = vec![kind];
+    out.extend_from_slice(&token.to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(address).to_le_bytes());
+    out.extend_from_slice(address);
+    out
+}
+
+fn unchecked(bytes: &[u8]) -> Result<(u64, Vec<u8>)> {
+    let mut reader = Reader::new(bytes, "a worker's address");
+    reader.byte().map_err(corrupt)?;
+    let token = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+    let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+    let address = &bytes[1 + 8 + 4..];
+    if address.is_empty() || address.len() > MAX_ADDRESS || crc32fast::hash(address) != checksum {
+        return Err(nonsense("a worker's address that is none"));
+    }
+    Ok((token, address.to_vec()))
+}
+
+fn corrupt(error: Error) -> Error {
+    Error::new(ErrorKind::Corrupt, "receive", error.context().to_owned())
+}
+
+fn nonsense(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, "receive", what)
+}
+
+/// Drives decoding with anything that a peer may send, for fuzzers.
+///
+/// # Panics
+/// When what was decoded is not what is encoded again.
+#[doc(hidden)]
+pub fn check_messages(bytes: &[u8]) -> bool {
+    let Some((split, bytes)) = bytes.split_first() else { return false };
+    let (header, payload) = bytes.split_at(bytes.len().min(HEADER + usize::from(*split)));
+    if let Ok(hello) = Hello::decode(bytes) {
+        assert_eq!(Hello::decode(&hello.encode()).ok(), Some(hello));
+    }
+    if let Ok(welcome) = Welcome::decode(bytes) {
+        assert_eq!(Welcome::decode(&welcome.encode()).ok(), Some(welcome));
+    }
+    let Ok(message) = Message::decode(header) else { return false };
+    let Ok((described, taken)) = message.describe(header, payload) else { return false };
+    assert!(taken <= payload.len() && described.lengths.len() == message.parts());
+    let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(&described.head, &described.lengths);
+    assert_eq!(
+        again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(),
+        Some([header, &payload[..taken]].concat())
+    );
+    true
+}
+
+/// Bytes of the fixed part.
+pub(super) const HEADER: usize = 40;
+
+/// Where the checksum of header, head and lengths lies.
+const CHECKSUM: usize = 32;
+
+/// Head and lengths up to so many bytes are in the header, which every transport carries beside the first bytes.
+const MOST_IN_HEADER: usize = 512;
+
+/// Longest address of a worker; with a dozen adapters one has some hundred bytes.
+const MAX_ADDRESS: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn round_trip(kind: Kind, head: &[u8], lengths: &[u64]) {
+        let message = Message { index: 7, ..Message::new(kind, 1 << 60, 3) };
+        let Encoded { header, prefix } = message.encode(head, lengths).unwrap();
+        let decoded = Message::decode(&header).unwrap();
+        assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, 7));
+        let bytes = [&prefix[..], b"parts"].concat();
+        let (described, taken) = decoded.describe(&header, &bytes).unwrap();
+        assert_eq!((described.head.as_slice(), described.lengths.as_slice(), taken), (head, lengths, prefix.len()));
+    }
+
+    #[test]
+    fn messages_come_back() {
+        round_trip(Kind::Ask, b"", &[]);
+        round_trip(Kind::Ask, &[7; MAX_HEAD], &[]);
+        round_trip(Kind::Answer, b"head", &[1, 2, u64::MAX]);
+        round_trip(Kind::Apart, &[1; 512], &[]);
+        round_trip(Kind::Apart, &[1; 505], &[9]);
+        round_trip(Kind::Answer, b"", &[5; MAX_PARTS]);
+        round_trip(Kind::Part, b"", &[]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_sent() {
+        let message = Message::new(Kind::Answer, 1, 1);
+        assert_eq!(message.encode(&[0; MAX_HEAD + 1], &[]).err().unwrap().kind(), ErrorKind::TooLarge);
+        assert_eq!(message.encode(&[], &[0; MAX_PARTS + 1]).err().unwrap().kind(), ErrorKind::TooLarge);
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_bit_is_noticed(len in 0..1200usize, parts in 0..70usize, at: prop::sample::Index, bit in 0..8u32) {
+            let lengths: Vec<u64> = (0..parts as u64).collect();
+            let Encoded { mut header, mut prefix } =
+                Message::new(Kind::Answer, 5, 6).encode(&vec![3; len], &lengths).unwrap();
+            let at = at.index(header.len() + prefix.len());
+            match at.checked_sub(header.len()) {
+                None => header[at] ^= 1 << bit,
+                Some(at) => prefix[at] ^= 1 << bit,
+            }
+            let outcome = Message::decode(&header).and_then(|message| message.describe(&header, &prefix));
+            prop_assert_eq!(outcome.err().map(|error| error.kind()), Some(ErrorKind::Corrupt));
+        }
+
+        #[test]
+        fn anything_is_decoded(bytes: Vec<u8>) {
+            check_messages(&bytes);
+        }
+    }
+
+    #[test]
+    fn greetings_come_back() {
+        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch] {
+            assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
+        }
+        for welcome in [Welcome::Meet { token: 9, address: vec![1] }, Welcome::Refused("no \u{fc}cx".to_owned())] {
+            assert_eq!(Welcome::decode(&welcome.encode()).unwrap(), welcome);
+        }
+        let mut changed = Hello::Meet { token: 9, address: vec![1; 300] }.encode();
+        changed[100] ^= 1;
+        assert_eq!(Hello::decode(&changed).unwrap_err().kind(), ErrorKind::Corrupt);
+        let long = Welcome::Refused("\u{fc}".repeat(MAX_ADDRESS)).encode();
+        assert!(Welcome::decode(&long).is_ok());
+    }
+}

@@ -1,0 +1,510 @@
+//! `Owner`: the side that answers, on one thread of its own.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use ucx_sys::UCS_OK;
+
+use super::Options;
+use super::context::Context;
+use super::message::{Hello, Kind, Message, Welcome};
+use super::operation::{About, Body, Data, Event, Finished, Operation};
+use super::worker::Worker;
+use crate::error::Result;
+use crate::fabric::{Incoming, Outgoing, Respond, Responder, Segments, Service};
+use crate::failpoint::failpoint;
+use crate::key::random_number;
+use crate::sync::lock;
+
+/// The service of the control connections; it begins to speak UCX when the first requester asks for that.
+pub(crate) struct Owner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    begun: AtomicBool,
+    segments: Mutex<Vec<Arc<dyn Segments>>>,
+}
+
+/// What threads that answer have of it.
+struct Shared {
+    service: Arc<dyn Service>,
+    options: Options,
+    orders: Mutex<Vec<Order>>,
+    /// Questions that are not answered yet, by connection and number.
+    held: Mutex<HashSet<(u64, u64)>>,
+    bell: OwnedFd,
+    /// The thread's own: it need not wake itself.
+    thread: Mutex<Option<ThreadId>>,
+    generation: u32,
+}
+
+/// What the thread is to do.
+enum Order {
+    Meet { connection: u64, from: u64, token: u64, address: Vec<u8>, responder: Responder },
+    Watch { connection: u64, responder: Responder },
+    Gone { connection: u64 },
+    Answer { token: u64, number: u64, reply: Option<Outgoing> },
+    Stop,
+}
+
+impl Owner {
+    pub(super) fn new(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Self>> {
+        let shared = Shared {
+            service,
+            options: options.clone(),
+            orders: Mutex::default(),
+            held: Mutex::default(),
+            bell: super::event()?,
+            thread: Mutex::default(),
+            generation: crate::process::generation(),
+        };
+        let (shared, segments) = (Arc::new(shared), Mutex::default());
+        Ok(Arc::new(Self { shared, thread: Mutex::default(), begun: AtomicBool::new(false), segments }))
+    }
+
+    /// Memory from which parts are sent.
+    pub(crate) fn register(&self, segments: Arc<dyn Segments>) {
+        lock(&self.segments).push(segments);
+    }
+
+    /// Starts the thread, with the first requester.
+    fn begin(&self) -> std::io::Result<()> {
+        if self.begun.swap(true, AcqRel) {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let segments = std::mem::take(&mut *lock(&self.segments));
+        let run = move || serve(&shared, segments);
+        match std::thread::Builder::new().name("proxystore-ucx-owner".to_owned()).spawn(run) {
+            Ok(thread) => {
+                *lock(&self.thread) = Some(thread);
+                Ok(())
+            }
+            Err(error) => {
+                self.begun.store(false, Release);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Service for Owner {
+    fn answer(&self, call: Incoming<'_>) {
+        let Incoming { head, from, connection, responder } = call;
+        if let Err(error) = self.begin() {
+            return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
+        }
+        match Hello::decode(head) {
+            Ok(Hello::Meet { token, address }) => {
+                self.shared.order(Order::Meet { connection, from, token, address, responder });
+            }
+            Ok(Hello::Watch) => self.shared.order(Order::Watch { connection, responder }),
+            Err(error) => responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new()),
+        }
+    }
+
+    fn gone(&self, connection: u64) {
+        if self.begun.load(Acquire) {
+            self.shared.order(Order::Gone { connection });
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.shared.generation != crate::process::generation() {
+            return;
+        }
+        if let Some(thread) = lock(&self.thread).take() {
+            self.shared.order(Order::Stop);
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner(begun: {})", self.begun.load(Acquire))
+    }
+}
+
+impl Shared {
+    fn order(&self, order: Order) {
+        if self.generation != crate::process::generation() {
+            return;
+        }
+        lock(&self.orders).push(order);
+        if *lock(&self.thread) != Some(std::thread::current().id()) {
+            super::ring(&self.bell);
+        }
+    }
+}
+
+/// The duty to answer a question of a connection.
+struct Duty {
+    shared: Arc<Shared>,
+    token: u64,
+    number: u64,
+}
+
+impl Respond for Duty {
+    fn respond(self: Box<Self>, reply: Option<Outgoing>) {
+        let (token, number) = (self.token, self.number);
+        // Whoever gave up meanwhile had a refusal by then.
+        if lock(&self.shared.held).remove(&(token, number)) {
+            self.shared.order(Order::Answer { token, number, reply });
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        lock(&self.shared.held).contains(&(self.token, self.number))
+    }
+}
+
+/// The thread: meets requesters, and answers until it is told to stop.
+fn serve(shared: &Arc<Shared>, segments: Vec<Arc<dyn Segments>>) {
+    *lock(&shared.thread) = Some(std::thread::current().id());
+    let begin = || -> Result<(Worker, Vec<u8>)> {
+        let context = Arc::new(Context::new(&super::settings(&shared.options))?);
+        segments.into_iter().for_each(|segments| context.memory.add(segments));
+        let mut worker = Worker::new(&context)?;
+        let address = worker.address()?;
+        Ok((worker, address))
+    };
+    match begin() {
+        Ok((worker, address)) => {
+            let mut desk =
+                Desk { shared: Arc::clone(shared), worker, address, clients: HashMap::new(), tokens: HashMap::new() };
+            desk.run();
+        }
+        Err(error) => refuse_all(shared, &error.to_string()),
+    }
+}
+
+/// Tells everybody why there is no UCX here.
+fn refuse_all(shared: &Shared, reason: &str) {
+    loop {
+        let orders = std::mem::take(&mut *lock(&shared.orders));
+        for order in orders {
+            match order {
+                Order::Meet { responder, .. } => {
+                    responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
+                }
+                Order::Stop => return,
+                Order::Watch { .. } | Order::Gone { .. } | Order::Answer { .. } => {}
+            }
+        }
+        let _ = poll(&mut [PollFd::new(&shared.bell, PollFlags::IN)], None);
+        let _ = rustix::io::read(&shared.bell, &mut [0u8; 8]);
+    }
+}
+
+/// The thread's own.
+struct Desk {
+    shared: Arc<Shared>,
+    worker: Worker,
+    address: Vec<u8>,
+    /// By our names of their connections.
+    clients: HashMap<u64, Client>,
+    /// Our names, by their control connections.
+    tokens: HashMap<u64, u64>,
+}
+
+/// A requester.
+struct Client {
+    /// How it names the connection.
+    theirs: u64,
+    /// Number of its memory.
+    from: u64,
+    /// Held for as long as it wants to know that this process lives.
+    watch: Option<Responder>,
+    /// Answers that wait until those before them are sent.
+    queue: VecDeque<(u64, Outgoing)>,
+    /// Bytes on their way.
+    flying: u64,
+    /// When bytes last arrived, or the first of those on their way began to.
+    moved: Instant,
+}
+
+impl Desk {
+    fn run(&mut self) {
+        let options = self.shared.options.clone();
+        let mut spun = Instant::now();
+        let mut looked = spun;
+        loop {
+            let orders = std::mem::take(&mut *lock(&self.shared.orders));
+            let mut moved = !orders.is_empty();
+            for order in orders {
+                if !self.obey(order) {
+                    return self.end();
+                }
+            }
+            moved |= self.worker.progress(&mut |_, _| false);
+            while let Some(event) = self.worker.event() {
+                self.handle(event);
+            }
+            let now = Instant::now();
+            if now.saturating_duration_since(looked) >= LOOK {
+                looked = now;
+                self.look(now);
+            }
+            if moved {
+                spun = now;
+            } else if now.saturating_duration_since(spun) < options.spin {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+                spun = Instant::now();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let tokens: Vec<u64> = self.clients.keys().copied().collect();
+        tokens.into_iter().for_each(|token| self.forget(token));
+    }
+
+    /// Waits for something to do; without an end where nobody is owed anything.
+    fn sleep(&mut self) {
+        if !matches!(self.worker.arm(), Ok(true)) {
+            return;
+        }
+        let is_idle = !self.worker.is_busy() && self.clients.values().all(|client| client.flying == 0);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+        let events = self.worker.events();
+        let mut descriptors = [PollFd::new(&events, PollFlags::IN), PollFd::new(&self.shared.bell, PollFlags::IN)];
+        if poll(&mut descriptors, (!is_idle).then_some(&timeout)).is_ok() && !descriptors[1].revents().is_empty() {
+            let _ = rustix::io::read(&self.shared.bell, &mut [0u8; 8]);
+        }
+    }
+
+    /// `false` for the end.
+    fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::Stop => return false,
+            Order::Gone { connection } => {
+                if let Some(token) = self.tokens.remove(&connection) {
+                    self.forget(token);
+                }
+            }
+            Order::Watch { connection, responder } => {
+                if let Some(client) = self.tokens.get(&connection).and_then(|token| self.clients.get_mut(token)) {
+                    client.watch = Some(responder);
+                }
+            }
+            Order::Meet { connection, from, token, address, responder } => {
+                self.meet(connection, from, token, &address, responder);
+            }
+            Order::Answer { token, number, reply } => self.answer(token, number, reply),
+        }
+        true
+    }
+
+    fn meet(&mut self, connection: u64, from: u64, theirs: u64, address: &[u8], responder: Responder) {
+        let token = random_number();
+        if let Err(error) = self.worker.connect(token, address) {
+            return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
+        }
+        let (queue, moved) = (VecDeque::new(), Instant::now());
+        self.clients.insert(token, Client { theirs, from, watch: None, queue, flying: 0, moved });
+        if let Some(former) = self.tokens.insert(connection, token) {
+            self.forget(former);
+        }
+        responder.reply(Welcome::Meet { token, address: self.address.clone() }.encode(), Vec::new());
+        failpoint!("fabric.proved");
+    }
+
+    /// Ends a connection; what was on its way is released when UCX is done with it.
+    fn forget(&mut self, token: u64) {
+        if let Some(client) = self.clients.remove(&token) {
+            lock(&self.shared.held).retain(|(held, _)| *held != token);
+            self.worker.close(token);
+            drop(client);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Message { header, data } => self.hear(&header, data),
+            Event::Finished(finished) => self.finished(finished),
+            Event::Broken { link, .. } => {
+                // Its control connection stays, until the requester ends it.
+                self.forget(link);
+            }
+            Event::Closed => {}
+        }
+    }
+
+    fn hear(&mut self, header: &[u8], data: Data) {
+        if let Some((message, head)) = self.read(header, &data) {
+            match message.kind {
+                Kind::Ask => self.asked(message.token, message.number, &head),
+                Kind::Abandon => {
+                    if lock(&self.shared.held).remove(&(message.token, message.number)) {
+                        self.send_bare(message.token, Kind::Refusal, message.number);
+                    }
+                }
+                Kind::Answer | Kind::Apart | Kind::Part | Kind::Refusal => {}
+            }
+        }
+        self.worker.release(data);
+    }
+
+    /// A message of a connection that there is; what is none is thrown away.
+    fn read(&self, header: &[u8], data: &Data) -> Option<(Message, Vec<u8>)> {
+        let message = Message::decode(header).ok().filter(|message| self.clients.contains_key(&message.token))?;
+        // Questions come whole; there is nothing to fetch.
+        let (described, _) = message.describe(header, data.bytes()?).ok()?;
+        Some((message, described.head))
+    }
+
+    fn asked(&mut self, token: u64, number: u64, head: &[u8]) {
+        let Some(client) = self.clients.get(&token) else { return };
+        failpoint!("fabric.question");
+        let from = client.from;
+        {
+            let mut held = lock(&self.shared.held);
+            if held.len() >= self.shared.options.held {
+                drop(held);
+                return self.send_bare(token, Kind::Refusal, number);
+            }
+            if !held.insert((token, number)) {
+                return;
+            }
+        }
+        let duty = Duty { shared: Arc::clone(&self.shared), token, number };
+        let call = Incoming { head, from, connection: token, responder: Responder::new(Box::new(duty)) };
+        // Its responder refuses as the panic drops it; others are answered on.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.shared.service.answer(call)));
+    }
+
+    fn answer(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {
+        let Some(outgoing) = reply else { return self.send_bare(token, Kind::Refusal, number) };
+        if let Some(client) = self.clients.get_mut(&token) {
+            client.queue.push_back((number, outgoing));
+            self.send_queued(token);
+        }
+    }
+
+    /// Sends answers, as many as may be on their way to one requester.
+    fn send_queued(&mut self, token: u64) {
+        loop {
+            let Some(client) = self.clients.get_mut(&token) else { return };
+            let Some((_, next)) = client.queue.front() else { return };
+            let bytes: u64 = next.parts.iter().map(|part| part.len() as u64).sum();
+            if client.flying > 0 && client.flying + bytes > self.shared.options.flying {
+                return;
+            }
+            let Some((number, outgoing)) = client.queue.pop_front() else { return };
+            self.send(token, number, outgoing);
+        }
+    }
+
+    fn send(&mut self, token: u64, number: u64, outgoing: Outgoing) {
+        let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
+        let Outgoing { head, mut parts } = outgoing;
+        let lengths: Vec<u64> = parts.iter().map(|part| part.len() as u64).collect();
+        let total: u64 = lengths.iter().sum();
+        let comes_apart = parts.len() > 1 && total > self.shared.options.packed;
+        let kind = if comes_apart { Kind::Apart } else { Kind::Answer };
+        // An answer that is too long is none: it is the service's mistake, and must not end all others.
+        let Ok(encoded) = Message::new(kind, theirs, number).encode(&head, &lengths) else {
+            return self.send_bare(token, Kind::Refusal, number);
+        };
+        let about = |bytes: u64| About::Answer { connection: token, bytes };
+        let (header, prefix) = (encoded.header, encoded.prefix);
+        if comes_apart {
+            let body = if prefix.is_empty() { Body::None } else { Body::Own(prefix) };
+            self.begin(token, Operation { about: about(0), header, body }, true);
+            for (index, part) in parts.into_iter().enumerate() {
+                let message = Message::part(theirs, number, index as u32);
+                let Ok(encoded) = message.encode(&[], &[]) else { continue };
+                let operation =
+                    Operation { about: about(part.len() as u64), header: encoded.header, body: Body::Shared(part) };
+                self.begin(token, operation, false);
+            }
+            return;
+        }
+        let body = match (prefix.is_empty(), parts.len()) {
+            (true, 0) => Body::None,
+            (true, 1) => Body::Shared(parts.remove(0)),
+            // Many small pieces: one copy of all of them is quicker than a list.
+            _ => {
+                let mut packed = Vec::with_capacity(prefix.len() + total as usize);
+                packed.extend_from_slice(&prefix);
+                parts.iter().for_each(|part: &Bytes| packed.extend_from_slice(part));
+                Body::Own(packed)
+            }
+        };
+        failpoint!("fabric.answer.half");
+        self.begin(token, Operation { about: about(total), header, body }, false);
+    }
+
+    fn send_bare(&mut self, token: u64, kind: Kind, number: u64) {
+        let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
+        if let Ok(encoded) = Message::new(kind, theirs, number).encode(&[], &[]) {
+            let about = About::Message;
+            self.begin(token, Operation { about, header: encoded.header, body: Body::None }, true);
+        }
+    }
+
+    fn begin(&mut self, token: u64, operation: Operation, whole: bool) {
+        if let (About::Answer { bytes, .. }, Some(client)) = (operation.about, self.clients.get_mut(&token)) {
+            if client.flying == 0 {
+                client.moved = Instant::now();
+            }
+            client.flying += bytes;
+        }
+        if let Some(finished) = self.worker.send(token, operation, whole) {
+            self.account(&finished);
+        }
+    }
+
+    fn finished(&mut self, finished: Finished) {
+        if let Some(token) = self.account(&finished) {
+            // Pins end here.
+            drop(finished);
+            self.send_queued(token);
+        }
+    }
+
+    /// Notes that an answer's bytes are no longer on their way; the connection that may go on.
+    fn account(&mut self, finished: &Finished) -> Option<u64> {
+        let About::Answer { connection, bytes } = finished.operation.about else { return None };
+        let client = self.clients.get_mut(&connection)?;
+        client.flying = client.flying.saturating_sub(bytes);
+        client.moved = Instant::now();
+        failpoint!("fabric.answer.sent");
+        if finished.status != UCS_OK {
+            // Its endpoint is broken, or will be: the requester is not left with half an answer.
+            self.forget(connection);
+            return None;
+        }
+        Some(connection)
+    }
+
+    /// Ends connections whose requesters do not take what they asked for.
+    fn look(&mut self, now: Instant) {
+        let silence = self.shared.options.silence;
+        let stuck: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.flying > 0 && now.saturating_duration_since(client.moved) >= silence)
+            .map(|(token, _)| *token)
+            .collect();
+        stuck.into_iter().for_each(|token| self.forget(token));
+    }
+}
+
+/// How often requesters are looked at.
+const LOOK: Duration = Duration::from_millis(100);

@@ -1,0 +1,44 @@
+//! The fabric over UCX as it is installed, between two workers of this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Options, Ucx};
+use crate::fabric::conformance::{Ends, own_network};
+use crate::fabric::handshake::Identity;
+use crate::launch::Secret;
+
+/// A module of its own, since a case is named as a function that is used here.
+mod cases {
+    use super::ends;
+
+    crate::fabric::conformance::suite!(
+        ends,
+        cut: [ignore = "cuts the loopback interface of a network namespace of its own; needs root: --ignored"],
+        stranger: []
+    );
+}
+
+fn identity(secret: &Arc<Secret>, instance: u64) -> Identity {
+    Identity { secret: Arc::clone(secret), job: "test".to_owned(), instance }
+}
+
+fn ends() -> Ends {
+    let is = |text: &str| std::thread::current().name().is_some_and(|name| name.contains(text));
+    let is_cut = is("silent");
+    let secret = Arc::new(Secret::random());
+    let silence = Duration::from_secs(if is_cut || is("held_answer") { 1 } else { 20 });
+    let options = Options { silence, devices: vec!["lo".to_owned()], ..Options::default() };
+    let ucx = |secret: &Arc<Secret>, instance| Arc::new(Ucx::new(identity(secret, instance), options.clone()).unwrap());
+    Ends {
+        requester: ucx(&secret, 1),
+        owner: ucx(&secret, 2),
+        addresses: vec!["127.0.0.1:0".parse().unwrap()],
+        from: 1,
+        instance: 2,
+        silence,
+        cut: is_cut.then(own_network),
+        stranger: Some(ucx(&Arc::new(Secret::random()), 3)),
+        settle: Box::new(|| {}),
+    }
+}
