@@ -27,7 +27,7 @@ const ROWS: &[Row] = &[
     ("leases_bound_what_is_stale", 30, Over::Asked, leases),
     ("one_of_many_takes_an_object", 40, Over::Asked, takes),
     ("who_fetches_for_all_is_killed", 40, Over::Asked, fetcher_killed),
-    ("who_fetches_for_all_is_stopped", 40, Over::Asked, fetcher_stopped),
+    ("who_fetches_for_all_is_stopped", 40, Over::Tcp, fetcher_stopped),
     ("forked_children_open_their_own", 40, Over::Always, forked),
     ("chaos_between_hosts", 120, Over::Asked, chaos),
     ("sixteen_processes_one_transfer", 60, Over::Always, sixteen),
