@@ -41,6 +41,7 @@ pub const VARIABLES: &[Variable] = &[
     NET_DEVICES,
     PORT,
     UCX_LIB,
+    MARGO_LIB,
     #[cfg(feature = "failpoints")]
     FAILPOINT,
 ];
@@ -147,6 +148,13 @@ const UCX_LIB: Variable = Variable {
     name: "PROXYSTORE_UCX_LIB",
     default: "UCX_HOME/lib, the loader's path, the files ucx.pc",
     doc: "libucp.so.0 of the UCX that ucx:// loads, or its directory; nothing else is tried then",
+};
+
+/// Read by the crate `margo-sys`.
+const MARGO_LIB: Variable = Variable {
+    name: "PROXYSTORE_MARGO_LIB",
+    default: "the loader's path, the files margo.pc, CMAKE_PREFIX_PATH/lib",
+    doc: "libmargo.so of the Margo that margo:// loads, or its directory; nothing else is tried then",
 };
 
 impl Variable {

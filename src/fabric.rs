@@ -24,6 +24,8 @@ use crate::pending::Pending;
 pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;
+#[cfg(feature = "margo")]
+pub(crate) mod margo;
 pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
 pub(crate) mod ucx;

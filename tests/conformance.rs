@@ -23,6 +23,9 @@ fn main() -> ExitCode {
                 subjects.push(Subject::new(*row, || Ok(ConnectorConfig::new("tcp", fresh_namespace()))));
                 across_nodes(*row)
             }
+            // On one node it is the same as tcp: the fabric is between nodes.
+            "ucx" => across_nodes(*row).missing(missing_ucx()),
+            "margo" => across_nodes(*row).missing(missing_margo()),
             "file" => Subject::in_directories(*row),
             other => {
                 eprintln!("tests/conformance.rs: the connector {other} has no subject, so nothing would test it");
@@ -32,6 +35,26 @@ fn main() -> ExitCode {
         subjects.push(subject);
     }
     conformance::main(subjects)
+}
+
+#[cfg(feature = "ucx")]
+fn missing_ucx() -> Option<String> {
+    ucx_sys::load().err().map(|error| error.to_string())
+}
+
+#[cfg(not(feature = "ucx"))]
+fn missing_ucx() -> Option<String> {
+    None
+}
+
+#[cfg(feature = "margo")]
+fn missing_margo() -> Option<String> {
+    margo_sys::load().err().map(|error| error.to_string())
+}
+
+#[cfg(not(feature = "margo"))]
+fn missing_margo() -> Option<String> {
+    None
 }
 
 /// A namespace that no other case and no other run uses.
@@ -45,7 +68,7 @@ fn fresh_namespace() -> String {
 ///
 /// A process keeps that node's memory, as `proxystore serve` would. It starts with the first case.
 fn across_nodes(row: Registration) -> Subject {
-    let directory = env::temp_dir().join(format!("proxystore-node-{}", std::process::id()));
+    let directory = env::temp_dir().join(format!("proxystore-node-{}-{}", row.scheme, std::process::id()));
     let directory = directory.to_string_lossy().into_owned();
     let node = OnceLock::new();
     let at = directory.clone();

@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "codec::plain",
     "connectors::file::mapping",
     "fabric::landing",
+    "fabric::margo::native",
     "fabric::tcp::scatter",
     "fabric::ucx::context",
     "fabric::ucx::endpoint",
@@ -35,7 +36,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// As `UNSAFE`, of modules that exist in tests only.
-const UNSAFE_IN_TESTS: &[&str] = &["fabric::tcp::fork", "shm::table::bytes"];
+const UNSAFE_IN_TESTS: &[&str] = &["fabric::tcp::fork", "fabric::ucx::tests::hostile", "shm::table::bytes"];
 
 /// Cargo features that are no connectors.
 const OTHER_FEATURES: &[&str] =

@@ -56,6 +56,9 @@ impl Case {
 
     /// Why the case cannot run on `subject` here, if it cannot. Slowness is no such reason.
     pub fn excluded(&self, subject: &Subject) -> Option<String> {
+        if let Some(reason) = subject.excluded() {
+            return Some(reason);
+        }
         let missing: Vec<_> =
             self.needs.names().filter(|name| subject.capabilities().names().all(|n| n != *name)).collect();
         if !missing.is_empty() {

@@ -23,6 +23,7 @@ pub struct Subject {
     removal: Option<Arc<Removal>>,
     deadline: Duration,
     child_variables: Vec<(String, String)>,
+    missing: Option<String>,
     child_launcher: Vec<String>,
 }
 
@@ -44,6 +45,7 @@ impl Subject {
             removal: None,
             deadline: DEADLINE,
             child_variables: Vec::new(),
+            missing: None,
             child_launcher: Vec::new(),
         }
     }
@@ -81,6 +83,18 @@ impl Subject {
     pub fn child_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.child_variables.push((name.into(), value.into()));
         self
+    }
+
+    /// Why this machine cannot have such connectors, if it cannot: all cases are ignored for that reason, and none passes.
+    #[must_use]
+    pub fn missing(mut self, reason: Option<String>) -> Self {
+        self.missing = reason;
+        self
+    }
+
+    /// Why no case can run, if none can.
+    pub(super) fn excluded(&self) -> Option<String> {
+        self.missing.clone()
     }
 
     /// A program with its arguments by which the processes of `process` cases are started, in place of directly: on another node,

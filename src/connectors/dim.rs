@@ -56,6 +56,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
 /// | `spin=20us` | `ucx`: how long a waiting thread looks for events before it sleeps | `20us` |
+/// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
@@ -82,7 +83,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin"] {
+        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -453,6 +454,8 @@ const SCHEMES: &[&str] = &[
     super::tcp::SCHEME,
     #[cfg(feature = "ucx")]
     super::ucx::SCHEME,
+    #[cfg(feature = "margo")]
+    super::margo::SCHEME,
 ];
 
 /// Default of `lease`.

@@ -6,6 +6,8 @@ use crate::connector::Registration;
 pub mod dim;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(all(feature = "margo", not(any(loom, shuttle))))]
+pub mod margo;
 #[cfg(feature = "memory")]
 pub mod memory;
 mod registry;
@@ -38,7 +40,9 @@ pub const TABLE: &[Registration] = &[
     tcp::REGISTRATION,
     #[cfg(all(feature = "ucx", not(any(loom, shuttle))))]
     ucx::REGISTRATION,
+    #[cfg(all(feature = "margo", not(any(loom, shuttle))))]
+    margo::REGISTRATION,
 ];
 
 /// Schemes of the table with the feature that brings each, compiled in or not, for errors that help.
-pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp", "ucx"];
+pub const FEATURES: &[&str] = &["memory", "file", "shm", "tcp", "ucx", "margo"];

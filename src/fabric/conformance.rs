@@ -54,19 +54,22 @@ pub(crate) use for_each_case;
 macro_rules! suite {
     ($ends:expr) => { $crate::fabric::conformance::suite!($ends, cut: [], stranger: []); };
     ($ends:expr, cut: $cut:tt, stranger: $stranger:tt) => {
+        $crate::fabric::conformance::suite!($ends, always: [], cut: $cut, stranger: $stranger);
+    };
+    ($ends:expr, always: $always:tt, cut: $cut:tt, stranger: $stranger:tt) => {
         mod contract {
             use super::*;
 
-            $crate::fabric::conformance::for_each_case!(tests, ($ends, $cut, $stranger));
+            $crate::fabric::conformance::for_each_case!(tests, ($ends, $always, $cut, $stranger));
         }
     };
 }
 pub(crate) use suite;
 
 macro_rules! tests {
-    (($ends:expr, $cut:tt, $stranger:tt)
+    (($ends:expr, $always:tt, $cut:tt, $stranger:tt)
      always { $($af:ident::$an:ident)* } cut { $($cf:ident::$cn:ident)* } stranger { $($sf:ident::$sn:ident)* }) => {
-        $($crate::fabric::conformance::test!($ends, [], $af, $an);)*
+        $($crate::fabric::conformance::test!($ends, $always, $af, $an);)*
         $($crate::fabric::conformance::test!($ends, $cut, $cf, $cn);)*
         $($crate::fabric::conformance::test!($ends, $stranger, $sf, $sn);)*
     };

@@ -10,6 +10,8 @@ use crate::config::ConnectorConfig;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::{Identity, Purpose};
+#[cfg(feature = "margo")]
+use crate::fabric::margo;
 use crate::fabric::tcp::{self, Tcp};
 #[cfg(feature = "ucx")]
 use crate::fabric::ucx;
@@ -49,6 +51,12 @@ impl Exported {
                 owner.register(Arc::new(Mapped(Arc::clone(&client))));
                 owner
             }),
+            #[cfg(feature = "margo")]
+            (Purpose::Margo, {
+                let memory: Arc<dyn Segments> = Arc::new(Mapped(Arc::clone(&client)));
+                let own = addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+                margo::door(Arc::clone(&service), Some(memory), own)
+            }),
             (Purpose::Tcp, service),
         ];
         let listener = tcp.listen_for(&addresses, services)?;
@@ -83,6 +91,8 @@ pub(crate) fn fabric(
         "tcp" => Arc::new(Tcp::new(identity, tcp::Options::default())),
         #[cfg(feature = "ucx")]
         "ucx" => Arc::new(ucx::Ucx::new(identity, ucx::Options::of(config)?)?),
+        #[cfg(feature = "margo")]
+        "margo" => Arc::new(margo::Margo::new(identity, margo::Options::of(config)?)),
         scheme => {
             let context = format!("{scheme} is the scheme of no fabric");
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));

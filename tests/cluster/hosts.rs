@@ -67,7 +67,7 @@ impl Cluster {
     pub(crate) fn made_by(mut command: Command, count: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        command.args(["hold", &count.to_string()]).env("HOSTS_NAME", &name).env("HOSTS_KEEP", program_directory());
+        command.args(["hold", &count.to_string()]).env("HOSTS_NAME", &name).env("HOSTS_KEEP", kept());
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = lines(holder.stdout.take());
         let said = lines.recv_timeout(PATIENCE);
@@ -257,6 +257,12 @@ impl Worker {
         &self.id
     }
 
+    /// What a command prints on its host.
+    #[track_caller]
+    pub(crate) fn print(&self, command: &[&str]) -> String {
+        self.host.print(command)
+    }
+
     pub(crate) fn tell(&mut self, order: &str) {
         let input = self.input.as_mut().expect("a worker that was not told to end");
         // One that died answers nothing, which is noticed there.
@@ -346,9 +352,18 @@ pub(crate) fn program() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-fn program_directory() -> PathBuf {
-    program().parent().unwrap().to_owned()
+/// What hosts have of the machine's /tmp, if it lies there: this program, and the native libraries that are tested.
+fn kept() -> std::ffi::OsString {
+    let mut kept = program().parent().unwrap().as_os_str().to_owned();
+    for directory in LIBRARIES.iter().filter_map(std::env::var_os) {
+        kept.push(":");
+        kept.push(directory);
+    }
+    kept
 }
+
+/// Variables that name their directories.
+const LIBRARIES: [&str; 2] = ["PROXYSTORE_UCX_LIB", "CLUSTER_OTHER_UCX"];
 
 fn lines(output: Option<impl std::io::Read + Send + 'static>) -> Receiver<String> {
     let (sender, lines) = channel();

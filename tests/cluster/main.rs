@@ -18,6 +18,7 @@ mod chaos;
 mod content;
 mod harness;
 mod hosts;
+mod interface;
 mod node;
 mod objects;
 mod pair;
@@ -27,6 +28,7 @@ mod rows;
 #[path = "../../src/bin/proxystore/ucp/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the program looks at devices with it, and runs its tests")]
 mod ucp;
+mod ucx;
 mod worker;
 
 fn main() {
@@ -43,7 +45,14 @@ fn main() {
     }
     libtest_mimic::run(
         &Arguments::from_args(),
-        harness::trials().into_iter().chain(rows::trials()).chain(objects::trials()).collect(),
+        harness::trials()
+            .into_iter()
+            .chain(rows::trials())
+            .chain(objects::trials())
+            .chain(ucx::trials())
+            .chain(interface::trials())
+            .chain(ucx::trials())
+            .collect(),
     )
     .exit();
 }

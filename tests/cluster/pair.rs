@@ -16,6 +16,7 @@ pub(crate) struct Fabric {
 
 pub(crate) const TCP: Fabric = Fabric { scheme: "tcp" };
 pub(crate) const UCX: Fabric = Fabric { scheme: "ucx" };
+pub(crate) const MARGO: Fabric = Fabric { scheme: "margo" };
 
 impl Fabric {
     /// Of a namespace and options.
@@ -28,15 +29,23 @@ impl Fabric {
         self.url("test?replicas=off")
     }
 
+    /// Where processes are killed: those of all fabrics, which over others than TCP are passed by the control connection first,
+    /// and those that are passed again.
+    pub(crate) fn places(self, all: &[&'static str], again: &[&'static str]) -> Vec<&'static str> {
+        let again = if self == TCP { &[] } else { again };
+        [all, again].concat()
+    }
+
     /// Why there is none here, if there is none.
     pub(crate) fn missing(self) -> Result<(), String> {
-        if self == TCP {
-            return Ok(());
+        match self.scheme {
+            #[cfg(feature = "ucx")]
+            "ucx" => ucx_sys::load().map(|_| ()).map_err(|error| error.to_string()),
+            #[cfg(feature = "margo")]
+            "margo" => margo_sys::load().map(|_| ()).map_err(|error| error.to_string()),
+            "tcp" => Ok(()),
+            feature => Err(format!("needs the cargo feature {feature:?}")),
         }
-        #[cfg(feature = "ucx")]
-        return ucx_sys::load().map(|_| ()).map_err(|error| error.to_string());
-        #[cfg(not(feature = "ucx"))]
-        Err("needs the cargo feature \"ucx\"".to_owned())
     }
 }
 
@@ -57,18 +66,21 @@ pub(crate) enum Over {
 /// The trials of rows: by the row's name over TCP, by `SCHEME_` and that over others.
 pub(crate) fn trials(rows: &[Row], missing: &Result<(), String>) -> Vec<Trial> {
     let hosts = hosts::missing().and(missing.clone());
-    let ucx = hosts.clone().and(UCX.missing());
     let mut trials = Vec::new();
-    for &(name, seconds, over, run) in rows {
+    for &(name, seconds, _, run) in rows {
         trials.push(needs(&hosts, name, seconds, move || run(TCP)));
-        let theirs = format!("ucx_{name}");
-        match over {
-            Over::Tcp => {}
-            Over::Asked if ucx.is_ok() => {
-                let trial = needs(&ucx, &theirs, seconds, move || run(UCX));
-                trials.push(trial.with_ignored_flag(true).with_kind("when asked to, by --ignored"));
-            }
-            Over::Asked | Over::Always => trials.push(needs(&ucx, &theirs, seconds, move || run(UCX))),
+    }
+    for fabric in [UCX, MARGO] {
+        let missing = hosts.clone().and(fabric.missing());
+        for &(name, seconds, over, run) in rows.iter().filter(|(_, _, over, _)| *over != Over::Tcp) {
+            let theirs = format!("{}_{name}", fabric.scheme);
+            let trial = needs(&missing, &theirs, seconds, move || run(fabric));
+            trials.push(match over {
+                Over::Asked if missing.is_ok() => {
+                    trial.with_ignored_flag(true).with_kind("when asked to, by --ignored")
+                }
+                _ => trial,
+            });
         }
     }
     trials
@@ -140,6 +152,20 @@ pub(crate) fn await_answer(worker: &mut Worker, order: &str, wanted: &str, limit
             return;
         }
         assert!(begun.elapsed() < limit, "{order}: {answer}, and not {wanted} within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The node service of a process, once it is another one than `former`.
+#[track_caller]
+pub(crate) fn successor(worker: &mut Worker, former: &str) -> String {
+    let begun = Instant::now();
+    loop {
+        let service = worker.ask("host");
+        if service != former {
+            return service;
+        }
+        assert!(begun.elapsed() < 3 * SLACK, "no service after {former}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

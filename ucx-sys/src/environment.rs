@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 /// What a library must not do to the process that loads it, unless the user wants it.
 ///
 /// The constructors of libucs read these, and act, before anything could be called: by default they take SIGILL, SIGBUS,
-/// SIGFPE, SIGSEGV (up to 1.13 or so) and SIGHUP, set an alternative signal stack, and patch `munmap` and its like in memory.
+/// SIGFPE, SIGSEGV (up to 1.13 or so) and SIGHUP, set an alternative signal stack, and patch `munmap` and its like in memory. They
+/// also decide where warnings and errors are printed to: to standard output.
 pub(crate) const QUIET: &[(&CStr, &CStr)] = &[
     (c"UCX_HANDLE_ERRORS", c"UCX_HANDLE_ERRORS=none"),
     (c"UCX_DEBUG_SIGNO", c"UCX_DEBUG_SIGNO="),
     (c"UCX_MEM_EVENTS", c"UCX_MEM_EVENTS=n"),
+    (c"UCX_LOG_FILE", c"UCX_LOG_FILE=stderr"),
 ];
 
 /// Runs `load` with those of [`QUIET`] in the environment that are not set there, and takes them out again.

@@ -23,7 +23,7 @@ use crate::search::find;
 ///
 /// # What it does to the process
 /// UCX takes signals and patches functions of the C library as soon as it is loaded. It is told not to, by
-/// `UCX_HANDLE_ERRORS=none`, `UCX_DEBUG_SIGNO=` and `UCX_MEM_EVENTS=n` in the environment for the time of loading, where the
+/// `UCX_HANDLE_ERRORS=none`, `UCX_DEBUG_SIGNO=`, `UCX_MEM_EVENTS=n` and `UCX_LOG_FILE=stderr` in the environment for the time of loading, where the
 /// user has not set them. Other threads may read the environment meanwhile, and see them; who writes to it loses nothing once
 /// loading has begun. With the feature `link` UCX starts before `main`: the signals are given back here, the functions stay patched
 /// unless the user sets `UCX_MEM_EVENTS=n`. What somebody else loaded is left as it is.

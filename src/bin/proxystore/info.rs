@@ -235,7 +235,6 @@ const FEATURES: &[(&str, bool)] = &[
     ("memory", cfg!(feature = "memory")),
     ("file", cfg!(feature = "file")),
     ("shm", cfg!(feature = "shm")),
-    ("ucx", cfg!(feature = "ucx")),
     ("tcp", cfg!(feature = "tcp")),
     ("ucx", cfg!(feature = "ucx")),
     ("msgpack", cfg!(feature = "msgpack")),

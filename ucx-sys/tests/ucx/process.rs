@@ -8,7 +8,8 @@ use ucx_sys::*;
 
 use crate::{Row, child};
 
-pub(crate) const CHILDREN: &[Row] = &[("left_alone", left_alone), ("control", control), ("asked_for", asked_for)];
+pub(crate) const CHILDREN: &[Row] =
+    &[("left_alone", left_alone), ("control", control), ("asked_for", asked_for), ("complains", complains)];
 
 pub(crate) const TESTS: &[Row] = &[("the_process_is_left_alone", || drop(child::run("left_alone", &[])))];
 
@@ -17,6 +18,10 @@ pub(crate) const LOADED: &[Row] = &[
     ("an_unguarded_load_is_noticed", || drop(child::run("control", &[]))),
     ("what_the_user_asks_for_is_done", || {
         drop(child::run("asked_for", &[("UCX_HANDLE_ERRORS", &"bt"), ("UCX_MEM_EVENTS", &"y")]))
+    }),
+    ("complaints_go_to_standard_error", || {
+        let said = child::start("complains", &[("UCX_TLS", &"nosuch")]).expect_err("standard error is empty");
+        assert!(said.starts_with("refused\n") && said.contains("UCX"), "{said}");
     }),
 ];
 
@@ -32,6 +37,20 @@ fn left_alone() {
     } else {
         assert_eq!(before, after);
     }
+}
+
+/// Makes UCX say something.
+fn complains() {
+    let ucx = ucx_sys::load().unwrap();
+    let params = ucp_params_t {
+        field_mask: u64::from(UCP_PARAM_FIELD_FEATURES),
+        features: u64::from(UCP_FEATURE_AM),
+        ..Default::default()
+    };
+    let mut context = ptr::null_mut();
+    // SAFETY: the pointers are good for the time of the call, which fails.
+    assert_ne!(unsafe { ucx.ucp_init(&params, ptr::null(), &mut context) }, UCS_OK);
+    println!("refused");
 }
 
 /// Loads as anybody would.

@@ -1,0 +1,344 @@
+//! `Ask`: an open question, from its RPC to the last byte of its answer.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::task::Wake as _;
+use std::time::Instant;
+
+use super::native::{Bulk, Piece, Transfer};
+use super::peer::{Link, MargoPeer};
+use super::poller::Poller;
+use super::session::PATIENCE;
+use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Place, Said};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, Land, Landing, Parts};
+use crate::failpoint::failpoint;
+use crate::pending::Completer;
+use crate::region::RegionMut;
+use crate::sync::lock;
+
+/// See the module.
+pub(super) struct Ask {
+    pub(super) number: u64,
+    pub(super) link: Arc<Link>,
+    state: Mutex<State>,
+}
+
+struct State {
+    head: Vec<u8>,
+    land: Option<Box<dyn Land>>,
+    completer: Option<Completer<Answer>>,
+    /// Parts that the owner pinned for it were pinned later than this.
+    asked: Instant,
+    /// What waits for an answer that was held.
+    collecting: Option<Arc<Poller>>,
+    /// Keeps the connection as long as somebody waits.
+    handle: Option<Arc<MargoPeer>>,
+}
+
+impl Ask {
+    pub(super) fn new(
+        link: &Arc<Link>,
+        number: u64,
+        head: Vec<u8>,
+        land: Box<dyn Land>,
+        completer: Completer<Answer>,
+        handle: Option<Arc<MargoPeer>>,
+    ) -> Arc<Self> {
+        let (land, completer) = (Some(land), Some(completer));
+        let state = State { head, land, completer, asked: Instant::now(), collecting: None, handle };
+        Arc::new(Self { number, link: Arc::clone(link), state: Mutex::new(state) })
+    }
+
+    /// What to ask, now.
+    pub(super) fn begin(&self) -> Vec<u8> {
+        let mut state = lock(&self.state);
+        state.asked = Instant::now();
+        std::mem::take(&mut state.head)
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        lock(&self.state).completer.is_none()
+    }
+
+    /// Ends it for who waits.
+    pub(super) fn end(&self, result: Result<Answer>) {
+        let mut state = lock(&self.state);
+        let completer = state.completer.take();
+        let gone = (state.land.take(), state.collecting.take(), state.handle.take());
+        drop(state);
+        self.link.forget(self.number);
+        if let Some(completer) = completer {
+            completer.complete(result);
+        }
+        drop(gone);
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn abandon(&self) {
+        let mut state = lock(&self.state);
+        if state.completer.is_none() {
+            return;
+        }
+        let completer = state.completer.take();
+        let collecting = state.collecting.take();
+        let gone = (state.land.take(), state.handle.take());
+        drop(state);
+        if let Some(collecting) = collecting {
+            // The owner learns of it by that; an answer may be on its way all the same.
+            collecting.cancel();
+            self.link.release(self.number);
+        }
+        self.link.stop_transfer(self.number);
+        self.link.forget(self.number);
+        drop((completer, gone));
+    }
+
+    /// The RPC is over.
+    pub(super) fn answered(self: &Arc<Self>, result: Result<&[u8]>) {
+        let message = match result {
+            Ok(message) => message,
+            // One that is alive answers at once, be it that the answer comes later.
+            Err(error) => return self.link.fail(error),
+        };
+        match Answered::decode(message) {
+            Ok(Answered::Described(description)) => self.described(description, false),
+            Ok(Answered::Held) => self.collect(),
+            Ok(Answered::Long { len, descriptor }) => self.pull_description(len, descriptor),
+            Ok(Answered::Refused) => self.end(Err(refused())),
+            Ok(Answered::Unknown) => {
+                let context = format!("{} has ended the connection", self.link.contact);
+                self.link.fail(Error::new(ErrorKind::PeerDown, "request", context));
+            }
+            Ok(Answered::Kept(_)) => self.link.fail(nonsense("an answer to another question")),
+            Err(error) => self.link.fail(nonsense(error.context())),
+        }
+    }
+
+    /// Asks for an answer that comes later, on the control connection.
+    fn collect(self: &Arc<Self>) {
+        let parts: Arc<Mutex<Option<Parts>>> = Arc::default();
+        let call = Call {
+            head: Control::Collect { number: self.number }.encode(),
+            land: Box::new(OnHeap(Arc::clone(&parts))),
+            lane: 0,
+        };
+        lock(&self.state).asked = Instant::now();
+        let pending = Arc::clone(&self.link.control).request(call);
+        let ask = Arc::clone(self);
+        let poller = Poller::new(pending, move |result| {
+            let whole = result.and_then(|answer| match (&answer.head[..], lock(&parts).take()) {
+                (head, Some(parts)) if head == DESCRIBED => parts.join(answer.parts),
+                _ => Err(nonsense("an answer that is not described")),
+            });
+            match whole {
+                Ok(whole) => ask.described(whole.as_slice(), false),
+                Err(error) if error.kind() == ErrorKind::Cancelled => ask.end(Err(refused())),
+                Err(error) => ask.end(Err(error)),
+            }
+        });
+        let mut state = lock(&self.state);
+        if state.completer.is_none() {
+            drop(state);
+            // The owner learns by this that nobody wants it.
+            return poller.cancel();
+        }
+        state.collecting = Some(Arc::clone(&poller));
+        drop(state);
+        poller.wake();
+    }
+
+    /// Fetches a description that is too long for an RPC.
+    fn pull_description(self: &Arc<Self>, len: u64, descriptor: &[u8]) {
+        let begin = || {
+            let theirs = Arc::new(Bulk::of_peer(&self.link.instance, descriptor)?);
+            let (whole, landing) = Landing::whole(RegionMut::heap(len as usize)?, len as usize)?;
+            Ok((whole, Piece { landing, ours: None, theirs, offset: 0 }))
+        };
+        let (whole, piece) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.link.release(self.number);
+                return self.end(Err(error));
+            }
+        };
+        let ask = Arc::clone(self);
+        let (instance, from) = (&self.link.instance, &self.link.address);
+        Transfer::start(
+            instance,
+            from,
+            vec![piece],
+            self.link.silence,
+            || {},
+            move |result| match result.and_then(|landings| whole.join(landings)) {
+                Ok(whole) => ask.described(whole.as_slice(), true),
+                Err(error) => {
+                    ask.link.release(ask.number);
+                    ask.end(Err(error));
+                }
+            },
+        );
+    }
+
+    /// Lands what is described, and pulls what is not in the description.
+    fn described(self: &Arc<Self>, bytes: &[u8], is_pinned: bool) {
+        let (description, packed) = match Description::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(error) => return self.link.fail(nonsense(error.context())),
+        };
+        let is_pinned = is_pinned || description.is_pinned;
+        let landed = self.land(&description, bytes, packed);
+        match landed {
+            Ok((landings, pieces)) if pieces.is_empty() => {
+                failpoint!("fabric.answered");
+                let parts = landings.into_iter().flatten().collect();
+                self.end(Ok(Answer { head: description.head, parts }));
+            }
+            Ok((landings, pieces)) => return self.pull(description.head, landings, pieces),
+            Err(error) => self.end(Err(error)),
+        }
+        if is_pinned {
+            self.link.release(self.number);
+        }
+    }
+
+    /// Landings for all parts, those of packed ones full; and for the others, which are not in their places yet, how to fill them.
+    fn land(&self, description: &Description, bytes: &[u8], packed: Vec<std::ops::Range<usize>>) -> Result<Landed> {
+        let Some(mut land) = lock(&self.state).land.take() else { return Err(refused()) };
+        let lens: Vec<u64> = description.parts.iter().map(|part| part.len).collect();
+        let chosen = catch_unwind(AssertUnwindSafe(|| land.land(&description.head, &lens)));
+        let landings = chosen.map_err(|_| {
+            Error::new(ErrorKind::Cancelled, "request", "a panic in what chooses the memory for an answer")
+        })??;
+        let fit = landings.len() == lens.len()
+            && landings.iter().zip(&lens).all(|(landing, len)| landing.missing() as u64 == *len);
+        if !fit {
+            return Err(Error::new(ErrorKind::Corrupt, "request", "the memory for an answer has not its size"));
+        }
+        let mut packed = packed.into_iter();
+        let (mut places, mut pieces) = (Vec::with_capacity(lens.len()), Vec::new());
+        for (mut landing, part) in landings.into_iter().zip(&description.parts) {
+            match part.place {
+                Place::Packed => {
+                    let range = packed.next().unwrap_or(0..0);
+                    landing.write(&bytes[range]);
+                    places.push(Some(landing));
+                }
+                Place::Source(source, offset) => {
+                    let source = &description.sources[usize::from(source)];
+                    let theirs = self.link.source(source.id, &source.descriptor)?;
+                    let ours = self.link.memory.find(&landing.addresses()).map(|(bulk, _)| bulk);
+                    pieces.push(Piece { landing, ours, theirs, offset });
+                    places.push(None);
+                }
+            }
+        }
+        Ok((places, pieces))
+    }
+
+    fn pull(self: &Arc<Self>, head: Vec<u8>, mut places: Vec<Option<Landing>>, pieces: Vec<Piece>) {
+        let (ask, keeper) = (Arc::clone(self), Keeper::new(self));
+        let (instance, from) = (&self.link.instance, &self.link.address);
+        let transfer = Transfer::start(
+            instance,
+            from,
+            pieces,
+            self.link.silence,
+            move || keeper.advanced(),
+            move |result| {
+                failpoint!("fabric.landing");
+                let mut landed = match result {
+                    Ok(landings) => landings.into_iter(),
+                    Err(error) => {
+                        ask.link.release(ask.number);
+                        return ask.end(Err(error));
+                    }
+                };
+                places.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = landed.next());
+                ask.landed(Answer { head, parts: places.into_iter().flatten().collect() });
+            },
+        );
+        self.link.keep(self.number, &transfer);
+    }
+
+    /// All bytes came. They count if the owner kept them where they were for all that time.
+    fn landed(self: &Arc<Self>, answer: Answer) {
+        let asked = lock(&self.state).asked;
+        if asked.elapsed() < self.link.silence * PATIENCE * 3 / 4 {
+            failpoint!("fabric.answered");
+            self.end(Ok(answer));
+            return self.link.release(self.number);
+        }
+        let ask = Arc::clone(self);
+        self.ask_to_keep(move |is_kept| {
+            ask.end(match is_kept {
+                true => Ok(answer),
+                false => {
+                    let context = format!("{} let go of the bytes before they were here", ask.link.contact);
+                    Err(Error::new(ErrorKind::PeerDown, "request", context))
+                }
+            });
+            ask.link.release(ask.number);
+        });
+    }
+
+    /// Asks whether the parts are still pinned, which keeps them so for a while.
+    fn ask_to_keep(self: &Arc<Self>, told: impl FnOnce(bool) + Send + 'static) {
+        let prefix = Said::Keep { number: self.number }.prefix(&self.link.token);
+        let done = move |result: Result<&[u8]>| {
+            let is_kept = matches!(result.and_then(Answered::decode), Ok(Answered::Kept(true)));
+            told(is_kept);
+        };
+        if let Err(error) = self.link.instance.ask(&self.link.address, &[&prefix], self.link.silence, done) {
+            self.end(Err(error));
+        }
+    }
+}
+
+/// Keeps the parts of a long answer pinned as long as bytes of it come.
+struct Keeper {
+    ask: Arc<Ask>,
+    last: Mutex<Instant>,
+}
+
+impl Keeper {
+    fn new(ask: &Arc<Ask>) -> Self {
+        let last = Mutex::new(lock(&ask.state).asked);
+        Self { ask: Arc::clone(ask), last }
+    }
+
+    fn advanced(&self) {
+        let mut last = lock(&self.last);
+        if last.elapsed() > self.ask.link.silence / 2 && !self.ask.is_abandoned() {
+            *last = Instant::now();
+            drop(last);
+            self.ask.ask_to_keep(|_| {});
+        }
+    }
+}
+
+/// Lands a description that comes on the control connection.
+struct OnHeap(Arc<Mutex<Option<Parts>>>);
+
+impl Land for OnHeap {
+    fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
+        match lens {
+            [len @ 0..=MOST_DESCRIBED] => {
+                let (parts, landing) = Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?;
+                *lock(&self.0) = Some(parts);
+                Ok(vec![landing])
+            }
+            _ => Err(nonsense("an answer of a length that none has")),
+        }
+    }
+}
+
+type Landed = (Vec<Option<Landing>>, Vec<Piece>);
+
+fn refused() -> Error {
+    Error::new(ErrorKind::Cancelled, "request", "the owner did not answer: it is ending, or gave the question up")
+}
+
+fn nonsense(context: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, "request", context.to_owned())
+}

@@ -1,0 +1,205 @@
+//! `Transfer`: fills landings from a peer's memory, some stretches at a time.
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use margo_sys::{HG_BULK_PULL, HG_SUCCESS, hg_return_t};
+
+use super::{Address, Bulk, Instance, in_callback};
+use crate::error::Result;
+use crate::fabric::Landing;
+use crate::sync::lock;
+
+/// A landing, and the peer's memory that fills it.
+pub(in super::super) struct Piece {
+    pub(in super::super) landing: Landing,
+    /// Memory in which the landing lies, where it is registered.
+    pub(in super::super) ours: Option<Arc<Bulk>>,
+    pub(in super::super) theirs: Arc<Bulk>,
+    pub(in super::super) offset: u64,
+}
+
+/// A pull of several pieces. It owns the landings until Mercury is done with them, whatever becomes of who asked.
+pub(in super::super) struct Transfer {
+    instance: Arc<Instance>,
+    from: Arc<Address>,
+    limit: Duration,
+    /// Called when a stretch has come.
+    advanced: Box<dyn Fn() + Send + Sync>,
+    state: Mutex<State>,
+}
+
+struct State {
+    pieces: Vec<Registered>,
+    /// What is not begun.
+    rest: VecDeque<Stretch>,
+    in_flight: usize,
+    failed: Option<crate::error::Error>,
+    done: Option<Done>,
+}
+
+/// In this order: the registration ends before the memory.
+struct Registered {
+    ours: Arc<Bulk>,
+    theirs: Arc<Bulk>,
+    landing: Landing,
+}
+
+#[derive(Clone, Copy)]
+struct Stretch {
+    piece: usize,
+    their_offset: usize,
+    our_offset: usize,
+    len: usize,
+}
+
+type Done = Box<dyn FnOnce(Result<Vec<Landing>>) + Send>;
+
+impl Transfer {
+    /// Begins; `done` gets the landings, full, or what went wrong, once nothing writes to them any more.
+    ///
+    /// It is called on the progress thread or from within this call.
+    pub(in super::super) fn start(
+        instance: &Arc<Instance>,
+        from: &Arc<Address>,
+        pieces: Vec<Piece>,
+        limit: Duration,
+        advanced: impl Fn() + Send + Sync + 'static,
+        done: impl FnOnce(Result<Vec<Landing>>) + Send + 'static,
+    ) -> Arc<Self> {
+        let mut state = State {
+            pieces: Vec::with_capacity(pieces.len()),
+            rest: VecDeque::new(),
+            in_flight: 0,
+            failed: None,
+            done: None,
+        };
+        state.done = Some(Box::new(done));
+        for (i, Piece { landing, ours, theirs, offset }) in pieces.into_iter().enumerate() {
+            let registered = ours
+                .and_then(|ours| ours.offset_of(&landing.addresses()).map(|at| (Arc::clone(&ours), at)))
+                .map_or_else(|| Bulk::of_landing(instance, &landing).map(|bulk| (Arc::new(bulk), 0)), Ok);
+            let (ours, at) = match registered {
+                Ok(registered) => registered,
+                Err(error) => {
+                    state.failed = Some(error);
+                    break;
+                }
+            };
+            let len = landing.len();
+            for from in (0..len).step_by(STRETCH) {
+                let stretch = Stretch {
+                    piece: i,
+                    their_offset: offset as usize + from,
+                    our_offset: at + from,
+                    len: STRETCH.min(len - from),
+                };
+                state.rest.push_back(stretch);
+            }
+            state.pieces.push(Registered { ours, theirs, landing });
+        }
+        let (instance, from) = (Arc::clone(instance), Arc::clone(from));
+        let this = Arc::new(Self { instance, from, limit, advanced: Box::new(advanced), state: Mutex::new(state) });
+        this.pump();
+        this
+    }
+
+    /// Begins no more; what was begun goes on, and owns its memory until it is over.
+    pub(in super::super) fn cancel(&self, error: crate::error::Error) {
+        lock(&self.state).failed.get_or_insert(error);
+        self.finish();
+    }
+
+    fn pump(self: &Arc<Self>) {
+        loop {
+            let mut state = lock(&self.state);
+            if state.failed.is_some() || state.in_flight >= AT_ONCE {
+                break;
+            }
+            let Some(stretch) = state.rest.pop_front() else { break };
+            state.in_flight += 1;
+            let piece = &state.pieces[stretch.piece];
+            let (ours, theirs) = (piece.ours.raw, piece.theirs.raw);
+            drop(state);
+            let uargs = Arc::into_raw(Arc::clone(self)).cast_mut().cast::<c_void>();
+            let (margo, mid) = (self.instance.margo, self.instance.mid);
+            // SAFETY: the stretch lies in memory that is registered, and in a landing that this transfer owns until
+            // `in_flight` is 0; handles and address are owned as well; `uargs` is the callback's.
+            let outcome = unsafe {
+                margo.margo_bulk_ctransfer_timed(
+                    mid,
+                    HG_BULK_PULL,
+                    self.from.raw,
+                    theirs,
+                    stretch.their_offset,
+                    ours,
+                    stretch.our_offset,
+                    stretch.len,
+                    self.limit.as_secs_f64() * 1000.0,
+                    Some(pulled),
+                    uargs,
+                )
+            };
+            if outcome != HG_SUCCESS {
+                // SAFETY: nothing was begun, so that there is no callback.
+                drop(unsafe { Arc::from_raw(uargs.cast_const().cast::<Self>()) });
+                self.over(outcome);
+            }
+        }
+        self.finish();
+    }
+
+    /// A stretch is over.
+    fn over(&self, outcome: hg_return_t) {
+        let mut state = lock(&self.state);
+        state.in_flight -= 1;
+        if outcome != HG_SUCCESS && state.failed.is_none() {
+            state.failed = Some(self.instance.failed("request", outcome, &self.from.text));
+        }
+    }
+
+    /// Ends it when nothing is begun and nothing is left to begin.
+    fn finish(&self) {
+        let mut state = lock(&self.state);
+        if state.in_flight > 0 || (state.failed.is_none() && !state.rest.is_empty()) {
+            return;
+        }
+        let Some(done) = state.done.take() else { return };
+        let failed = state.failed.clone();
+        let pieces = std::mem::take(&mut state.pieces);
+        state.rest.clear();
+        drop(state);
+        let landings = pieces.into_iter().map(|Registered { ours, theirs, mut landing }| {
+            drop((ours, theirs));
+            if failed.is_none() {
+                // SAFETY: every stretch of it was written, as Mercury said of each.
+                unsafe { landing.filled(landing.len()) };
+            }
+            landing
+        });
+        let landings: Vec<Landing> = landings.collect();
+        done(match failed {
+            None => Ok(landings),
+            Some(error) => Err(error),
+        });
+    }
+}
+
+/// The end of a stretch.
+unsafe extern "C" fn pulled(uargs: *mut c_void, outcome: hg_return_t) {
+    // SAFETY: made for this callback, which is called once.
+    let transfer = unsafe { Arc::from_raw(uargs.cast_const().cast::<Transfer>()) };
+    in_callback(move || {
+        transfer.over(outcome);
+        transfer.pump();
+        (transfer.advanced)();
+    });
+}
+
+/// Bytes of one pull: a transfer that is given up ends with those that were begun, and long ones show that they go on.
+const STRETCH: usize = 8 << 20;
+
+/// Pulls of one transfer at a time.
+const AT_ONCE: usize = 8;

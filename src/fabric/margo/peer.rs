@@ -1,0 +1,334 @@
+//! `MargoPeer`: an owner that was reached.
+//!
+//! ```text
+//!   request ── RPC ──> owner        the progress thread reads the answer, lands what is in it, and pulls the rest
+//!   Ask: land, completer            the control connection carries signs of life, and answers that were held
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::Future as _;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Wake as _};
+use std::time::{Duration, Instant};
+
+use super::ask::Ask;
+use super::memory::Memory;
+use super::native::{Address, Bulk, Instance, Token, Transfer};
+use super::poller::Poller;
+use super::wire::{Control, Said};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, MAX_HEAD, Peer};
+use crate::failpoint::failpoint;
+use crate::pending::{Pending, Source};
+use crate::sync::lock;
+
+/// The handle of a connection, which ends with it.
+pub(super) struct MargoPeer {
+    pub(super) link: Arc<Link>,
+    /// Of this handle: open questions keep it.
+    this: Weak<MargoPeer>,
+}
+
+/// A connection.
+pub(super) struct Link {
+    pub(super) control: Arc<dyn Peer>,
+    pub(super) contact: SocketAddr,
+    pub(super) instance: Arc<Instance>,
+    pub(super) address: Arc<Address>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) token: Token,
+    pub(super) silence: Duration,
+    /// The process that made it: a forked child must not touch it.
+    generation: u32,
+    next: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    open: HashMap<u64, Arc<Ask>>,
+    /// Questions that wait for others to be answered.
+    queue: VecDeque<Arc<Ask>>,
+    in_flight: usize,
+    /// The owner's memory, as it was described before.
+    sources: HashMap<u32, Arc<Bulk>>,
+    transfers: HashMap<u64, Arc<Transfer>>,
+    watch: Option<Arc<Poller>>,
+    failed: Option<Error>,
+}
+
+impl MargoPeer {
+    /// Takes over a control connection on which Margo's address was told.
+    pub(super) fn new(
+        control: Arc<dyn Peer>,
+        contact: SocketAddr,
+        (instance, address): (Arc<Instance>, Arc<Address>),
+        memory: Arc<Memory>,
+        token: Token,
+        silence: Duration,
+    ) -> Arc<Self> {
+        let link = Arc::new(Link {
+            control,
+            contact,
+            instance,
+            address,
+            memory,
+            token,
+            silence,
+            generation: crate::process::generation(),
+            next: AtomicU64::new(1),
+            state: Mutex::default(),
+        });
+        link.watch();
+        Arc::new_cyclic(|this| Self { link, this: Weak::clone(this) })
+    }
+}
+
+impl Peer for MargoPeer {
+    fn instance(&self) -> u64 {
+        self.link.control.instance()
+    }
+
+    fn is_up(&self) -> bool {
+        self.link.is_own() && self.link.control.is_up() && lock(&self.link.state).failed.is_none()
+    }
+
+    fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
+        self.link.request(call, self.this.upgrade())
+    }
+
+    fn close(&self) {
+        self.link.close();
+    }
+}
+
+impl Drop for MargoPeer {
+    fn drop(&mut self) {
+        self.link.close();
+    }
+}
+
+impl fmt::Debug for MargoPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MargoPeer({}, instance {:016x})", self.link.contact, self.instance())
+    }
+}
+
+impl Link {
+    fn is_own(&self) -> bool {
+        self.generation == crate::process::generation()
+    }
+
+    /// Learns of the owner's end by a question that it never answers.
+    fn watch(self: &Arc<Self>) {
+        let link = Arc::downgrade(self);
+        let watch = Arc::clone(&self.control).request(Call::small(Control::Watch.encode()));
+        let poller = Poller::new(watch, move |result| {
+            let Some(link) = link.upgrade() else { return };
+            link.fail(match result {
+                Err(error) if error.kind() == ErrorKind::PeerDown => error,
+                _ => Error::new(ErrorKind::PeerDown, "request", format!("{} ended the connection", link.contact)),
+            });
+        });
+        lock(&self.state).watch = Some(Arc::clone(&poller));
+        poller.wake();
+    }
+
+    fn request(self: &Arc<Self>, call: Call, handle: Option<Arc<MargoPeer>>) -> Pending<Answer> {
+        if !self.is_own() {
+            let context = "connections of the parent process are not this one's; open the store again after fork";
+            return Pending::ready(Err(Error::new(ErrorKind::Forked, "request", context)));
+        }
+        let Call { head, land, .. } = call;
+        if head.len() > MAX_HEAD {
+            let context = format!("a question of {} bytes, more than {MAX_HEAD}", head.len());
+            return Pending::ready(Err(Error::new(ErrorKind::TooLarge, "request", context)));
+        }
+        let (completer, pending) = Pending::channel();
+        let ask = Ask::new(self, self.next.fetch_add(1, Relaxed), head, land, completer, handle);
+        let mut state = lock(&self.state);
+        if let Some(error) = &state.failed {
+            let context = format!("{}: the connection ended: {}", self.contact, error.context());
+            drop(state);
+            return Pending::ready(Err(Error::new(ErrorKind::PeerDown, "request", context)));
+        }
+        state.open.insert(ask.number, Arc::clone(&ask));
+        if state.in_flight < AT_ONCE {
+            state.in_flight += 1;
+            drop(state);
+            self.post(&ask);
+        } else {
+            state.queue.push_back(Arc::clone(&ask));
+        }
+        Pending::from_source(Waiting { pending: Some(pending), ask })
+    }
+
+    /// Asks by RPC.
+    fn post(self: &Arc<Self>, ask: &Arc<Ask>) {
+        let head = ask.begin();
+        let prefix = Said::Question { number: ask.number, head: &head }.prefix(&self.token);
+        let (link, asked) = (Arc::clone(self), Arc::clone(ask));
+        let done = move |result: Result<&[u8]>| {
+            asked.answered(result);
+            link.advance();
+        };
+        if let Err(error) = self.instance.ask(&self.address, &[&prefix, &head], self.silence, done) {
+            ask.end(Err(error));
+            self.advance();
+        }
+        failpoint!("fabric.asked");
+    }
+
+    /// A question is not in flight any more: another one may be.
+    fn advance(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        let next = loop {
+            match state.queue.pop_front() {
+                Some(ask) if ask.is_abandoned() => {}
+                next => break next,
+            }
+        };
+        if next.is_none() {
+            state.in_flight -= 1;
+        }
+        drop(state);
+        if let Some(ask) = next {
+            self.post(&ask);
+        }
+    }
+
+    /// Forgets a question that has ended.
+    pub(super) fn forget(&self, number: u64) {
+        let mut state = lock(&self.state);
+        let gone = (state.open.remove(&number), state.transfers.remove(&number));
+        drop(state);
+        drop(gone);
+    }
+
+    /// Keeps a transfer, so that it ends with its question or the connection.
+    pub(super) fn keep(&self, number: u64, transfer: &Arc<Transfer>) {
+        let mut state = lock(&self.state);
+        if state.open.contains_key(&number) {
+            state.transfers.insert(number, Arc::clone(transfer));
+            return;
+        }
+        drop(state);
+        transfer.cancel(abandoned());
+    }
+
+    pub(super) fn stop_transfer(&self, number: u64) {
+        let transfer = lock(&self.state).transfers.remove(&number);
+        if let Some(transfer) = transfer {
+            transfer.cancel(abandoned());
+        }
+    }
+
+    /// The owner's memory by its description; what has a number is made once.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(super) fn source(&self, id: u32, descriptor: &[u8]) -> Result<Arc<Bulk>> {
+        if let Some(known) = lock(&self.state).sources.get(&id).filter(|_| id > 0) {
+            return Ok(Arc::clone(known));
+        }
+        let source = Arc::new(Bulk::of_peer(&self.instance, descriptor)?);
+        if id > 0 {
+            lock(&self.state).sources.insert(id, Arc::clone(&source));
+        }
+        Ok(source)
+    }
+
+    /// Tells the owner that the parts of an answer are not needed any more.
+    pub(super) fn release(&self, number: u64) {
+        self.instance.tell(&self.address, &[&Said::Release { number }.prefix(&self.token)]);
+    }
+
+    fn close(&self) {
+        self.fail(Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process"));
+    }
+
+    /// Ends the connection and all questions, for good.
+    pub(super) fn fail(&self, error: Error) {
+        if !self.is_own() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if state.failed.is_some() {
+            return;
+        }
+        state.failed = Some(error.clone());
+        let open: Vec<_> = state.open.drain().map(|(_, ask)| ask).collect();
+        let transfers: Vec<_> = state.transfers.drain().map(|(_, transfer)| transfer).collect();
+        let gone = (std::mem::take(&mut state.queue), std::mem::take(&mut state.sources), state.watch.take());
+        drop(state);
+        self.control.close();
+        if let Some(watch) = &gone.2 {
+            watch.cancel();
+        }
+        transfers.iter().for_each(|transfer| transfer.cancel(error.clone()));
+        open.iter().for_each(|ask| ask.end(Err(error.clone())));
+        drop((gone, transfers, open));
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link(to {})", self.contact)
+    }
+}
+
+/// Whoever waits for an answer; dropped, nobody does.
+struct Waiting {
+    pending: Option<Pending<Answer>>,
+    ask: Arc<Ask>,
+}
+
+impl Waiting {
+    fn check_process(&self) -> Result<()> {
+        match self.ask.link.is_own() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Forked, "request", "the question was the parent process's")),
+        }
+    }
+}
+
+impl Source<Answer> for Waiting {
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<Answer> {
+        self.check_process()?;
+        match (self.pending.take(), deadline) {
+            (Some(pending), Some(at)) => pending.deadline(at.saturating_duration_since(Instant::now())).wait(),
+            (Some(pending), None) => pending.wait(),
+            (None, _) => Err(abandoned()),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        if let Err(error) = self.check_process() {
+            return Poll::Ready(Err(error));
+        }
+        match &mut self.pending {
+            Some(pending) => Pin::new(pending).poll(cx),
+            None => Poll::Ready(Err(abandoned())),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.ask.link.is_own() {
+            self.ask.abandon();
+        }
+    }
+}
+
+pub(super) fn abandoned() -> Error {
+    Error::new(ErrorKind::Cancelled, "request", "nobody waits for the answer any more")
+}
+
+/// Questions in flight to one owner; more fill the queues of `na+sm`, which then slows down.
+const AT_ONCE: usize = 32;

@@ -1,0 +1,359 @@
+//! `Session`: what an owner keeps for one requester: questions that are not answered yet, and parts that are being pulled.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::memory::Memory;
+use super::native::{Bulk, Handler, Instance, Reply, Token};
+use super::wire::{DESCRIBED, Description, HELD, INLINE, KEPT, LONG, Part, Place, REFUSED, SMALL, Said, Source};
+use crate::error::Result;
+use crate::fabric::{Incoming, MAX_HEAD, MAX_PARTS, Outgoing, Respond, Responder, Service};
+use crate::failpoint::failpoint;
+use crate::key::fill_random;
+use crate::sync::lock;
+
+/// See the module.
+pub(super) struct Session {
+    token: Token,
+    connection: u64,
+    /// Number of the requester's memory.
+    from: u64,
+    /// How long parts stay pinned without a word from the requester.
+    patience: Duration,
+    instance: Arc<Instance>,
+    memory: Arc<Memory>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Gone when the session has ended: a responder that is kept must not keep it.
+    service: Option<Arc<dyn Service>>,
+    held: HashMap<u64, Arc<Mutex<Slot>>>,
+    pins: HashMap<u64, Pin>,
+    /// As long as it is not answered, the control connection shows that this process lives.
+    watch: Option<Responder>,
+}
+
+/// Where the answer to a question goes.
+enum Slot {
+    /// Whoever asked waits for the RPC.
+    Rpc(Reply),
+    /// It was told to collect the answer, and has not come yet.
+    Waiting,
+    Collector(Responder),
+    Done(Prepared),
+    Over,
+}
+
+/// Parts that a requester pulls.
+struct Pin {
+    since: Instant,
+    _bulks: Vec<Bulk>,
+    _parts: Vec<Bytes>,
+}
+
+/// An answer, described.
+struct Prepared {
+    /// The description, and the packed parts.
+    pieces: Vec<Bytes>,
+    len: usize,
+    is_pinned: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        instance: &Arc<Instance>,
+        memory: Arc<Memory>,
+        service: Arc<dyn Service>,
+        connection: u64,
+        from: u64,
+        silence: Duration,
+    ) -> Arc<Self> {
+        let mut token = Token::default();
+        fill_random(&mut token);
+        let state = State { service: Some(service), held: HashMap::new(), pins: HashMap::new(), watch: None };
+        Arc::new(Self {
+            token,
+            connection,
+            from,
+            patience: silence * PATIENCE,
+            instance: Arc::clone(instance),
+            memory,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Holds a responder whose connection so carries signs of life.
+    pub(super) fn watch(&self, responder: Responder) {
+        let mut state = lock(&self.state);
+        let former = match state.service {
+            Some(_) => state.watch.replace(responder),
+            None => Some(responder),
+        };
+        drop(state);
+        drop(former);
+    }
+
+    /// Gives the answer to a question that was held, now or when it is there.
+    pub(super) fn collect(&self, number: u64, responder: Responder) {
+        let slot = lock(&self.state).held.get(&number).cloned();
+        let Some(slot) = slot else { return };
+        let mut place = lock(&slot);
+        match std::mem::replace(&mut *place, Slot::Over) {
+            Slot::Waiting => *place = Slot::Collector(responder),
+            Slot::Done(prepared) => {
+                drop(place);
+                let mut state = lock(&self.state);
+                state.held.remove(&number);
+                // The requester counts from when it asked to collect, and what has expired meanwhile is not there.
+                let pin = state.pins.get_mut(&number).map(|pin| pin.since = Instant::now());
+                let is_there = pin.is_some() || !prepared.is_pinned;
+                drop(state);
+                if is_there {
+                    responder.reply(DESCRIBED.to_vec(), vec![prepared.joined()]);
+                }
+            }
+            other => {
+                *place = other;
+                drop(place);
+                lock(&self.state).held.remove(&number);
+            }
+        }
+    }
+
+    /// Lets go of parts for which there was no word for too long; when to look again.
+    pub(super) fn expire(&self) -> Duration {
+        let now = Instant::now();
+        let mut late = Vec::new();
+        let mut state = lock(&self.state);
+        let all: Vec<u64> = state.pins.keys().copied().collect();
+        for number in all {
+            if state.pins.get(&number).is_some_and(|pin| now.saturating_duration_since(pin.since) > self.patience) {
+                late.extend(state.pins.remove(&number));
+            }
+        }
+        drop(state);
+        drop(late);
+        self.patience / 8
+    }
+
+    /// Lets go of everything; what comes later is refused.
+    pub(super) fn end(&self) {
+        self.instance.dismiss(&self.token);
+        let mut state = lock(&self.state);
+        let gone = (
+            state.service.take(),
+            std::mem::take(&mut state.held),
+            std::mem::take(&mut state.pins),
+            state.watch.take(),
+        );
+        drop(state);
+        drop(gone);
+    }
+
+    fn question(self: &Arc<Self>, number: u64, head: &[u8], reply: Reply) {
+        failpoint!("fabric.question");
+        let Some(service) = lock(&self.state).service.clone() else { return };
+        let slot = Arc::new(Mutex::new(Slot::Rpc(reply)));
+        let duty = Duty { session: Arc::clone(self), number, slot: Arc::clone(&slot) };
+        let responder = Responder::new(Box::new(duty));
+        let call = Incoming { head, from: self.from, connection: self.connection, responder };
+        // Its responder refuses as the panic drops it; others go on.
+        let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
+        let mut place = lock(&slot);
+        let reply = match std::mem::replace(&mut *place, Slot::Waiting) {
+            Slot::Rpc(reply) => reply,
+            answered => {
+                *place = answered;
+                return;
+            }
+        };
+        drop(place);
+        // An RPC that stays open takes one of the few places that Mercury has for what comes.
+        let mut state = lock(&self.state);
+        let has_room = state.service.is_some() && state.held.len() < MOST_HELD;
+        if has_room {
+            state.held.insert(number, slot);
+        }
+        drop(state);
+        reply.send(&[if has_room { HELD } else { REFUSED }]);
+    }
+
+    fn is_open(&self) -> bool {
+        lock(&self.state).service.is_some()
+    }
+
+    /// Describes an answer, and pins what is to be pulled; `None` for one that cannot be.
+    fn prepare(&self, number: u64, reply: Outgoing) -> Option<Prepared> {
+        let Outgoing { head, parts } = reply;
+        if head.len() > MAX_HEAD || parts.len() > MAX_PARTS {
+            return None;
+        }
+        let total: usize = parts.iter().map(Bytes::len).sum();
+        let fits = 1 + Description::len_packed(head.len(), parts.len()) + total <= INLINE;
+        let several = parts.len() > 1;
+        let mut description = Description { head, ..Description::default() };
+        let (mut packed, mut bulks, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
+        for part in &parts {
+            let len = part.len() as u64;
+            if fits || part.is_empty() || several && part.len() <= SMALL {
+                description.parts.push(Part { len, place: Place::Packed });
+                packed.push(part.clone());
+                continue;
+            }
+            let start = part.as_ptr().addr();
+            let addresses = start..start + part.len();
+            let (source, offset) = match self.memory.find(&addresses) {
+                Some((bulk, id)) => {
+                    let source = *numbers.entry(id).or_insert_with(|| {
+                        description.sources.push(Source { id, descriptor: bulk.descriptor().to_vec() });
+                        description.sources.len() - 1
+                    });
+                    (source, bulk.offset_of(&addresses)?)
+                }
+                None => {
+                    let bulk = Bulk::of_bytes(&self.instance, part.clone()).ok()?;
+                    description.sources.push(Source { id: 0, descriptor: bulk.descriptor().to_vec() });
+                    bulks.push(bulk);
+                    (description.sources.len() - 1, 0)
+                }
+            };
+            description.is_pinned = true;
+            description.parts.push(Part { len, place: Place::Source(source as u16, offset as u64) });
+        }
+        let mut pieces = vec![Bytes::from(description.encode())];
+        pieces.append(&mut packed);
+        let len = pieces.iter().map(Bytes::len).sum();
+        let is_pinned = description.is_pinned;
+        match is_pinned && !self.pin(number, bulks, parts) {
+            true => None,
+            false => Some(Prepared { pieces, len, is_pinned }),
+        }
+    }
+
+    /// Keeps parts until they are released; whether there is anybody who could pull them.
+    fn pin(&self, number: u64, mut bulks: Vec<Bulk>, mut parts: Vec<Bytes>) -> bool {
+        let mut state = lock(&self.state);
+        if state.service.is_none() {
+            return false;
+        }
+        let since = Instant::now();
+        let pin = state.pins.entry(number).or_insert_with(|| Pin { since, _bulks: Vec::new(), _parts: Vec::new() });
+        pin._bulks.append(&mut bulks);
+        pin._parts.append(&mut parts);
+        true
+    }
+
+    /// Answers an RPC with a description that is to be pulled first.
+    fn send_long(&self, number: u64, prepared: Prepared, reply: Reply) -> Result<()> {
+        let len = (prepared.len as u64).to_le_bytes();
+        let bulk = Bulk::of_bytes(&self.instance, prepared.joined())?;
+        let descriptor = bulk.descriptor().to_vec();
+        if self.pin(number, vec![bulk], Vec::new()) {
+            reply.send(&[LONG, &len, &descriptor]);
+        }
+        Ok(())
+    }
+}
+
+impl Handler for Arc<Session> {
+    fn asked(&self, message: &[u8], reply: Reply) {
+        match Said::decode(message) {
+            Ok(Said::Question { number, head }) => self.question(number, head, reply),
+            Ok(Said::Keep { number }) => {
+                let mut state = lock(&self.state);
+                let pin = state.pins.get_mut(&number).map(|pin| pin.since = Instant::now());
+                drop(state);
+                reply.send(&[KEPT[usize::from(pin.is_some())]]);
+            }
+            // Dropped, it says that this is not understood.
+            Ok(Said::Release { .. }) | Err(_) => drop(reply),
+        }
+    }
+
+    fn told(&self, message: &[u8]) {
+        if let Ok(Said::Release { number }) = Said::decode(message) {
+            let pin = lock(&self.state).pins.remove(&number);
+            drop(pin);
+        }
+    }
+}
+
+impl Prepared {
+    /// All of it in one piece.
+    fn joined(self) -> Bytes {
+        let mut all = Vec::with_capacity(self.len);
+        self.pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+        all.into()
+    }
+}
+
+/// The duty to answer a question.
+struct Duty {
+    session: Arc<Session>,
+    number: u64,
+    slot: Arc<Mutex<Slot>>,
+}
+
+impl Respond for Duty {
+    fn respond(self: Box<Self>, reply: Option<Outgoing>) {
+        // Nobody would release what is pinned for an answer that nobody wants.
+        let reply = reply.filter(|_| self.is_wanted());
+        let Self { session, number, slot } = *self;
+        let prepared = reply.and_then(|reply| session.prepare(number, reply));
+        failpoint!("fabric.answer.half");
+        let mut place = lock(&slot);
+        match (std::mem::replace(&mut *place, Slot::Over), prepared) {
+            (Slot::Rpc(rpc), Some(prepared)) => {
+                drop(place);
+                if prepared.len < INLINE {
+                    let pieces: Vec<&[u8]> =
+                        std::iter::once(DESCRIBED).chain(prepared.pieces.iter().map(|piece| &piece[..])).collect();
+                    rpc.send(&pieces);
+                } else {
+                    // Dropped where it cannot be sent, the reply says so.
+                    let _ = session.send_long(number, prepared, rpc);
+                }
+            }
+            (Slot::Rpc(rpc), None) => {
+                drop(place);
+                rpc.send(&[REFUSED]);
+            }
+            (Slot::Waiting, Some(prepared)) => *place = Slot::Done(prepared),
+            (Slot::Collector(responder), Some(prepared)) => {
+                drop(place);
+                lock(&session.state).held.remove(&number);
+                responder.reply(DESCRIBED.to_vec(), vec![prepared.joined()]);
+            }
+            // Dropping a collector refuses; whoever comes to collect finds nothing, which says the same.
+            (refused, _) => {
+                drop(place);
+                lock(&session.state).held.remove(&number);
+                drop(refused);
+            }
+        }
+        failpoint!("fabric.answer.sent");
+    }
+
+    fn is_wanted(&self) -> bool {
+        match &*lock(&self.slot) {
+            Slot::Rpc(_) | Slot::Waiting => self.session.is_open(),
+            Slot::Collector(responder) => responder.is_wanted(),
+            Slot::Done(_) | Slot::Over => false,
+        }
+    }
+}
+
+/// Parts stay pinned for so many silence limits after the last word of the requester, who counts on less.
+pub(super) const PATIENCE: u32 = 2;
+
+/// Questions of one requester that are not answered yet.
+const MOST_HELD: usize = 1 << 16;

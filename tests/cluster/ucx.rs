@@ -1,0 +1,180 @@
+//! What only `ucx://` can do wrong: leave things in a foreign library, be stopped with it, and lack it.
+
+use std::time::Duration;
+
+use crate::hosts::{Cluster, Host, Worker, missing};
+use crate::needs;
+use crate::pair::{
+    ENVIRONMENT, Pair, SECOND, SILENCE, TCP, UCX, assert_error, assert_unpinned, await_answer, get, is_error,
+    node_with, put, split, timed,
+};
+use libtest_mimic::Trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let there = missing().and(UCX.missing());
+    let other = match std::env::var(OTHER) {
+        Ok(_) => there.clone(),
+        Err(_) => there.clone().and(Err(format!("needs the directory of a second UCX in {OTHER}"))),
+    };
+    vec![
+        needs(&there, "ucx_leaves_nothing", 60, leaves_nothing),
+        needs(&there, "ucx_complains_of_nothing", 60, complains_of_nothing),
+        needs(&there, "ucx_owner_stopped_during_a_get", 60, stopped),
+        needs(&there, "ucx_missing_where_objects_are", 30, missing_there),
+        needs(&there, "ucx_missing_where_it_is_asked_for", 30, missing_here),
+        needs(&other, "ucx_of_two_versions", 60, two_versions),
+    ]
+}
+
+/// Requesters come and go; owners do.
+fn leaves_nothing() {
+    let mut pair = Pair::new(UCX);
+    let key = put(&mut pair.owner, 1, 3_000_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    let figures =
+        |worker: &mut Worker| ["descriptors", "threads"].map(|order| worker.ask(order).parse::<i64>().unwrap());
+    let owner_before = figures(&mut pair.owner);
+    for round in 0..6 {
+        let mut other = node_with(UCX, &pair.hosts[1], &[]);
+        other.expect(&format!("get {key} 1"), "same");
+        if round % 2 == 0 { other.end() } else { other.kill() }
+    }
+    settles("the owner", &mut pair.owner, owner_before);
+    let before = figures(&mut pair.requester);
+    for seed in 10..16 {
+        // Hosted by nobody else: each ends with all that it has.
+        let environment = [("PROXYSTORE_RUNTIME_DIR", "/run/another"), ("PROXYSTORE_PORT", "0")];
+        let mut owner = node_with(UCX, &pair.hosts[0], &environment);
+        let key = put(&mut owner, seed, 3_000_000);
+        pair.requester.expect(&format!("get {key} {seed}"), "same");
+        if seed % 2 == 0 {
+            owner.end()
+        } else {
+            owner.kill()
+        }
+        assert_error(&get(&mut pair.requester, &key, seed), &["PeerDown", "Stale"]);
+    }
+    settles("the requester", &mut pair.requester, before);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+}
+
+/// Descriptors and threads go down to what they were, but for a few that are the process's.
+#[track_caller]
+fn settles(who: &str, worker: &mut Worker, before: [i64; 2]) {
+    let begun = std::time::Instant::now();
+    loop {
+        let after = ["descriptors", "threads"].map(|order| worker.ask(order).parse::<i64>().unwrap());
+        if after[0] <= before[0] + 2 && after[1] <= before[1] {
+            return;
+        }
+        if begun.elapsed() > SILENCE * 2 {
+            let open = worker.print(&["sh", "-c", &format!("ls -l /proc/{}/fd | sed 's/.*-> //' | sort", worker.id())]);
+            panic!("left at {who}: descriptors and threads {before:?}, then {after:?}: {}", open.replace('\n', " "));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// All that UCX has to say while processes work and end in order is said by nobody; after a kill, it is about the peer.
+fn complains_of_nothing() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let log = [("UCX_LOG_FILE", "/tmp/ucx.log"), ("UCX_LOG_LEVEL", "warn")];
+    let said = |host: &Host| host.print(&["sh", "-c", "cat /tmp/ucx.log* 2>/dev/null || :"]);
+    let (mut owner, mut requester) = (node_with(UCX, &one, &log), node_with(UCX, &two, &log));
+    for (seed, len) in [(1, 8), (2, 5_000), (3, 100_000), (4, 9_000_000)] {
+        let key = put(&mut owner, seed, len);
+        requester.expect(&format!("get {key} {seed}"), "same");
+        requester.expect(&format!("evict {key}"), "done");
+        assert_eq!(get(&mut requester, &key, seed), "none");
+    }
+    requester.end();
+    owner.end();
+    assert_eq!((said(&one), said(&two)), (String::new(), String::new()));
+
+    let (mut owner, mut requester) = (node_with(UCX, &one, &log), node_with(UCX, &two, &log));
+    let key = put(&mut owner, 1, 40 << 20);
+    one.shape(&["rate=200mbit"]);
+    requester.tell(&format!("get {key} 1"));
+    std::thread::sleep(SECOND / 2);
+    owner.kill();
+    assert_error(&requester.reply(), &["PeerDown"]);
+    requester.end();
+    let said = said(&two);
+    let wrong = ["leak", "mpool", "not released", "rcache", "was not", "Assertion", "Fatal", "WARN"];
+    assert!(wrong.iter().all(|word| !said.contains(word)), "{said}");
+}
+
+/// A process that is stopped, not killed: its sockets stay, and nobody answers.
+fn stopped() {
+    let mut pair = Pair::new(UCX);
+    let large = put(&mut pair.owner, 1, 40 << 20);
+    let small = put(&mut pair.owner, 2, 100);
+    pair.requester.expect(&format!("get {small} 2"), "same");
+    pair.hosts[0].shape(&["rate=200mbit"]);
+    pair.requester.tell(&format!("timed get {large} 1"));
+    std::thread::sleep(SECOND / 2);
+    pair.owner.signal("STOP");
+    let (took, answer) = split(&pair.requester.reply());
+    assert_error(&answer, &["PeerDown", "Timeout"]);
+    assert!(took < SILENCE + SECOND * 2, "{took:?} {answer}");
+    let (took, answer) = timed(&mut pair.requester, &format!("get {small} 2"));
+    assert_error(&answer, &["PeerDown", "Timeout"]);
+    assert!(took < SILENCE + SECOND * 2, "{took:?} {answer}");
+    pair.requester.expect("settled", "settled");
+    pair.owner.signal("CONT");
+    pair.hosts[0].unshape();
+    await_answer(&mut pair.requester, &format!("get {small} 2"), "same", SILENCE + SECOND);
+    await_answer(&mut pair.requester, &format!("get {large} 1"), "same", SILENCE + SECOND);
+    assert_unpinned(&mut pair.owner, &large, SILENCE + SECOND);
+}
+
+/// The node service that has the objects runs in a process that finds no UCX.
+fn missing_there() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut host = node_with(TCP, &one, &[("PROXYSTORE_UCX_LIB", "/nonexistent")]);
+    let mut owner = node_with(UCX, &one, &[]);
+    let mut requester = node_with(UCX, &two, &[]);
+    assert_eq!(host.ask("host"), host.id(), "the wrong process hosts");
+    let key = put(&mut owner, 1, 1000);
+    owner.expect(&format!("get {key} 1"), "same");
+    let (took, answer) = timed(&mut requester, &format!("get {key} 1"));
+    assert_error(&answer, &["Unavailable", "PeerDown"]);
+    assert!(answer.contains("/nonexistent"), "it does not say why: {answer}");
+    assert!(took < SILENCE, "{took:?}");
+    // TCP is not touched by that.
+    let key = put(&mut host, 2, 1000);
+    node_with(TCP, &two, &[]).expect(&format!("get {key} 2"), "same");
+}
+
+fn missing_here() {
+    let cluster = Cluster::new(1);
+    let [one] = cluster.hosts();
+    let environment = [ENVIRONMENT, &[("PROXYSTORE_UCX_LIB", "/nonexistent")]].concat();
+    let said = one.try_start(&["--node", &UCX.direct()], &environment).map(|_| ()).unwrap_err();
+    assert_error(&said, &["Unavailable"]);
+    assert!(said.contains("/nonexistent (PROXYSTORE_UCX_LIB): is neither a file nor a directory"), "{said}");
+}
+
+/// Nodes of a job need not have the same UCX.
+fn two_versions() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let other = std::env::var(OTHER).unwrap();
+    let environment = [("PROXYSTORE_UCX_LIB", other.as_str())];
+    let (mut a, mut b) = (node_with(UCX, &one, &[]), node_with(UCX, &two, &environment));
+    for (seed, len) in [(1, 8), (2, 5_000), (3, 300_000), (4, 9_000_000)] {
+        for turn in [true, false] {
+            let (owner, requester) = if turn { (&mut a, &mut b) } else { (&mut b, &mut a) };
+            let key = put(owner, seed, len);
+            let (took, answer) = timed(requester, &format!("get {key} {seed}"));
+            assert!(answer == "same" || is_error(&answer, &["PeerDown", "Incompatible"]), "{len}: {answer}");
+            assert!(took < SILENCE, "{took:?} {answer}");
+            println!("{len} bytes between two versions: {answer}");
+        }
+    }
+}
+
+/// The directory of another UCX than the one that is tested.
+const OTHER: &str = "CLUSTER_OTHER_UCX";
