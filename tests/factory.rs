@@ -121,14 +121,17 @@ fn many_nested_factories_do_not_exhaust_the_pool() {
 
 #[test]
 fn a_factory_has_no_deadline_but_the_callers() {
-    let proxy = Proxy::from_fn(|| {
-        thread::sleep(Duration::from_millis(200));
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let proxy = Proxy::from_fn(move || {
+        let _ = released.lock().unwrap().recv();
         Ok(5)
     });
     let error = Proxy::resolve(&proxy).deadline(Duration::from_millis(20)).wait().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     let wait = async { Proxy::resolve(&proxy).deadline(Duration::from_millis(20)).await };
     assert_eq!(futures::executor::block_on(wait).unwrap_err().kind(), ErrorKind::Timeout);
+    drop(release);
     assert_eq!(*proxy, 5);
 }
 

@@ -37,7 +37,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// As `UNSAFE`, of modules that exist in tests only.
-const UNSAFE_IN_TESTS: &[&str] = &["fabric::tcp::fork", "shm::table::bytes"];
+const UNSAFE_IN_TESTS: &[&str] = &["fabric::tcp::fork", "fabric::ucx::tests::hostile", "shm::table::bytes"];
 
 /// Cargo features that are no connectors.
 const OTHER_FEATURES: &[&str] =

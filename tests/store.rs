@@ -415,7 +415,7 @@ fn metrics_count_what_happened() {
     let take = stats(Op::Take);
     assert_eq!((take.count, take.bytes), (1, 1000));
     assert!(take.p50 >= Duration::from_millis(20) && take.p50 <= take.p99 && take.p99 <= take.max);
-    assert!(take.mean >= Duration::from_millis(20) && take.max < Duration::from_secs(2));
+    assert!(take.mean >= Duration::from_millis(20) && take.max < Duration::from_secs(30));
     probe.set(Mode::Fail(ErrorKind::Io));
     let other = store.put("other").wait().unwrap();
     store.get::<str>(&other).wait().unwrap_err();

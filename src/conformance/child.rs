@@ -60,7 +60,16 @@ pub(super) struct Child {
 impl Child {
     /// Starts one, and waits until it has opened the connector.
     pub(super) fn start(subject: &Subject, config: &ConnectorConfig) -> Check<Self> {
-        let mut process = Command::new(std::env::current_exe()?)
+        let program = std::env::current_exe()?;
+        let mut command = match subject.child_launcher_words() {
+            [] => Command::new(program),
+            [launcher, words @ ..] => {
+                let mut command = Command::new(launcher);
+                command.args(words).arg(program);
+                command
+            }
+        };
+        let mut process = command
             .args([FLAG, &config.to_string()])
             .envs(subject.child_variables())
             .stdin(Stdio::piped())

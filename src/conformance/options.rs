@@ -98,13 +98,24 @@ fn is_refused(subject: &Subject, options: PutOptions, name: &str) -> Check {
 }
 
 fn there_before(subject: &Subject) -> Check {
-    const LIMIT: Duration = Duration::from_millis(500);
     let connector = subject.open()?;
-    let options = PutOptions::new().time_to_live(LIMIT);
+    // A busy machine may need more time for one look than an idle one needs for all.
+    for limit in [Duration::from_millis(500), Duration::from_secs(5)] {
+        if looks_before(&connector, limit)? > 0 {
+            return Ok(());
+        }
+    }
+    ensure!(false, "one look took longer than five seconds");
+    Ok(())
+}
+
+/// How often an object was seen before its time was over.
+fn looks_before(connector: &Arc<dyn Connector>, limit: Duration) -> Check<u32> {
+    let options = PutOptions::new().time_to_live(limit);
     let begin = Instant::now();
-    let keys = LENGTHS.iter().map(|len| store_with(&*connector, 1, *len, &options)).collect::<Check<Vec<_>>>()?;
-    let taken = store_with(&*connector, 2, 100, &options)?;
-    let early = || begin.elapsed() < LIMIT;
+    let keys = LENGTHS.iter().map(|len| store_with(&**connector, 1, *len, &options)).collect::<Check<Vec<_>>>()?;
+    let taken = store_with(&**connector, 2, 100, &options)?;
+    let early = || begin.elapsed() < limit;
     let region = connector.take(&taken).wait()?;
     ensure!(region.is_some() || !early(), "take finds nothing before the time");
     let mut looks = 0;
@@ -114,9 +125,9 @@ fn there_before(subject: &Subject) -> Check {
             if !early() {
                 break;
             }
-            ensure!(exists, "exists is false after {:?} of {LIMIT:?}", begin.elapsed());
+            ensure!(exists, "exists is false after {:?} of {limit:?}", begin.elapsed());
             let Some(region) = found else {
-                ensure!(false, "get finds nothing after {:?} of {LIMIT:?}", begin.elapsed());
+                ensure!(false, "get finds nothing after {:?} of {limit:?}", begin.elapsed());
                 continue;
             };
             same("get", &region, 1, len)?;
@@ -124,8 +135,7 @@ fn there_before(subject: &Subject) -> Check {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    ensure!(looks > 0, "one look took longer than {LIMIT:?}");
-    Ok(())
+    Ok(looks)
 }
 
 fn missing_after(subject: &Subject) -> Check {
@@ -150,7 +160,7 @@ fn missing_after(subject: &Subject) -> Check {
 }
 
 fn regions_stay(subject: &Subject) -> Check {
-    const LIMIT: Duration = Duration::from_millis(500);
+    const LIMIT: Duration = Duration::from_secs(1);
     let connector = subject.open()?;
     let options = PutOptions::new().time_to_live(LIMIT);
     let mut held = Vec::new();

@@ -24,6 +24,7 @@ pub struct Subject {
     deadline: Duration,
     child_variables: Vec<(String, String)>,
     missing: Option<String>,
+    child_launcher: Vec<String>,
 }
 
 impl Subject {
@@ -45,6 +46,7 @@ impl Subject {
             deadline: DEADLINE,
             child_variables: Vec::new(),
             missing: None,
+            child_launcher: Vec::new(),
         }
     }
 
@@ -93,6 +95,18 @@ impl Subject {
     /// Why no case can run, if none can.
     pub(super) fn excluded(&self) -> Option<String> {
         self.missing.clone()
+    }
+
+    /// A program with its arguments by which the processes of `process` cases are started, in place of directly: on another node,
+    /// say, as `srun --nodelist=n2` does. It passes standard input and output on, and ends them when it is killed.
+    #[must_use]
+    pub fn child_launcher(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.child_launcher = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    pub(super) fn child_launcher_words(&self) -> &[String] {
+        &self.child_launcher
     }
 
     pub(super) fn child_variables(&self) -> impl Iterator<Item = (&str, &str)> {

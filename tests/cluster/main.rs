@@ -18,6 +18,7 @@ mod chaos;
 mod content;
 mod harness;
 mod hosts;
+mod interface;
 mod node;
 mod objects;
 mod pair;
@@ -44,7 +45,14 @@ fn main() {
     }
     libtest_mimic::run(
         &Arguments::from_args(),
-        harness::trials().into_iter().chain(rows::trials()).chain(objects::trials()).chain(ucx::trials()).collect(),
+        harness::trials()
+            .into_iter()
+            .chain(rows::trials())
+            .chain(objects::trials())
+            .chain(ucx::trials())
+            .chain(interface::trials())
+            .chain(ucx::trials())
+            .collect(),
     )
     .exit();
 }

@@ -16,6 +16,7 @@ use crate::worker::say;
 
 /// What a process has in hand.
 struct Hand {
+    url: String,
     store: Arc<DimConnector>,
     /// For the operations to come.
     limit: Option<Duration>,
@@ -33,7 +34,7 @@ pub(crate) fn run(url: &str) -> i32 {
         }
     };
     say(&format!("ready {}", std::process::id()));
-    let mut hand = Hand { store, limit: None, views: Vec::new() };
+    let mut hand = Hand { url: url.to_owned(), store, limit: None, views: Vec::new() };
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         say(&obey(&mut hand, &words).unwrap_or_else(|error| failure(&error)));
@@ -237,6 +238,8 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
             (number(fields[11]) + number(fields[12])).to_string()
         }
+        // What a forked child can do: with the store that it inherits, and with its own.
+        ["fork", key, seed] => fork(&store, hand.url.clone(), &parse(key)?, number(seed)),
         ["timed", ..] => {
             let begun = Instant::now();
             let answer = obey(hand, &words[1..]).unwrap_or_else(|error| failure(&error));
@@ -257,6 +260,33 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         ["strangers", address, count, seed] => strangers(address, number(count), number(seed)),
         _ => panic!("no such order: {words:?}"),
     })
+}
+
+fn fork(store: &DimConnector, url: String, key: &Key, seed: u64) -> String {
+    // SAFETY: the child ends by `_exit`, at the latest by its alarm.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: system calls.
+        unsafe { libc::alarm(20) };
+        let inherited = store.get(key).wait().map_err(|error| error.kind());
+        let is_refused = matches!(inherited, Err(proxystore::ErrorKind::Forked));
+        let own = url.parse().and_then(|config| DimConnector::open(&config));
+        let is_same = match own {
+            // Its library does not survive a fork, and the store says so at once.
+            Err(error) if url.starts_with("ucx") => error.kind() == proxystore::ErrorKind::Unavailable,
+            Err(_) => false,
+            Ok(own) => own.get(key).wait().is_ok_and(|found| found.is_some_and(|bytes| verify(&bytes, seed).is_ok())),
+        };
+        // SAFETY: nothing of the parent's is ended by it.
+        unsafe { libc::_exit(i32::from(!is_refused) + 2 * i32::from(!is_same)) }
+    }
+    let mut status = 0;
+    // SAFETY: the child that was just made.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    match status {
+        0 => "done".to_owned(),
+        _ => format!("status {status}: 256, the inherited store is not refused; 512, its own has not the object"),
+    }
 }
 
 /// Gets `count` objects, the keys in turn.

@@ -8,7 +8,7 @@ use crate::chaos::chaos;
 use crate::hosts::{Cluster, Host, Worker};
 use crate::pair::{
     self, ENVIRONMENT, Fabric, Over, Pair, Row, SECOND, SILENCE, SLACK, assert_error, await_answer, connections, get,
-    listening, node, put, sockets, split, timed,
+    is_error, listening, node, put, sockets, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -27,6 +27,8 @@ const ROWS: &[Row] = &[
     ("leases_bound_what_is_stale", 30, Over::Asked, leases),
     ("one_of_many_takes_an_object", 40, Over::Asked, takes),
     ("who_fetches_for_all_is_killed", 40, Over::Asked, fetcher_killed),
+    ("who_fetches_for_all_is_stopped", 40, Over::Tcp, fetcher_stopped),
+    ("forked_children_open_their_own", 40, Over::Always, forked),
     ("chaos_between_hosts", 120, Over::Asked, chaos),
     ("sixteen_processes_one_transfer", 60, Over::Always, sixteen),
     ("peak_memory_of_a_get", 120, Over::Asked, peak),
@@ -314,6 +316,52 @@ fn fetcher_killed(fabric: Fabric) {
     // One whole transfer and what came until the kill, with what was on its way.
     assert!(received < 2 * LEN, "{received} bytes for {LEN} and a broken transfer");
     pair.requester.expect("settled", "settled");
+}
+
+/// At the owner and at the requester, while others go on.
+fn forked(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let keys = [put(&mut pair.owner, 1, 100), put(&mut pair.owner, 2, 3_000_000)];
+    for round in 0..3 {
+        for (at, key) in keys.iter().enumerate() {
+            let seed = at + 1;
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+            pair.requester.expect(&format!("fork {key} {seed}"), "done");
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+            if round == 0 {
+                pair.owner.expect(&format!("fork {key} {seed}"), "done");
+            }
+        }
+    }
+    pair.requester.expect("settled", "settled");
+    pair.owner.expect("settled", "settled");
+}
+
+/// The same, stopped: who waits does so for half of its time and then fetches for itself.
+fn fetcher_stopped(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let key = put(&mut pair.owner, 1, 24 << 20);
+    let start = || pair.hosts[1].start(&["--node", &fabric.url("test")], ENVIRONMENT);
+    let (mut first, mut second) = (start(), start());
+    pair.hosts[0].shape(&["rate=50mbit"]);
+    first.expect("limit 30000", "done");
+    first.tell(&format!("get {key} 1"));
+    std::thread::sleep(SECOND);
+    first.signal("STOP");
+    pair.hosts[0].unshape();
+    let limit = 3 * SILENCE;
+    second.expect(&format!("limit {}", limit.as_millis()), "done");
+    let (took, answer) = timed(&mut second, &format!("get {key} 1"));
+    assert_eq!(answer, "same", "after {took:?}");
+    assert!(took >= limit / 2, "{took:?}: it did not wait for the one that fetches");
+    // Who was stopped gives up, or asks again: its connection is over.
+    first.signal("CONT");
+    let answer = first.reply();
+    assert!(answer == "same" || is_error(&answer, &["PeerDown", "Timeout"]), "{answer}");
+    for worker in [&mut first, &mut second, &mut pair.requester] {
+        await_answer(worker, &format!("get {key} 1"), "same", SLACK);
+        worker.expect("settled", "settled");
+    }
 }
 
 fn sixteen(fabric: Fabric) {

@@ -156,6 +156,20 @@ pub(crate) fn await_answer(worker: &mut Worker, order: &str, wanted: &str, limit
     }
 }
 
+/// The node service of a process, once it is another one than `former`.
+#[track_caller]
+pub(crate) fn successor(worker: &mut Worker, former: &str) -> String {
+    let begun = Instant::now();
+    loop {
+        let service = worker.ask("host");
+        if service != former {
+            return service;
+        }
+        assert!(begun.elapsed() < 3 * SLACK, "no service after {former}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The owner's object can go: nobody who is gone pins it.
 #[track_caller]
 pub(crate) fn assert_unpinned(owner: &mut Worker, key: &str, limit: Duration) {

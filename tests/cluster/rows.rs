@@ -7,7 +7,8 @@ use libtest_mimic::Trial;
 use crate::hosts::{Cluster, Worker};
 use crate::pair::{
     self, ENVIRONMENT, Fabric, OTHER_SECRET, Over, Pair, Row, SECOND, SECRET, SILENCE, SLACK, assert_error,
-    assert_unpinned, await_answer, connections, get, is_error, listening, node, node_with, proxy, put, split, timed,
+    assert_unpinned, await_answer, connections, get, is_error, listening, node, node_with, proxy, put, split,
+    successor, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -649,9 +650,10 @@ fn row_49(fabric: Fabric) {
     for worker in &mut load {
         worker.tell(&format!("load 10 6000 {keys}"));
     }
+    let mut service = String::new();
     for signal in ["KILL", "TERM", "KILL"] {
         std::thread::sleep(Duration::from_millis(1500));
-        let service = producer.ask("host");
+        service = successor(&mut producer, &service);
         assert_ne!(service, server.id());
         one.print(&["sh", "-c", &format!("kill -{signal} {service}")]);
         put(&mut producer, 500, 100_000);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use proxystore::launch::Job;
 use proxystore::{connectors, environment};
 
 use crate::failure::Failure;
@@ -15,6 +16,7 @@ mod operations;
 mod partner;
 mod peer;
 mod place;
+mod ranks;
 mod references;
 mod report;
 mod sizes;
@@ -25,6 +27,7 @@ use link::How;
 use partner::Partner;
 pub(crate) use peer::BenchPeer;
 use place::Place;
+use ranks::Ranks;
 use report::Report;
 use sizes::Sizes;
 use timing::Plan;
@@ -63,8 +66,15 @@ Output:
   line: connector, op, size, p50_us, p99_us, mb_s, ref, ref_p50_us, ref_mb_s, ratio, ratio_of; where there is a second
   reference, beside, beside_p50_us, beside_mb_s, beside_ratio.
 
+Across nodes:
+  Started by srun or mpirun as more than one process, it measures between these, with nothing else to start: pairs across
+  nodes, all to one, one to all (--pattern), for some windows and numbers of processes a node. Of the options above
+  --connector (one, tcp unless given), --sizes, --time-budget and --json count then. slurm/benchmark.sh is such a job,
+  benches/README.md says how to read it.
+
 Examples:
   proxystore bench
+  srun --nodes=2 --ntasks-per-node=4 proxystore bench --out results
   proxystore bench --connector shm --op put,reserve,get,exists --sizes 1KiB..256MiB
   proxystore bench --connector memory --sizes 8,4096,1MiB --json")]
 pub(crate) struct Bench {
@@ -92,6 +102,8 @@ pub(crate) struct Bench {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    ranks: Ranks,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,6 +121,10 @@ enum Op {
 
 impl Bench {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let job = Job::discover()?;
+        if self.ranks.are_asked_for(&job) {
+            return self.ranks.run(&job, &self.connector, &self.sizes, self.time_budget, self.json);
+        }
         let plan = Plan { budget: self.time_budget, samples: self.iterations, cold: self.cold };
         let connectors = match self.connector.is_empty() {
             true => connectors::registrations().iter().map(|row| row.scheme.to_owned()).collect(),
@@ -119,7 +135,15 @@ impl Bench {
         let report = Report::new(self.json);
         let progress = progress(connectors.len() * ops.len() * self.sizes.all().len());
         for connector in &connectors {
-            let place = Place::open(connector)?;
+            let place = match Place::open(connector) {
+                // Of all, those that this machine can have.
+                Err(failure) if self.connector.is_empty() && failure.is_unavailable() => {
+                    progress.suspend(|| failure.leave_out(connector));
+                    progress.inc((ops.len() * self.sizes.all().len()) as u64);
+                    continue;
+                }
+                place => place?,
+            };
             let mut partner = Partner::start(&place)?;
             progress.suspend(|| report.connector(&place, &partner, &plan))?;
             for op in &ops {

@@ -11,6 +11,8 @@ use proxystore::{Error, ErrorKind};
 pub(crate) struct Failure {
     status: u8,
     message: Option<String>,
+    /// The machine lacks something.
+    unavailable: bool,
 }
 
 impl Failure {
@@ -18,24 +20,35 @@ impl Failure {
     pub(crate) const TIMEOUT: u8 = 4;
 
     pub(crate) fn new(message: impl Display) -> Self {
-        Self { status: 1, message: Some(message.to_string()) }
+        Self { status: 1, message: Some(message.to_string()), unavailable: false }
     }
 
     /// Ends with `status` and says nothing, because the status is the answer.
     pub(crate) fn silent(status: u8) -> Self {
-        Self { status, message: None }
+        Self { status, message: None, unavailable: false }
     }
 
     pub(crate) fn not_found(message: impl Display) -> Self {
-        Self { status: Self::NOT_FOUND, message: Some(message.to_string()) }
+        Self { status: Self::NOT_FOUND, ..Self::new(message) }
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
         self.status == Self::NOT_FOUND
     }
 
+    /// Whether the machine lacks something that other machines have.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        self.unavailable
+    }
+
+    /// Says on standard error that something is not measured, and why.
+    pub(crate) fn leave_out(&self, what: &str) {
+        let reason = self.message.as_deref().unwrap_or("no reason is known");
+        let _ = writeln!(io::stderr(), "proxystore: {what} is not measured: {reason}");
+    }
+
     pub(crate) fn timeout(message: impl Display) -> Self {
-        Self { status: Self::TIMEOUT, message: Some(message.to_string()) }
+        Self { status: Self::TIMEOUT, ..Self::new(message) }
     }
 
     /// A failed call of the operating system for `what`.
@@ -68,6 +81,6 @@ impl From<Error> for Failure {
             ErrorKind::Timeout => Self::TIMEOUT,
             _ => 1,
         };
-        Self { status, message: Some(error.to_string()) }
+        Self { status, message: Some(error.to_string()), unavailable: error.kind() == ErrorKind::Unavailable }
     }
 }

@@ -91,11 +91,9 @@ impl Instance {
         };
         let options =
             Options { address: address.to_owned(), listens, has_thread: true, progress_ms: PROGRESS_MS, mercury };
-        // Outcomes are errors of ours: Mercury need not print them as well, unless the user asks. Why it does not start only it
-        // knows.
-        let asks = std::env::var_os("HG_LOG_LEVEL").is_some();
-        if !asks {
-            margo.set_log_level(c"error");
+        // Outcomes are errors of ours: Mercury need not print them as well, unless the user asks.
+        if std::env::var_os("HG_LOG_LEVEL").is_none() {
+            margo.set_log_level(c"none");
         }
         let mid = margo.start(&options).map_err(|error| {
             let (kind, hint) = match &error {
@@ -104,14 +102,14 @@ impl Instance {
                     (ErrorKind::Forked, "; open the store before forking, or after it only".to_owned())
                 }
                 // It is one of those offered: an interface may be down, or a device in use.
-                StartError::Refused => (ErrorKind::Unavailable, format!("; it offers {}", protocol::offered(margo))),
+                StartError::Refused => (
+                    ErrorKind::Unavailable,
+                    format!("; it offers {}; HG_LOG_LEVEL=warning shows what it says", protocol::offered(margo)),
+                ),
                 _ => (ErrorKind::Unavailable, String::new()),
             };
             Error::new(kind, "open", format!("margo over {address}: {error}{hint}"))
         })?;
-        if !asks {
-            margo.set_log_level(c"none");
-        }
         let mut this =
             Self { margo, mid, inline, ask: 0, tell: 0, sessions: Mutex::default(), generation: generation() };
         // SAFETY: the instance started above; the names are copied, and the callbacks stay.

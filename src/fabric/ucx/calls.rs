@@ -65,6 +65,7 @@ pub(super) struct After {
     /// Dropped, not woken.
     idle: Vec<Waiter>,
     unused: Vec<Stage>,
+    lands: Vec<Box<dyn Land>>,
     /// For the worker to take back.
     pub(super) data: Vec<Data>,
 }
@@ -85,7 +86,12 @@ impl After {
         self.wake.extend(other.wake);
         self.idle.extend(other.idle);
         self.unused.extend(other.unused);
+        self.lands.extend(other.lands);
         self.data.extend(other.data);
+    }
+
+    pub(super) fn drop_later(&mut self, land: Box<dyn Land>) {
+        self.lands.push(land);
     }
 
     fn retire(&mut self, stage: Stage) {

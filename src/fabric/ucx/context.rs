@@ -3,6 +3,8 @@
 use std::ffi::CString;
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ucx_sys::{
     UCP_FEATURE_AM, UCP_FEATURE_WAKEUP, UCP_PARAM_FIELD_FEATURES, UCS_OK, Ucx, Version, ucp_config_t, ucp_context_h,
@@ -11,6 +13,7 @@ use ucx_sys::{
 
 use super::memory::Registered;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::generation;
 
 /// A context for active messages alone.
 ///
@@ -43,6 +46,7 @@ impl Context {
     /// `Unavailable` where no UCX can be loaded, naming what was tried, or none of its transports can be used.
     pub(super) fn new(settings: &[Setting]) -> Result<Self> {
         let ucx = load()?;
+        USED_IN.store(generation(), Relaxed);
         let params = ucp_params_t {
             field_mask: u64::from(UCP_PARAM_FIELD_FEATURES),
             features: u64::from(UCP_FEATURE_AM | UCP_FEATURE_WAKEUP),
@@ -91,8 +95,15 @@ impl fmt::Debug for Context {
 /// UCX, in this process.
 ///
 /// # Errors
-/// `Unavailable`, with every place that was tried.
+/// `Unavailable`, with every place that was tried; in a child that was forked after UCX was used.
 pub(super) fn load() -> Result<&'static Ucx> {
+    let used_in = USED_IN.load(Relaxed);
+    if used_in != NOWHERE && used_in != generation() {
+        // It would hang: what comes is taken by a thread of UCX, which it takes for running.
+        let context = "UCX was used before this process was forked, and does not work in the child; use tcp://, or start a \
+                       program";
+        return Err(Error::new(ErrorKind::Unavailable, "open", context));
+    }
     ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
 }
 
@@ -137,3 +148,7 @@ pub(super) fn check(ucx: &Ucx, what: &str, status: ucs_status_t) -> Result<()> {
         status => Err(failed(ucx, what, status)),
     }
 }
+
+/// The process that made the first context, as forks are counted.
+static USED_IN: AtomicU32 = AtomicU32::new(NOWHERE);
+const NOWHERE: u32 = u32::MAX;

@@ -265,18 +265,17 @@ impl Driver {
     /// One step of UCX; whether there was anything, and what happened.
     fn progress(&self) -> (bool, Vec<Event>) {
         let mut core = lock(&self.core);
-        let mut moved = false;
-        // Several at once: a message is one step, and there may be many.
-        for _ in 0..STEPS {
-            match core.worker.progress() {
-                true => moved = true,
-                false => break,
-            }
-        }
+        // One step: what came by it may be what is waited for, and a step costs a system call.
+        let Core { worker, links, calls, .. } = &mut *core;
+        let mut after = After::default();
+        let moved = worker.progress(&mut |header, bytes| answers::take(links, calls, &mut after, header, bytes));
+        self.give_back(&mut core, &mut after);
         let mut events = Vec::new();
         while let Some(event) = core.worker.event() {
             events.push(event);
         }
+        drop(core);
+        after.run();
         (moved, events)
     }
 
@@ -500,6 +499,3 @@ fn late() -> Error {
 
 /// How often who drives looks after the owners, and how long it sleeps at most.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// Steps of UCX before events are handled.
-const STEPS: usize = 16;

@@ -1,8 +1,10 @@
 //! `Operation`: a transfer, and the memory that is its own until UCX is done with it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
@@ -84,20 +86,59 @@ pub(super) enum Event {
 }
 
 /// Where UCX's callbacks put what happened. Touched only within calls on the worker, which are one at a time.
-#[derive(Debug, Default)]
-pub(super) struct Inbox(RefCell<VecDeque<Event>>);
+#[derive(Default)]
+pub(super) struct Inbox {
+    events: RefCell<VecDeque<Event>>,
+    /// Who takes messages that are here whole, during the call that is going on.
+    taker: Cell<Option<*mut Taker<'static>>>,
+}
+
+/// Takes a message, by its header and bytes, or leaves it.
+pub(super) type Taker<'a> = dyn FnMut(&[u8], &[u8]) -> bool + 'a;
 
 impl Inbox {
     pub(super) fn push(&self, event: Event) {
-        self.0.borrow_mut().push_back(event);
+        self.events.borrow_mut().push_back(event);
     }
 
     pub(super) fn pop(&self) -> Option<Event> {
-        self.0.borrow_mut().pop_front()
+        self.events.borrow_mut().pop_front()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.events.borrow().is_empty()
+    }
+
+    /// Has `taker` offered all messages that come whole during `call`.
+    pub(super) fn with<R>(&self, taker: &mut Taker<'_>, call: impl FnOnce() -> R) -> R {
+        /// Takes it back, whatever happens.
+        struct Reset<'a>(&'a Inbox);
+        impl Drop for Reset<'_> {
+            fn drop(&mut self) {
+                self.0.taker.set(None);
+            }
+        }
+        // SAFETY: only the lifetime changes; nobody has it any more when this returns, since `Reset` takes it back.
+        let taker: *mut Taker<'static> = unsafe { std::mem::transmute::<*mut Taker<'_>, _>(taker) };
+        self.taker.set(Some(taker));
+        let _reset = Reset(self);
+        call()
+    }
+
+    /// Offers a message; whether it was taken.
+    pub(super) fn offer(&self, header: &[u8], bytes: &[u8]) -> bool {
+        // Taken out for the time: it is borrowed once.
+        let Some(taker) = self.taker.take() else { return false };
+        // SAFETY: `with` borrows it mutably as long as it is in there, and is still going on.
+        let taken = catch_unwind(AssertUnwindSafe(|| unsafe { (*taker)(header, bytes) }));
+        self.taker.set(Some(taker));
+        taken.unwrap_or(false)
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Inbox({} events)", self.events.borrow().len())
     }
 }
 
@@ -125,15 +166,14 @@ impl Drop for Raw {
 /// Bytes of a message that arrived.
 #[derive(Debug)]
 pub(super) enum Data {
-    /// All are here, in memory of UCX's.
-    Here { _raw: Arc<Raw>, start: *mut c_void, len: usize },
-    /// All are here, and few.
+    /// All are here.
     Copied(Vec<u8>),
     /// To be fetched from the sender, who waits.
     Announced { _raw: Arc<Raw>, descriptor: *mut c_void, len: usize },
 }
 
-// SAFETY: the memory is nobody else's until it is given back to the worker, which `_raw` keeps; it is not bound to a thread.
+// SAFETY: the descriptor is nobody else's until it is given back to the worker, which `_raw` keeps; it is not bound to a
+// thread.
 unsafe impl Send for Data {}
 
 impl Data {
@@ -141,10 +181,6 @@ impl Data {
     pub(super) fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::Copied(bytes) => Some(bytes),
-            Self::Here { len: 0, .. } => Some(&[]),
-            // SAFETY: UCX gave `len` bytes at `start` away until they are released, which consumes this; `_raw` keeps the
-            // worker that they belong to.
-            Self::Here { start, len, .. } => Some(unsafe { std::slice::from_raw_parts(start.cast::<u8>(), *len) }),
             Self::Announced { .. } => None,
         }
     }
@@ -152,7 +188,7 @@ impl Data {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Copied(bytes) => bytes.len(),
-            Self::Here { len, .. } | Self::Announced { len, .. } => *len,
+            Self::Announced { len, .. } => *len,
         }
     }
 }

@@ -249,7 +249,7 @@ impl Desk {
                     return self.end();
                 }
             }
-            moved |= self.worker.progress();
+            moved |= self.worker.progress(&mut |_, _| false);
             while let Some(event) = self.worker.event() {
                 self.handle(event);
             }

@@ -8,6 +8,10 @@ use crate::fabric::conformance::{Ends, own_network};
 use crate::fabric::handshake::Identity;
 use crate::launch::Secret;
 
+#[cfg(test)]
+#[expect(unsafe_code, reason = "peers that use all of UCX")]
+mod hostile;
+
 /// A module of its own, since a case is named as a function that is used here.
 mod cases {
     use super::ends;

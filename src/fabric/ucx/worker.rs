@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ucx_sys::{
-    UCP_AM_FLAG_PERSISTENT_DATA, UCP_AM_HANDLER_PARAM_FIELD_ARG, UCP_AM_HANDLER_PARAM_FIELD_CB,
-    UCP_AM_HANDLER_PARAM_FIELD_FLAGS, UCP_AM_HANDLER_PARAM_FIELD_ID, UCP_AM_RECV_ATTR_FLAG_DATA,
+    UCP_AM_HANDLER_PARAM_FIELD_ARG, UCP_AM_HANDLER_PARAM_FIELD_CB, UCP_AM_HANDLER_PARAM_FIELD_ID,
     UCP_AM_RECV_ATTR_FLAG_RNDV, UCP_AM_SEND_FLAG_EAGER, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS,
     UCP_OP_ATTR_FIELD_MEMH, UCP_OP_ATTR_FIELD_MEMORY_TYPE, UCP_OP_ATTR_FIELD_USER_DATA,
     UCP_WORKER_PARAM_FIELD_THREAD_MODE, UCS_ERR_BUSY, UCS_INPROGRESS, UCS_MEMORY_TYPE_HOST, UCS_OK, UCS_PTR_IS_PTR,
@@ -20,7 +19,7 @@ use ucx_sys::{
 
 use super::context::{Context, check, failed};
 use super::endpoint::Endpoint;
-use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running};
+use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker};
 use crate::error::Result;
 
 /// A worker, its endpoints by the numbers that the caller chose for them, and what happened.
@@ -67,15 +66,12 @@ impl Worker {
         let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
         let handler = ucp_am_handler_param_t {
             field_mask: u64::from(
-                UCP_AM_HANDLER_PARAM_FIELD_ID
-                    | UCP_AM_HANDLER_PARAM_FIELD_FLAGS
-                    | UCP_AM_HANDLER_PARAM_FIELD_CB
-                    | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
             ),
             id: MESSAGE,
-            flags: UCP_AM_FLAG_PERSISTENT_DATA,
             cb: Some(arrived),
             arg: (&raw const *raw).cast_mut().cast(),
+            ..Default::default()
         };
         // SAFETY: `raw` stays where it is as long as the worker lives.
         check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
@@ -189,18 +185,21 @@ impl Worker {
     /// Gives back the memory of a message, or refuses its bytes.
     pub(super) fn release(&mut self, data: Data) {
         match data {
-            Data::Copied(_) | Data::Here { len: 0, .. } => {}
-            Data::Here { start: data, .. } | Data::Announced { descriptor: data, .. } => {
+            Data::Copied(_) => {}
+            Data::Announced { descriptor: data, .. } => {
                 // SAFETY: UCX gave it away, and it is given back once, by value.
                 unsafe { self.ucx().ucp_am_data_release(self.raw.worker, data) };
             }
         }
     }
 
-    /// Does what there is to do; whether there was something.
-    pub(super) fn progress(&mut self) -> bool {
-        // SAFETY: one thread at a time, by `&mut self`. Callbacks only put into the inbox.
-        let count = unsafe { self.ucx().ucp_worker_progress(self.raw.worker) };
+    /// Does what there is to do; whether there was something. Messages that are here whole are offered to `taker`, where they
+    /// lie: those that it takes are no events.
+    pub(super) fn progress(&mut self, taker: &mut Taker<'_>) -> bool {
+        // SAFETY: one thread at a time, by `&mut self`. Callbacks only put into the inbox, and offer to `taker`, which has no
+        // way to this worker.
+        let step = || unsafe { self.ucx().ucp_worker_progress(self.raw.worker) };
+        let count = self.raw.inbox.with(taker, step);
         count > 0 || !self.raw.inbox.is_empty()
     }
 
@@ -284,7 +283,7 @@ impl Worker {
         links.into_iter().for_each(|link| self.close(link));
         let begun = Instant::now();
         loop {
-            self.progress();
+            self.progress(&mut |_, _| true);
             while let Some(event) = self.event() {
                 if let Event::Message { data, .. } = event {
                     self.release(data);
@@ -332,25 +331,27 @@ unsafe extern "C" fn arrived(
         Arc::from_raw(raw.cast::<Raw>())
     };
     let header = match header_len {
-        0 => Vec::new(),
+        0 => &[],
         // SAFETY: what UCX says of its arguments.
-        len => unsafe { std::slice::from_raw_parts(header.cast::<u8>(), len) }.to_vec(),
+        len => unsafe { std::slice::from_raw_parts(header.cast::<u8>(), len) },
     };
     // SAFETY: as above.
     let attributes = unsafe { (*param).recv_attr };
     let inbox = Arc::clone(&raw);
     let (data, status) = if attributes & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 {
         (Data::Announced { _raw: raw, descriptor: data, len }, UCS_INPROGRESS)
-    } else if len == 0 || attributes & u64::from(UCP_AM_RECV_ATTR_FLAG_DATA) == 0 {
-        let bytes = match len {
-            0 => Vec::new(),
-            // SAFETY: as above; the bytes are there during the call.
-            len => unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) }.to_vec(),
-        };
-        (Data::Copied(bytes), UCS_OK)
     } else {
-        (Data::Here { _raw: raw, start: data, len }, UCS_INPROGRESS)
+        let bytes = match len {
+            0 => &[],
+            // SAFETY: as above; the bytes are there during the call.
+            len => unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) },
+        };
+        if raw.inbox.offer(header, bytes) {
+            return UCS_OK;
+        }
+        (Data::Copied(bytes.to_vec()), UCS_OK)
     };
+    let header = header.to_vec();
     inbox.inbox.push(Event::Message { header, data });
     status
 }
@@ -387,8 +388,9 @@ pub(super) fn free(request: *mut c_void) {
     }
 }
 
-/// Our messages among all that a worker may get.
-const MESSAGE: u32 = 0x50;
+/// The number of our messages among those that one can send to a worker. It is the first: UCX 1.13 calls what is not initialised for
+/// numbers below the largest that has a handler, and throws away what is beyond.
+const MESSAGE: u32 = 0;
 
 /// Since when operations take handles of memory.
 const WITH_HANDLES: Version = Version { major: 1, minor: 13, release: 0 };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use proxystore::{Connector, Error, ErrorKind, Key, Pending, Proxy, Region, Store, Token};
+use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Key, Pending, Proxy, Region, Store, Token};
 
 use super::buffers::Buffers;
 use super::link::{Answer, How, Link, Reference, Request};
@@ -148,13 +148,17 @@ impl Peer {
                         whole(n, window, |n| bare.fetch(n, window, &mut buffers.borrow_mut().scratch).map_err(hung_up))
                     })
                 }
-                Reference::Ucp(contact) => ucp(contact, how, size, keys.len())?,
+                Reference::Ucp(contact) => ucp(&self.store.config().connector, contact, how, size, keys.len())?,
                 Reference::Margo(protocol, contact) => margo(protocol, contact, size)?,
             });
         }
         let mut batches: Vec<Batch<'_, Error>> =
             batches.iter_mut().map(|batch| &mut **batch as Batch<'_, Error>).collect();
-        Pair::measure_beside(plan, usize::MAX, &mut ours, &mut batches)
+        let is_small = size <= SMALL && how == How::Get;
+        let has_owner =
+            references.iter().any(|reference| matches!(reference, Reference::Socket(_) | Reference::Ucp(_)));
+        let least = if is_small && has_owner && !plan.cold { TOGETHER } else { 1 };
+        Pair::measure_beside(plan, (least, usize::MAX), &mut ours, &mut batches)
     }
 
     fn bounce(&mut self, rounds: u64, link: &mut Link) -> io::Result<()> {
@@ -166,6 +170,10 @@ impl Peer {
         Ok(())
     }
 }
+
+/// Objects of so many bytes are got one after the other, so many a sample.
+const SMALL: usize = 64 << 10;
+const TOGETHER: usize = 16;
 
 /// A reference, made ready.
 type Measured<'a> = Box<dyn FnMut(usize) -> Result<Duration, Error> + 'a>;
@@ -222,7 +230,13 @@ fn whole<E>(n: usize, window: usize, run: impl FnOnce(usize) -> Result<Duration,
 
 /// The bare loop on UCX's interface: `count` objects of `size` bytes, moved as `how` says.
 #[cfg(feature = "ucx")]
-fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'static>, Error> {
+fn ucp(
+    config: &ConnectorConfig,
+    contact: &[u8],
+    how: How,
+    size: usize,
+    count: usize,
+) -> Result<Measured<'static>, Error> {
     use crate::ucp::{Contact, Progress, Requester, Settings, Shape};
 
     let shape = match how {
@@ -230,7 +244,7 @@ fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'
         How::Window => Shape { len: size, window: count, pieces: 1 },
         How::Get | How::Resolve => Shape::single(size),
     };
-    let settings = Settings::of_this_node()?;
+    let settings = Settings::of(config)?;
     let contact = Contact::from_bytes(contact).map_err(hung_up)?;
     let mut requester = Requester::connect(&settings, &contact, shape.len * shape.window).map_err(hung_up)?;
     let way = requester.best(shape, Progress::Hybrid).map_err(hung_up)?;
@@ -243,7 +257,7 @@ fn ucp(contact: &[u8], how: How, size: usize, count: usize) -> Result<Measured<'
 }
 
 #[cfg(not(feature = "ucx"))]
-fn ucp(_: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
+fn ucp(_: &ConnectorConfig, _: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
     Err(Error::new(ErrorKind::Unavailable, "bench", "the peer's build has no UCX"))
 }
 

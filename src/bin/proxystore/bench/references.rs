@@ -1,5 +1,7 @@
 //! `References`: the answering sides of what gets are measured beside, for the time of one line.
 
+use proxystore::ConnectorConfig;
+
 use super::link::{How, Reference};
 use super::place::Place;
 use super::socket::Socket;
@@ -46,7 +48,7 @@ impl References {
             let reference = match *name {
                 "get" => Reference::Each,
                 "socket" => Reference::Socket(Socket::listen(payload)?.address()),
-                "ucp" => this.ucp(payload)?,
+                "ucp" => this.ucp(&place.store.config().connector, payload)?,
                 "margo" => this.margo(place, payload)?,
                 _ => Reference::Copy,
             };
@@ -61,8 +63,8 @@ impl References {
 
     /// Over the interface that objects go over.
     #[cfg(feature = "ucx")]
-    fn ucp(&mut self, payload: &[u8]) -> Result<Reference, Failure> {
-        let owner = Owner::start(&Settings::of_this_node()?, payload.len().max(GATHERED), payload);
+    fn ucp(&mut self, config: &ConnectorConfig, payload: &[u8]) -> Result<Reference, Failure> {
+        let owner = Owner::start(&Settings::of(config)?, payload.len().max(GATHERED), payload);
         let owner = owner.map_err(|error| Failure::io("the bare UCP loop", error))?;
         let contact = owner.contact().to_bytes();
         self._owner = Some(owner);
@@ -88,7 +90,7 @@ impl References {
     }
 
     #[cfg(not(feature = "ucx"))]
-    fn ucp(&mut self, _: &[u8]) -> Result<Reference, Failure> {
+    fn ucp(&mut self, _: &ConnectorConfig, _: &[u8]) -> Result<Reference, Failure> {
         Err(Failure::new("this build has no UCX"))
     }
 }

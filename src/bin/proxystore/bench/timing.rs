@@ -39,21 +39,25 @@ pub(super) type Batch<'a, E> = &'a mut dyn FnMut(usize) -> Result<Duration, E>;
 impl Pair {
     /// Measures ours and a reference alternately, so that drift of the machine hits both.
     pub(super) fn measure<E>(plan: &Plan, most: usize, ours: Batch<'_, E>, reference: Batch<'_, E>) -> Result<Self, E> {
-        Self::measure_beside(plan, most, ours, &mut [reference])
+        Self::measure_beside(plan, (1, most), ours, &mut [reference])
     }
 
     /// Measures ours and all references in turn.
     ///
     /// No batch of ours is larger than `most`. One of operations that take less than what the clock tells comes after some
     /// that are not timed: the reference has just emptied the caches, which programs that do one after the other do not.
+    ///
+    /// With `least` above 1 every batch has so many, and comes after as many that are not timed: what answers goes to sleep while
+    /// another one is asked, and waking it up would be most of a single operation.
     pub(super) fn measure_beside<E>(
         plan: &Plan,
-        most: usize,
+        (least, most): (usize, usize),
         ours: Batch<'_, E>,
         references: &mut [Batch<'_, E>],
     ) -> Result<Self, E> {
-        let n = calibrate(most, ours)?;
-        let counts = references.iter_mut().map(|batch| calibrate(usize::MAX, batch)).collect::<Result<Vec<_>, E>>()?;
+        let n = calibrate(most, ours)?.max(least);
+        let counts = references.iter_mut().map(|batch| Ok(calibrate(usize::MAX, batch)?.max(least)));
+        let counts = counts.collect::<Result<Vec<_>, E>>()?;
         let mut pair = Self { ours: Samples::default(), references: vec![Samples::default(); references.len()] };
         let begin = Instant::now();
         for taken in 0.. {
@@ -69,6 +73,9 @@ impl Pair {
             }
             pair.ours.push(ours(n)?, n);
             for ((samples, batch), m) in pair.references.iter_mut().zip(&mut *references).zip(&counts) {
+                if least > 1 {
+                    batch(least)?;
+                }
                 samples.push(batch(*m)?, *m);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Requester                                     Owner
-//!   ── active message: Request, 32 bytes ───────> handler
+//!   ── active message: Request, 24 bytes ───────> handler
 //!   <── active message of `len` bytes, eager or by rendezvous, from registered into registered memory
 //! ```
 //!

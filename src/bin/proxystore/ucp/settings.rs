@@ -1,14 +1,16 @@
-//! What of UCX's configuration is set, unless the user has set it.
+//! What of UCX's configuration is set, unless the user has set it: what the fabric sets.
 
 use std::ffi::CString;
+use std::fs;
 
+use proxystore::ConnectorConfig;
 use proxystore::launch::{self, Job};
 use ucx_sys::Version;
 
 /// Names without `UCX_`, and values; a name that the environment has is left out.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pairs: Vec<(String, String)>,
+    pairs: Vec<(&'static str, String)>,
     /// Whether the requester may fetch from the owner's memory by itself.
     ///
     /// Over tcp that is done by the owner, in software that checks no key: whoever reaches its port reads and writes any address
@@ -17,22 +19,41 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// As the fabric sets them, for these devices of the network if there are any.
-    pub(crate) fn new(devices: Option<&str>) -> Self {
-        let pairs = [("TLS", "^sm"), ("KEEPALIVE_INTERVAL", "inf")];
-        let mut pairs: Vec<_> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        pairs.extend(devices.map(|devices| ("NET_DEVICES".to_owned(), devices.to_owned())));
+    /// For devices as in `UCX_NET_DEVICES`, if there are any.
+    pub(crate) fn new(devices: &[String]) -> Self {
+        let mut pairs = vec![
+            ("TLS", "^sm".to_owned()),
+            ("KEEPALIVE_INTERVAL", "inf".to_owned()),
+            // Segments of 8 and 64 KiB, the defaults, are a fourth to a tenth of the bandwidth.
+            ("TCP_TX_SEG_SIZE", "256k".to_owned()),
+            ("TCP_RX_SEG_SIZE", "256k".to_owned()),
+        ];
+        if !devices.is_empty() {
+            pairs.push(("NET_DEVICES", devices.join(",")));
+        }
         Self { pairs, one_sided: false }
     }
 
-    /// For the interface that objects go over.
+    /// For the interfaces that this node listens on, and its adapters.
     pub(crate) fn of_this_node() -> proxystore::Result<Self> {
         let (interfaces, _) = launch::interfaces(&Job::discover()?)?;
-        let settings = Self::new(interfaces.first().map(|interface| interface.name.as_str()));
-        // Where an adapter does it, and checks the key.
+        let names = interfaces.into_iter().map(|interface| interface.name);
+        let settings = Self::new(&names.chain(ports()).collect::<Vec<_>>());
         let transports = std::env::var("UCX_TLS").unwrap_or_default();
-        let is_hardware = |name: &str| ["rc", "dc", "ud", "ib"].iter().any(|prefix| name.trim().starts_with(prefix));
-        Ok(if transports.split(',').all(is_hardware) { settings.one_sided() } else { settings })
+        Ok(Self { one_sided: is_hardware(&transports), ..settings })
+    }
+
+    /// For a store's URL.
+    pub(crate) fn of(config: &ConnectorConfig) -> proxystore::Result<Self> {
+        let mut settings = Self::of_this_node()?;
+        for (option, name) in [("devices", "NET_DEVICES"), ("tls", "TLS"), ("rndv", "RNDV_THRESH")] {
+            let Some(value) = config.option(option) else { continue };
+            settings.pairs.retain(|(known, _)| *known != name);
+            // UCX writes 64KiB so, too.
+            settings.pairs.push((name, value.to_owned()));
+            settings.one_sided |= option == "tls" && std::env::var_os("UCX_TLS").is_none() && is_hardware(value);
+        }
+        Ok(settings)
     }
 
     pub(crate) fn one_sided(self) -> Self {
@@ -41,15 +62,69 @@ impl Settings {
 
     /// What is passed to `ucp_config_modify` of that version.
     pub(super) fn of_version(&self, version: Version) -> Vec<(CString, CString)> {
-        // Segments of 8 and 64 KiB, the defaults, are a fourth to a tenth of the bandwidth.
-        let prefix = if (version.major, version.minor) < (1, 17) { "" } else { "TCP_" };
-        let segments = ["TX_SEG_SIZE", "RX_SEG_SIZE"].map(|name| (name, format!("{prefix}{name}"), "256k"));
-        let given = self.pairs.iter().map(|(name, value)| (name.as_str(), name.clone(), value.as_str()));
-        let is_free = |name: &str| {
-            let full = if name.ends_with("SEG_SIZE") { format!("UCX_TCP_{name}") } else { format!("UCX_{name}") };
-            std::env::var_os(full).is_none()
+        let is_free = |name: &str| std::env::var_os(format!("UCX_{name}")).is_none();
+        let spelt = |name: &'static str| match name.strip_prefix("TCP_") {
+            Some(bare) if (version.major, version.minor) < (1, 17) => bare,
+            _ => name,
         };
-        let wanted = given.chain(segments).filter(|(name, ..)| is_free(name));
-        wanted.filter_map(|(_, name, value)| Some((CString::new(name).ok()?, CString::new(value).ok()?))).collect()
+        let wanted = self.pairs.iter().filter(|(name, _)| is_free(name));
+        let text = |text: &str| CString::new(text).ok();
+        wanted.filter_map(|(name, value)| Some((text(spelt(name))?, text(value)?))).collect()
+    }
+}
+
+/// Whether an adapter does all transfers of these transports, and checks who may.
+fn is_hardware(transports: &str) -> bool {
+    let is_one = |name: &str| ["rc", "dc", "ud", "ib"].iter().any(|prefix| name.trim().starts_with(prefix));
+    transports.split(',').all(is_one)
+}
+
+/// Ports of adapters that are up, as `mlx5_0:1`.
+fn ports() -> Vec<String> {
+    let names = |path: &str| -> Vec<String> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let class = "/sys/class/infiniband";
+    let mut ports = Vec::new();
+    for adapter in names(class) {
+        for port in names(&format!("{class}/{adapter}/ports")) {
+            let state = fs::read_to_string(format!("{class}/{adapter}/ports/{port}/state")).unwrap_or_default();
+            if state.contains("ACTIVE") {
+                ports.push(format!("{adapter}:{port}"));
+            }
+        }
+    }
+    ports.sort();
+    ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_says_what_is_set() {
+        let config: ConnectorConfig = "ucx://x?devices=lo&tls=tcp&rndv=64KiB".parse().unwrap();
+        let settings = Settings::of(&config).unwrap();
+        assert!(!settings.one_sided);
+        let version = |minor| Version { major: 1, minor, release: 0 };
+        let spelt = |minor| {
+            let pairs = settings.of_version(version(minor)).into_iter();
+            pairs
+                .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
+                .collect::<Vec<_>>()
+        };
+        let all = [
+            "KEEPALIVE_INTERVAL=inf",
+            "TX_SEG_SIZE=256k",
+            "RX_SEG_SIZE=256k",
+            "NET_DEVICES=lo",
+            "TLS=tcp",
+            "RNDV_THRESH=64KiB",
+        ];
+        assert_eq!(spelt(13), all);
+        assert_eq!(spelt(22)[1..3], ["TCP_TX_SEG_SIZE=256k", "TCP_RX_SEG_SIZE=256k"]);
+        assert!(is_hardware("rc,ud_mlx5") && !is_hardware("rc,tcp") && !is_hardware(""));
     }
 }

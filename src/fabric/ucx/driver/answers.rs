@@ -1,19 +1,77 @@
 //! What comes from owners: answers, their parts, refusals, and ends of connections.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::MutexGuard;
 use std::time::Instant;
 
 use ucx_sys::UCS_OK;
 
-use super::{Core, Driver};
+use super::{Core, Driver, Link};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::ucx::calls::{After, Calls};
 use crate::fabric::ucx::context::failed;
 use crate::fabric::ucx::message::{Described, Kind, Message};
 use crate::fabric::ucx::operation::{About, Body, Data, Event, Finished, Operation};
-use crate::fabric::{Answer, Landing};
+use crate::fabric::{Answer, Land, Landing};
 use crate::failpoint::failpoint;
 use crate::sync::lock;
+
+/// Takes a message that came whole from where UCX has it, so that its bytes are copied once; `false` leaves it for later.
+///
+/// It runs within a step of UCX and under the driver's lock: what chooses memory does not wait, and knows nothing of this.
+pub(super) fn take(
+    links: &mut HashMap<u64, Link>,
+    calls: &mut Calls,
+    after: &mut After,
+    header: &[u8],
+    bytes: &[u8],
+) -> bool {
+    // What is no message, or not for this process, is thrown away.
+    let Ok(message) = Message::decode(header) else { return true };
+    let Some(link) = links.get_mut(&message.token).filter(|known| known.failed.is_none()) else { return true };
+    if message.kind != Kind::Answer {
+        return false;
+    }
+    link.since = Instant::now();
+    failpoint!("fabric.answered");
+    let Some(mut land) = calls.begin(message.token, message.number) else { return true };
+    let answer = message.describe(header, bytes).and_then(|(described, _)| {
+        let mut landings = choose(&mut *land, &described)?;
+        fill(&message, bytes, &mut landings)?;
+        Ok(Answer { head: described.head, parts: landings })
+    });
+    after.join(calls.end(message.number, answer));
+    after.drop_later(land);
+    true
+}
+
+/// Memory for the parts of an answer.
+fn choose(land: &mut dyn Land, described: &Described) -> Result<Vec<Landing>> {
+    let landed = catch_unwind(AssertUnwindSafe(|| land.land(&described.head, &described.lengths)));
+    let landings = landed.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Cancelled, "request", "what chooses memory for the answer panicked"))
+    })?;
+    let fits = landings.len() == described.lengths.len()
+        && landings.iter().zip(&described.lengths).all(|(landing, len)| landing.len() as u64 == *len);
+    match fits {
+        true => Ok(landings),
+        false => Err(Error::new(ErrorKind::Corrupt, "request", "the memory that was chosen does not fit the answer")),
+    }
+}
+
+/// Copies the parts of an answer to where they belong.
+fn fill(message: &Message, bytes: &[u8], landings: &mut [Landing]) -> Result<()> {
+    let mut rest = &bytes[if message.is_long() { message.described() } else { 0 }..];
+    for landing in &mut *landings {
+        let taken = landing.write(rest);
+        rest = &rest[taken..];
+    }
+    match rest.is_empty() && landings.iter().all(Landing::is_full) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Corrupt, "receive", "an answer of other lengths than it says")),
+    }
+}
 
 impl Driver {
     pub(super) fn handle(&self, event: Event) {
@@ -119,16 +177,8 @@ impl Driver {
             }
             return;
         }
-        let mut rest = &bytes[if message.is_long() { message.described() } else { 0 }..];
-        for landing in &mut landings {
-            let taken = landing.write(rest);
-            rest = &rest[taken..];
-        }
-        if !rest.is_empty() || landings.iter().any(|landing| !landing.is_full()) {
-            let error = Error::new(ErrorKind::Corrupt, "receive", "an answer of other lengths than it says");
-            return self.end(number, Err(error));
-        }
-        self.end(number, Ok(Answer { head: described.head, parts: landings }));
+        let end = fill(message, bytes, &mut landings).map(|()| Answer { head: described.head, parts: landings });
+        self.end(number, end);
     }
 
     /// Where the parts of an answer go; `None` when that ended the call, or nobody wants them.
@@ -142,22 +192,8 @@ impl Driver {
             }
         };
         let mut land = lock(&self.core).calls.begin(message.token, number)?;
-        let landed = catch_unwind(AssertUnwindSafe(|| land.land(&described.head, &described.lengths)));
-        drop(land);
-        let landings = landed.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Cancelled, "request", "what chooses memory for the answer panicked"))
-        });
-        let fits = |landings: &Vec<Landing>| {
-            landings.len() == described.lengths.len()
-                && landings.iter().zip(&described.lengths).all(|(landing, len)| landing.len() as u64 == *len)
-        };
-        match landings {
-            Ok(landings) if fits(&landings) => Some((described, landings)),
-            Ok(_) => {
-                let context = "the memory that was chosen does not fit the answer";
-                self.end(number, Err(Error::new(ErrorKind::Corrupt, "request", context)));
-                None
-            }
+        match choose(&mut *land, &described) {
+            Ok(landings) => Some((described, landings)),
             Err(error) => {
                 self.end(number, Err(error));
                 None
