@@ -21,12 +21,16 @@ use crate::sync::lock;
 /// Answers the control connections of a node; Margo is started when the first requester says hello.
 pub(in crate::fabric) struct Door(Arc<Inner>);
 
+/// A Margo that runs, and the memory that it knows.
+type Started = (Arc<Instance>, Arc<Memory>);
+
 struct Inner {
     service: Arc<dyn Service>,
     memory: Option<Arc<dyn Segments>>,
     /// Where control connections are answered: Margo uses the same interface, where it uses any.
     own: SocketAddr,
-    instances: Mutex<HashMap<String, (Arc<Instance>, Arc<Memory>)>>,
+    /// By their protocols.
+    instances: Mutex<HashMap<String, Started>>,
     /// By the numbers of their connections; nothing while Margo is being started for one.
     sessions: Mutex<HashMap<u64, Option<Arc<Session>>>>,
     /// Whether somebody looks for pins that have expired.
