@@ -51,6 +51,7 @@ fn main() {
             .chain(objects::trials())
             .chain(ucx::trials())
             .chain(interface::trials())
+            .chain(ucx::trials())
             .collect(),
     )
     .exit();

@@ -27,7 +27,7 @@ const ROWS: &[Row] = &[
     ("leases_bound_what_is_stale", 30, Over::Asked, leases),
     ("one_of_many_takes_an_object", 40, Over::Asked, takes),
     ("who_fetches_for_all_is_killed", 40, Over::Asked, fetcher_killed),
-    ("who_fetches_for_all_is_stopped", 40, Over::Asked, fetcher_stopped),
+    ("who_fetches_for_all_is_stopped", 40, Over::Tcp, fetcher_stopped),
     ("forked_children_open_their_own", 40, Over::Always, forked),
     ("chaos_between_hosts", 120, Over::Asked, chaos),
     ("sixteen_processes_one_transfer", 60, Over::Always, sixteen),
@@ -392,10 +392,11 @@ fn peak(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut owner = node(fabric, &one);
-    let key = put(&mut owner, 1, LEN);
+    let (key, small) = (put(&mut owner, 1, LEN), put(&mut owner, 2, 1000));
     for url in [fabric.direct(), fabric.url("test")] {
         let mut requester = two.start(&["--node", &url], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat());
-        // What the process has without any object.
+        // What the process has without any object, and native libraries once they are at work.
+        requester.expect(&format!("get {small} 2"), "same");
         requester.expect("reset_peak", "done");
         let before: u64 = requester.ask("status VmHWM").parse().unwrap();
         requester.expect(&format!("hold {key} 1"), "held");
