@@ -4,6 +4,7 @@ use std::env;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use proxystore::conformance::{self, Subject};
 use proxystore::connector::Registration;
@@ -76,7 +77,19 @@ fn across_nodes(row: Registration) -> Subject {
         node.get_or_init(|| Node::start(&at)).keep(&config.to_string());
         Ok(config)
     };
-    Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory)
+    let subject =
+        Subject::new(row, place).named(format!("{}-nodes", row.scheme)).child_variable(RUNTIME_DIR, directory);
+    match launcher() {
+        words if words.is_empty() => subject,
+        // A launcher takes its time for each process.
+        words => subject.child_launcher(words).deadline(Duration::from_secs(120)),
+    }
+}
+
+/// What starts the processes of the other node where that is another machine: `CONFORMANCE_LAUNCHER`, words with blanks between
+/// them. slurm/conformance.sh sets it.
+fn launcher() -> Vec<String> {
+    env::var("CONFORMANCE_LAUNCHER").unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
 /// Another node, for as long as this process wants it: objects stay while a process is there.
@@ -87,7 +100,16 @@ struct Node {
 
 impl Node {
     fn start(directory: &str) -> Self {
-        let process = Command::new(env::current_exe().expect("this program"))
+        let program = env::current_exe().expect("this program");
+        let mut command = match &launcher()[..] {
+            [] => Command::new(program),
+            [launcher, words @ ..] => {
+                let mut command = Command::new(launcher);
+                command.args(words).arg(program);
+                command
+            }
+        };
+        let process = command
             .arg(KEEP)
             .env(RUNTIME_DIR, directory)
             .stdin(Stdio::piped())

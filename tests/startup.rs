@@ -99,7 +99,15 @@ impl Ranks {
             assert!(process.wait().unwrap().success());
         }
         let left: Vec<_> = std::fs::read_dir(&self.directory).into_iter().flatten().flatten().collect();
-        assert!(left.is_empty(), "{left:?}");
+        let inside = |entry: &std::fs::DirEntry| {
+            std::fs::read_dir(entry.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name())
+                .collect::<Vec<_>>()
+        };
+        assert!(left.is_empty(), "{:?}", left.iter().map(inside).collect::<Vec<_>>());
         std::fs::remove_dir(&self.directory).unwrap();
     }
 }

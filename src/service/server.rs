@@ -72,8 +72,8 @@ pub(crate) struct Server {
     /// Who leased cells of which class lately: what becomes free of theirs goes back to them without being asked for.
     standing: HashSet<(u64, Class)>,
     draining: Option<Instant>,
-    /// The last client said that it ends.
-    is_over: bool,
+    /// The process that hosts said that it ends.
+    is_left: bool,
     /// Until when nobody new is let in.
     paused: Option<Instant>,
     grace: Duration,
@@ -149,7 +149,7 @@ impl Server {
             starved: VecDeque::new(),
             standing: HashSet::new(),
             draining: None,
-            is_over: false,
+            is_left: false,
             paused: None,
             grace: GRACE,
             begun: Instant::now(),
@@ -257,7 +257,8 @@ impl Server {
                 self.watch(&self.listener, Event::Listener)?;
             }
             let drained = self.draining.is_some_and(|until| !self.has_others() || Instant::now() >= until);
-            if self.is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
+            let is_over = self.is_left && self.clients.len() <= 1;
+            if is_over || drained || (hosted && had_clients && self.clients.is_empty()) {
                 return self.end();
             }
         }
@@ -387,8 +388,9 @@ impl Server {
                 self.send(number, &Reply::Collected { id, bytes }, &[]);
             }
             // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
-            // else's while other threads of it may still write to it. All others are noticed by their end.
-            Request::Bye => self.is_over = self.clients.len() == 1 && self.keeper.is_none(),
+            // else's while other threads of it may still write to it. All others are noticed by their end, also one that
+            // has come since it looked.
+            Request::Bye => self.is_left = self.keeper.is_none(),
             #[cfg(feature = "tcp")]
             Request::Export { id } => self.export(number, id),
             #[cfg(not(feature = "tcp"))]
@@ -578,8 +580,8 @@ impl Server {
 
     /// Whether another process than this one is a client.
     fn has_others(&self) -> bool {
-        let pid = |index| self.memory.table.client(index, client::PID).load(Relaxed);
-        self.clients.keys().any(|index| pid(*index) != u64::from(std::process::id()))
+        let pid = |index| self.memory.table.client(index, client::PID).load(Relaxed) as u32;
+        self.clients.keys().any(|index| pid(*index) != std::process::id())
     }
 
     fn drain(&mut self) {

@@ -159,8 +159,11 @@ pub(crate) mod policy {
 pub(crate) mod client {
     /// Number of the attachment, never given twice: 0 when the entry is free.
     pub(crate) const TAG: usize = 0;
-    /// Process id as the service sees it, 0 when it cannot.
+    /// Process id as the service sees it, 0 when it cannot; with [`LEAVING`], which the client itself sets.
     pub(crate) const PID: usize = 1;
+
+    /// The client's process is about to end.
+    pub(crate) const LEAVING: u64 = 1 << 63;
 }
 
 /// Words of a slot.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::time::{Duration, Instant};
 
 use super::{Client, pins};
@@ -102,57 +102,124 @@ impl Client {
     /// Only where this process hosts the service for nobody else is there anything to do: the service ends and removes its
     /// files, which is waited for, but not for long. Elsewhere the end of the process says all. Other threads may still run:
     /// what they have in hand must not become anybody else's, so nothing is given back.
+    ///
+    /// Ranks of a job end at the same time, and one of them has to be the last. Who leaves says so and looks whether the host
+    /// leaves as well, in which case it waits to succeed it; a host that leaves while others are there says so and looks
+    /// whether they leave as well, in which case it waits for their end. Between a store and a load that both take part in
+    /// one order, at least one of two sees the other.
     pub(super) fn leave(&self) {
-        if process::generation() != self.generation || self.ended.load(Acquire) {
+        if process::generation() != self.generation || self.ended.load(Acquire) || self.is_lost() {
             return;
         }
-        let hosts = || match LockFile::find(&self.directory.host_lock()) {
-            Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
-            _ => false,
-        };
-        let hosted = || match LockFile::find(&self.directory.host_lock()) {
-            Ok(Some(file)) => !matches!(file.holder(0..1), Ok(None)),
-            // Nobody can tell, or it was removed in order.
-            _ => true,
-        };
-        // The host has just ended, and this process may be the only one that can succeed it: nobody would remove the files
-        // if it ended in between. Its agent has no link while it looks for a successor, or becomes it.
-        let settled = || hosted() && lock(&self.link).is_some();
         let begun = Instant::now();
-        while self.may_host.load(Relaxed) && !self.is_lost() && !settled() && begun.elapsed() < SUCCESSION {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        let others = || {
-            let tags =
-                (0..self.table.layout().clients).map(|index| self.table.client(index, client::TAG).load(Relaxed));
-            tags.into_iter().any(|tag| tag != 0 && tag != self.tag)
-        };
-        let begun = Instant::now();
-        // Those that ended a moment ago may not have been noticed yet.
-        while hosts() && others() {
-            if begun.elapsed() > NOTICE {
+        // The agent has no link while it looks for a successor of the host, or becomes it.
+        let is_settled = || self.is_hosted() && lock(&self.link).is_some();
+        while self.may_host.load(Relaxed) {
+            if is_settled() {
+                // Not before, because a new host enters its clients anew.
+                if self.is_host() {
+                    break;
+                }
+                self.say_leaving(true);
+                if !self.host_leaves() {
+                    return;
+                }
+            }
+            if self.is_lost() || begun.elapsed() > SUCCESSION {
                 return;
             }
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(POLL);
         }
-        if !hosts() {
+        if !self.is_host() {
+            return;
+        }
+        // Others need not wait for a host that waits for them.
+        self.say_leaving(false);
+        let begun = Instant::now();
+        let mut given_up = false;
+        while self.is_host() {
+            let (mut others, mut stay) = (false, false);
+            for index in (0..self.table.layout().clients).filter(|index| *index != index_of(self.tag)) {
+                if self.table.client(index, client::TAG).load(Acquire) != 0 {
+                    others = true;
+                    stay |= self.table.client(index, client::PID).load(SeqCst) & client::LEAVING == 0;
+                }
+            }
+            if !others {
+                break;
+            }
+            // Those that ended a moment ago may not have been noticed yet, and those that leave are waited for.
+            if begun.elapsed() > if stay { NOTICE } else { FAREWELL } {
+                if given_up {
+                    return;
+                }
+                self.say_leaving(true);
+                given_up = true;
+                // Looks once more.
+                continue;
+            }
+            if given_up {
+                // They do leave, and wait for this one no longer than it says that it goes.
+                self.say_leaving(false);
+                given_up = false;
+            }
+            std::thread::sleep(POLL);
+        }
+        if !self.is_host() {
             return;
         }
         self.ended.store(true, Release);
         *lock(&self.member) = None;
         self.doorbell.ring();
         // The host's file goes before its directory.
-        let is_going = || hosts() || self.directory.path().exists() && self.directory.is_abandoned().unwrap_or(false);
+        let is_going =
+            || self.is_host() || self.directory.path().exists() && self.directory.is_abandoned().unwrap_or(false);
         while begun.elapsed() < FAREWELL && is_going() {
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// A host that leaves says so only when it has waited for the others long enough.
+    fn say_leaving(&self, leaving: bool) {
+        let word = self.table.client(index_of(self.tag), client::PID);
+        match leaving {
+            true => word.fetch_or(client::LEAVING, SeqCst),
+            false => word.fetch_and(!client::LEAVING, SeqCst),
+        };
+    }
+
+    /// Whether the process that hosts said that it leaves.
+    fn host_leaves(&self) -> bool {
+        let host = u64::from(self.host()) | client::LEAVING;
+        let own = index_of(self.tag);
+        (0..self.table.layout().clients)
+            .any(|index| index != own && self.table.client(index, client::PID).load(SeqCst) == host)
+    }
+
+    fn is_host(&self) -> bool {
+        match LockFile::find(&self.directory.host_lock()) {
+            Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
+            _ => false,
+        }
+    }
+
+    /// Whether somebody hosts; also where nobody can tell, or the files were removed in order.
+    fn is_hosted(&self) -> bool {
+        match LockFile::find(&self.directory.host_lock()) {
+            Ok(Some(file)) => !matches!(file.holder(0..1), Ok(None)),
+            _ => true,
         }
     }
 }
 
-/// How long a process that leaves waits for somebody to host, itself perhaps. A takeover takes milliseconds.
-const SUCCESSION: Duration = Duration::from_millis(200);
+/// How often a process that leaves looks.
+const POLL: Duration = Duration::from_micros(200);
 
-/// How long a process that leaves waits for the service that it hosts.
+/// How long a process that leaves waits for a successor of the host that left before it, itself perhaps. It takes milliseconds, but
+/// for tens of processes that come back at once on a busy machine.
+const SUCCESSION: Duration = Duration::from_secs(4);
+
+/// How long a process that leaves waits for the service that it hosts, and for others that leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How soon the service knows of the end of a process.

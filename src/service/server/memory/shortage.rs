@@ -64,7 +64,7 @@ impl Memory {
     fn describe(&self, tag: u64) -> String {
         let index = index_of(tag);
         match self.table.client(index, client::TAG).load(Relaxed) == tag {
-            true => format!("process {}", self.table.client(index, client::PID).load(Relaxed)),
+            true => format!("process {}", self.table.client(index, client::PID).load(Relaxed) as u32),
             false => "a process that ended".to_owned(),
         }
     }
