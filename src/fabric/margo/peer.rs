@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake as _};
 use std::time::{Duration, Instant};
 
+use super::Options;
 use super::ask::Ask;
 use super::memory::Memory;
 use super::native::{Address, Bulk, Instance, Token, Transfer};
@@ -43,6 +44,7 @@ pub(super) struct Link {
     pub(super) memory: Arc<Memory>,
     pub(super) token: Token,
     pub(super) silence: Duration,
+    spin: Duration,
     /// The process that made it: a forked child must not touch it.
     generation: u32,
     next: AtomicU64,
@@ -82,7 +84,7 @@ impl MargoPeer {
         (instance, address): (Arc<Instance>, Arc<Address>),
         memory: Arc<Memory>,
         token: Token,
-        silence: Duration,
+        options: &Options,
     ) -> Arc<Self> {
         let link = Arc::new(Link {
             control,
@@ -91,7 +93,8 @@ impl MargoPeer {
             address,
             memory,
             token,
-            silence,
+            silence: options.silence,
+            spin: options.spin,
             generation: crate::process::generation(),
             next: AtomicU64::new(1),
             state: Mutex::default(),
@@ -346,7 +349,7 @@ impl Source<Answer> for Waiting {
         self.check_process()?;
         // To be woken takes longer than most answers; whoever else wants the processor gets it.
         let begin = Instant::now();
-        while !self.ask.has_ended() && begin.elapsed() < SPIN {
+        while !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
             std::thread::yield_now();
         }
         match (self.pending.take(), deadline) {
@@ -378,9 +381,6 @@ impl Drop for Waiting {
 pub(super) fn abandoned() -> Error {
     Error::new(ErrorKind::Cancelled, "request", "nobody waits for the answer any more")
 }
-
-/// How long a thread looks for its answer before it sleeps.
-const SPIN: Duration = Duration::from_micros(100);
 
 /// How long the news that parts are not needed waits for a question to go with.
 const LAZY: Duration = Duration::from_millis(2);

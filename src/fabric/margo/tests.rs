@@ -28,7 +28,7 @@ fn ends(protocol: &str) -> Ends {
     let is_cut = is("silent");
     let secret = Arc::new(Secret::random());
     let silence = Duration::from_secs(if is_cut || is("held_answer") { 1 } else { 20 });
-    let options = Options { protocol: Some(protocol.to_owned()), silence };
+    let options = Options { protocol: Some(protocol.to_owned()), silence, ..Options::default() };
     Ends {
         requester: Arc::new(Margo::new(identity(&secret, 1), options.clone())),
         owner: Arc::new(Margo::new(identity(&secret, 2), options.clone())),
@@ -281,7 +281,7 @@ impl Segments for One {
 fn fabric(protocol: &str, silence: Duration) -> Margo {
     static SECRET: OnceLock<Arc<Secret>> = OnceLock::new();
     let secret = SECRET.get_or_init(|| Arc::new(Secret::random()));
-    Margo::new(identity(secret, 5), Options { protocol: Some(protocol.to_owned()), silence })
+    Margo::new(identity(secret, 5), Options { protocol: Some(protocol.to_owned()), silence, ..Options::default() })
 }
 
 fn any() -> SocketAddr {
