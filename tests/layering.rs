@@ -10,6 +10,7 @@ use proxystore::environment::VARIABLES;
 
 /// The only modules that may contain `unsafe`, each under an `unsafe_code` expectation where it is declared.
 const UNSAFE: &[&str] = &[
+    "bin::proxystore::margo",
     "bin::proxystore::ucp",
     "codec::archive",
     "codec::plain",

@@ -77,6 +77,15 @@ impl Margo {
         Some(found)
     }
 
+    /// The protocol that reaches other nodes best, of those that Mercury offers here; `ofi+tcp` where it cannot tell. `na+sm` is none
+    /// of them: it does not leave the node.
+    pub fn preferred(&self) -> Option<&'static str> {
+        match self.protocols() {
+            None => Some("ofi+tcp"),
+            Some(all) => PREFERRED.into_iter().find(|wanted| all.iter().any(|one| one.serves(wanted))),
+        }
+    }
+
     /// How much Mercury writes to standard error, of all instances: `none`, `fatal`, `error`, `warning`, `min_debug`, `debug`.
     pub fn set_log_level(&self, level: &CStr) {
         if let Some(set) = self.symbols.HG_Set_log_level {
@@ -177,6 +186,9 @@ impl fmt::Display for Version {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }
 }
+
+/// In the order of what they can do.
+const PREFERRED: [&str; 7] = ["ofi+cxi", "ofi+verbs", "ofi+opx", "ofi+psm2", "ucx+all", "ofi+tcp", "ofi+sockets"];
 
 /// # Safety
 /// Null, or a string.

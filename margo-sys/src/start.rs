@@ -1,5 +1,6 @@
 use std::ffi::{CStr, CString, c_int, c_uint};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -15,6 +16,9 @@ pub struct Options {
     pub address: String,
     /// Whether others can reach it.
     pub listens: bool,
+    /// Whether it has a thread that makes progress, and runs callbacks. Without one, whoever calls it makes progress, and has to do
+    /// so by [`Margo::run_on_primary`].
+    pub has_thread: bool,
     /// How long its progress thread waits at a time, in milliseconds: ending the instance takes so long. Not 0 and not 100,
     /// which is the default: that it is what was said proves that the configuration arrived.
     pub progress_ms: c_uint,
@@ -23,7 +27,7 @@ pub struct Options {
 }
 
 impl Margo {
-    /// Starts an instance with one progress thread, on which all callbacks run; no handler ever runs in a user-level thread.
+    /// Starts an instance, normally with one progress thread, on which all callbacks run; no handler ever runs in a user-level thread.
     ///
     /// Argobots is started by the first call, on a thread of its own that stays until the process ends, with a guard page
     /// below each stack. The caller ends the instance by [`margo_finalize`](Self::margo_finalize), from any thread but its
@@ -35,9 +39,23 @@ impl Margo {
     /// # Errors
     /// [`StartError`]. Mercury's own words go to standard error.
     pub fn start(&'static self, options: &Options) -> Result<margo_instance_id, StartError> {
+        let options = options.clone();
+        self.run_on_primary(move || environment::with(SETTINGS, || self.start_here(&options)))?.map(|started| started.0)
+    }
+
+    /// Runs a call on the thread that started Argobots, which is its primary one, and waits for it. Blocking calls of an instance
+    /// without a thread make progress there, and there alone; nothing is started meanwhile.
+    ///
+    /// # Errors
+    /// [`StartError`], also when the call panicked.
+    pub fn run_on_primary<T: Send + 'static>(
+        &'static self,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StartError> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.argobots()?.send((options.clone(), answer)).map_err(|_| StartError::Argobots(-1))?;
-        answered.recv().unwrap_or(Err(StartError::Argobots(-1))).map(|started| started.0)
+        let job: Job = Box::new(move || drop(answer.send(call())));
+        self.argobots()?.send(job).map_err(|_| StartError::Argobots(-1))?;
+        answered.recv().map_err(|_| StartError::Argobots(-1))
     }
 
     /// Where to send what is to be started.
@@ -60,8 +78,9 @@ impl Margo {
             // SAFETY: no arguments, which means none.
             let code = environment::with(SETTINGS, || unsafe { self.ABT_init(0, ptr::null_mut()) });
             let _ = report.send(code);
-            for (options, answer) in queue {
-                let _ = answer.send(environment::with(SETTINGS, || self.start_here(&options)));
+            for job in queue {
+                // Whoever waits for it learns of a panic by the end of its channel.
+                let _ = catch_unwind(AssertUnwindSafe(job));
             }
         });
         spawned.map_err(|_| StartError::Argobots(-1))?;
@@ -79,9 +98,9 @@ impl Margo {
         let progress = options.progress_ms;
         // No handlers: the pool for them is that of the progress thread, so that no second thread is made. No spinning.
         let json = format!(
-            "{{\"use_progress_thread\":true,\"rpc_thread_count\":-1,\"progress_timeout_ub_msec\":{progress},\
+            "{{\"use_progress_thread\":{},\"rpc_thread_count\":-1,\"progress_timeout_ub_msec\":{progress},\
              \"progress_spindown_msec\":0,\"mercury\":{{{}}}}}",
-            options.mercury
+            options.has_thread, options.mercury
         );
         let json = CString::new(json).map_err(|_| StartError::Refused)?;
         let info = margo_init_info { json_config: json.as_ptr(), rest: [ptr::null(); 31] };
@@ -102,8 +121,7 @@ impl Margo {
     }
 }
 
-/// What to start, and whom to tell.
-type Job = (Options, mpsc::SyncSender<Result<Started, StartError>>);
+type Job = Box<dyn FnOnce() + Send>;
 
 struct Started(margo_instance_id);
 

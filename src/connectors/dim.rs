@@ -55,7 +55,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `devices=mlx5_0:1` | `ucx`: devices as in `UCX_NET_DEVICES`, which comes before it | network interfaces as for `tcp`, and RDMA adapters |
 /// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
-/// | `spin=20us` | `ucx`: how long a waiting thread looks for events before it sleeps | `20us` |
+/// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {

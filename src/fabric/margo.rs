@@ -59,11 +59,13 @@ pub(crate) struct Options {
     pub(crate) protocol: Option<String>,
     /// How long a peer may show no sign of life before it counts as dead.
     pub(crate) silence: Duration,
+    /// How long a thread looks for its answer before it sleeps.
+    pub(crate) spin: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { protocol: None, silence: crate::environment::timeout() }
+        Self { protocol: None, silence: crate::environment::timeout(), spin: Duration::from_micros(100) }
     }
 }
 
@@ -76,11 +78,13 @@ impl Options {
     pub(crate) fn of(config: &ConnectorConfig) -> Result<Self> {
         let name = |text: &str| protocol::is_one(text).then(|| text.to_owned());
         let protocol = config.parse_option("protocol", "one of Mercury, such as ofi+tcp", name)?;
+        let spin = config.parse_option("spin", "a duration such as 100us", crate::environment::parse_duration)?;
         native::load()?;
         if let Some(protocol) = &protocol {
             protocol::check(protocol)?;
         }
-        Ok(Self { protocol, ..Self::default() })
+        let default = Self::default();
+        Ok(Self { protocol, spin: spin.unwrap_or(default.spin), ..default })
     }
 }
 
@@ -149,7 +153,7 @@ impl Fabric for Margo {
         let instance = Instance::shared(&protocol::address(here, source(contact)), false)?;
         let address = Address::lookup(&instance, &there)?;
         let memory = self.memory(&instance);
-        Ok(MargoPeer::new(control, contact, (instance, address), memory, token, self.options.silence))
+        Ok(MargoPeer::new(control, contact, (instance, address), memory, token, &self.options))
     }
 }
 

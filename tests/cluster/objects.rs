@@ -392,10 +392,11 @@ fn peak(fabric: Fabric) {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut owner = node(fabric, &one);
-    let key = put(&mut owner, 1, LEN);
+    let (key, small) = (put(&mut owner, 1, LEN), put(&mut owner, 2, 1000));
     for url in [fabric.direct(), fabric.url("test")] {
         let mut requester = two.start(&["--node", &url], &[ENVIRONMENT, &[("PROXYSTORE_TIMEOUT", "30s")]].concat());
-        // What the process has without any object.
+        // What the process has without any object, and native libraries once they are at work.
+        requester.expect(&format!("get {small} 2"), "same");
         requester.expect("reset_peak", "done");
         let before: u64 = requester.ask("status VmHWM").parse().unwrap();
         requester.expect(&format!("hold {key} 1"), "held");

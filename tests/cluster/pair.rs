@@ -29,6 +29,19 @@ impl Fabric {
         self.url("test?replicas=off")
     }
 
+    /// Why a row cannot end well with the library that is here, if it cannot.
+    fn survives(self, row: &str) -> Result<(), String> {
+        #[cfg(feature = "ucx")]
+        if self == UCX && matches!(row, "row_38_stopped_reader" | "chaos_between_hosts") {
+            let minor = ucx_sys::load().map_or(0, |ucx| ucx.version().minor);
+            if minor < 14 {
+                return Err(format!("UCX 1.{minor} ends a process at times whose peer is gone by then; docs/ucx.md"));
+            }
+        }
+        let _ = row;
+        Ok(())
+    }
+
     /// Where processes are killed: those of all fabrics, which over others than TCP are passed by the control connection first,
     /// and those that are passed again.
     pub(crate) fn places(self, all: &[&'static str], again: &[&'static str]) -> Vec<&'static str> {
@@ -74,6 +87,7 @@ pub(crate) fn trials(rows: &[Row], missing: &Result<(), String>) -> Vec<Trial> {
         let missing = hosts.clone().and(fabric.missing());
         for &(name, seconds, over, run) in rows.iter().filter(|(_, _, over, _)| *over != Over::Tcp) {
             let theirs = format!("{}_{name}", fabric.scheme);
+            let missing = missing.clone().and(fabric.survives(name));
             let trial = needs(&missing, &theirs, seconds, move || run(fabric));
             trials.push(match over {
                 Over::Asked if missing.is_ok() => {

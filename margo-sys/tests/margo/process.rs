@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[Row] = &[
 ];
 
 pub(crate) fn options(address: &str) -> Options {
-    Options { address: address.to_owned(), listens: true, progress_ms: 20, mercury: String::new() }
+    Options { address: address.to_owned(), listens: true, has_thread: true, progress_ms: 20, mercury: String::new() }
 }
 
 fn left_alone() {

@@ -45,7 +45,8 @@ Operations:
            already; reference: the memcpy that this saves
   get      the peer gets it from the connector and drops it, touching no byte; reference: memcpy, in the peer; for
            connectors between nodes, where the peer is a process of another node, a bare socket loop; for ucx a bare loop
-           on UCX's own interface, by whichever of its ways is the fastest, and the socket loop beside it
+           on UCX's own interface, by whichever of its ways is the fastest, and the socket loop beside it; for margo a bare
+           loop on Margo's: RPCs that answer with the bytes below 64 KiB, bulk pulls alone from there on
   exists   this process asks for an object that is there; reference: memcpy
   resolve  as get, through a proxy made of token bytes, not cached
   batch    the peer gets up to 1000 of them in one call, counted one by one; reference: a get of each, for ucx a bare UCP
@@ -191,6 +192,7 @@ impl Op {
         };
         let beside = references.iter().map(|name| match *name {
             "ucp" => "a bare UCP loop",
+            "margo" => "a bare Margo loop",
             "socket" => "a bare socket loop",
             "get" => "a get of each",
             "pipe" => "the payload itself through a pipe",

@@ -235,6 +235,7 @@ const FEATURES: &[(&str, bool)] = &[
     ("memory", cfg!(feature = "memory")),
     ("file", cfg!(feature = "file")),
     ("shm", cfg!(feature = "shm")),
+    ("margo", cfg!(feature = "margo")),
     ("tcp", cfg!(feature = "tcp")),
     ("ucx", cfg!(feature = "ucx")),
     ("msgpack", cfg!(feature = "msgpack")),

@@ -13,6 +13,9 @@ mod gc;
 mod get;
 mod info;
 mod ls;
+#[cfg(feature = "margo")]
+#[expect(unsafe_code, reason = "the interface of Margo")]
+mod margo;
 mod namespace;
 mod object;
 mod output;

@@ -67,4 +67,4 @@ pub(crate) fn find(name: &str) -> Result<Namespace, Failure> {
 }
 
 /// Schemes whose objects lie in the memory that a node service owns.
-pub(crate) const SCHEMES: [&str; 3] = ["shm", "tcp", "ucx"];
+pub(crate) const SCHEMES: [&str; 4] = ["shm", "tcp", "ucx", "margo"];

@@ -1,6 +1,8 @@
 //! `Ask`: an open question, from its RPC to the last byte of its answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 use std::task::Wake as _;
 use std::time::Instant;
@@ -21,6 +23,7 @@ use crate::sync::lock;
 pub(super) struct Ask {
     pub(super) number: u64,
     pub(super) link: Arc<Link>,
+    ended: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -47,7 +50,7 @@ impl Ask {
     ) -> Arc<Self> {
         let (land, completer) = (Some(land), Some(completer));
         let state = State { head, land, completer, asked: Instant::now(), collecting: None, handle };
-        Arc::new(Self { number, link: Arc::clone(link), state: Mutex::new(state) })
+        Arc::new(Self { number, link: Arc::clone(link), ended: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
     /// What to ask, now.
@@ -55,6 +58,11 @@ impl Ask {
         let mut state = lock(&self.state);
         state.asked = Instant::now();
         std::mem::take(&mut state.head)
+    }
+
+    /// Whether the result is there.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Acquire)
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
@@ -71,6 +79,7 @@ impl Ask {
         if let Some(completer) = completer {
             completer.complete(result);
         }
+        self.ended.store(true, Release);
         drop(gone);
     }
 

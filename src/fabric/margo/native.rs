@@ -20,6 +20,7 @@ use margo_sys::{
 };
 
 use super::protocol;
+use super::wire::INLINE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::PerProcess;
 use crate::sync::lock;
@@ -37,6 +38,8 @@ use message::Message;
 pub(super) struct Instance {
     margo: &'static Margo,
     mid: margo_instance_id,
+    /// Longest message that Mercury sends at once, in bytes.
+    inline: usize,
     ask: hg_id_t,
     tell: hg_id_t,
     /// Whom questions are for, by what they begin with.
@@ -82,24 +85,33 @@ impl Instance {
 
     fn start(address: &str, listens: bool) -> Result<Arc<Self>> {
         let margo = load()?;
+        let (mercury, inline) = match address.starts_with("ofi+") {
+            true => (LARGER.to_owned(), 2 * INLINE),
+            false => (String::new(), INLINE),
+        };
         let options =
-            Options { address: address.to_owned(), listens, progress_ms: PROGRESS_MS, mercury: String::new() };
+            Options { address: address.to_owned(), listens, has_thread: true, progress_ms: PROGRESS_MS, mercury };
+        // Outcomes are errors of ours: Mercury need not print them as well, unless the user asks.
+        if std::env::var_os("HG_LOG_LEVEL").is_none() {
+            margo.set_log_level(c"none");
+        }
         let mid = margo.start(&options).map_err(|error| {
             let (kind, hint) = match &error {
                 StartError::Layout { .. } => (ErrorKind::Incompatible, String::new()),
                 StartError::Forked => {
                     (ErrorKind::Forked, "; open the store before forking, or after it only".to_owned())
                 }
-                StartError::Refused => (ErrorKind::Config, format!("; it offers {}", protocol::offered(margo))),
+                // It is one of those offered: an interface may be down, or a device in use.
+                StartError::Refused => (
+                    ErrorKind::Unavailable,
+                    format!("; it offers {}; HG_LOG_LEVEL=warning shows what it says", protocol::offered(margo)),
+                ),
                 _ => (ErrorKind::Unavailable, String::new()),
             };
             Error::new(kind, "open", format!("margo over {address}: {error}{hint}"))
         })?;
-        // Outcomes are errors of ours: Mercury need not print them as well, unless the user asks.
-        if std::env::var_os("HG_LOG_LEVEL").is_none() {
-            margo.set_log_level(c"none");
-        }
-        let mut this = Self { margo, mid, ask: 0, tell: 0, sessions: Mutex::default(), generation: generation() };
+        let mut this =
+            Self { margo, mid, inline, ask: 0, tell: 0, sessions: Mutex::default(), generation: generation() };
         // SAFETY: the instance started above; the names are copied, and the callbacks stay.
         unsafe {
             margo.margo_set_log_level(mid, MARGO_LOG_CRITICAL);
@@ -164,6 +176,11 @@ impl Instance {
         text.truncate(end);
         String::from_utf8(text)
             .map_err(|_| Error::new(ErrorKind::Unavailable, "listen", "Mercury's own address is no text"))
+    }
+
+    /// Longest answer that is sent at once.
+    pub(super) fn inline(&self) -> usize {
+        self.inline
     }
 
     /// Lets messages in that begin with a token.
@@ -488,6 +505,10 @@ pub(super) fn load() -> Result<&'static Margo> {
 fn generation() -> u32 {
     crate::process::generation()
 }
+
+/// Mercury's messages of 4 KiB are too short for an object of 4 KiB. Those of libfabric may be longer, if both ends say so; the
+/// others cannot, or do not survive it (`ucx` of Mercury 2.4).
+const LARGER: &str = "\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
 
 /// How long a progress thread waits at a time; ending an instance takes as long.
 const PROGRESS_MS: u32 = 50;

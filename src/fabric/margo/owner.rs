@@ -26,12 +26,15 @@ struct Inner {
     memory: Option<Arc<dyn Segments>>,
     /// Where control connections are answered: Margo uses the same interface, where it uses any.
     own: SocketAddr,
-    instances: Mutex<HashMap<String, (Arc<Instance>, Arc<Memory>)>>,
+    instances: Mutex<HashMap<String, Running>>,
     /// By the numbers of their connections; nothing while Margo is being started for one.
     sessions: Mutex<HashMap<u64, Option<Arc<Session>>>>,
     /// Whether somebody looks for pins that have expired.
     is_watched: Mutex<bool>,
 }
+
+/// An instance, and what is registered with it.
+type Running = (Arc<Instance>, Arc<Memory>);
 
 impl Door {
     pub(super) fn new(service: Arc<dyn Service>, memory: Option<Arc<dyn Segments>>, own: SocketAddr) -> Self {
@@ -131,7 +134,7 @@ impl Inner {
     }
 
     /// The instance for a protocol, or for the one that is best here.
-    fn instance(&self, wanted: &str) -> Result<(Arc<Instance>, Arc<Memory>)> {
+    fn instance(&self, wanted: &str) -> Result<Running> {
         let mut instances = lock(&self.instances);
         if let Some((instance, memory)) = instances.get(wanted) {
             return Ok((Arc::clone(instance), Arc::clone(memory)));

@@ -16,11 +16,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake as _};
 use std::time::{Duration, Instant};
 
+use super::Options;
 use super::ask::Ask;
 use super::memory::Memory;
 use super::native::{Address, Bulk, Instance, Token, Transfer};
 use super::poller::Poller;
-use super::wire::{Control, Said};
+use super::wire::{Control, MOST_RELEASED, Numbers, Said};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, MAX_HEAD, Peer};
 use crate::failpoint::failpoint;
@@ -43,6 +44,7 @@ pub(super) struct Link {
     pub(super) memory: Arc<Memory>,
     pub(super) token: Token,
     pub(super) silence: Duration,
+    spin: Duration,
     /// The process that made it: a forked child must not touch it.
     generation: u32,
     next: AtomicU64,
@@ -59,7 +61,19 @@ struct State {
     sources: HashMap<u32, Arc<Bulk>>,
     transfers: HashMap<u64, Arc<Transfer>>,
     watch: Option<Arc<Poller>>,
+    /// Numbers of answers whose parts the owner may let go of, which the next question says.
+    released: Vec<u8>,
+    /// Whether they are said alone, soon, if there is no question.
+    is_lazy: bool,
     failed: Option<Error>,
+}
+
+impl State {
+    /// What one message may release of it.
+    fn take_released(&mut self) -> Vec<u8> {
+        let rest = self.released.split_off(self.released.len().min(8 * MOST_RELEASED));
+        std::mem::replace(&mut self.released, rest)
+    }
 }
 
 impl MargoPeer {
@@ -70,7 +84,7 @@ impl MargoPeer {
         (instance, address): (Arc<Instance>, Arc<Address>),
         memory: Arc<Memory>,
         token: Token,
-        silence: Duration,
+        options: &Options,
     ) -> Arc<Self> {
         let link = Arc::new(Link {
             control,
@@ -79,7 +93,8 @@ impl MargoPeer {
             address,
             memory,
             token,
-            silence,
+            silence: options.silence,
+            spin: options.spin,
             generation: crate::process::generation(),
             next: AtomicU64::new(1),
             state: Mutex::default(),
@@ -171,7 +186,9 @@ impl Link {
     /// Asks by RPC.
     fn post(self: &Arc<Self>, ask: &Arc<Ask>) {
         let head = ask.begin();
-        let prefix = Said::Question { number: ask.number, head: &head }.prefix(&self.token);
+        let released = lock(&self.state).take_released();
+        let said = Said::Question { number: ask.number, released: Numbers(&released), head: &head };
+        let prefix = said.prefix(&self.token);
         let (link, asked) = (Arc::clone(self), Arc::clone(ask));
         let done = move |result: Result<&[u8]>| {
             asked.answered(result);
@@ -243,9 +260,39 @@ impl Link {
         Ok(source)
     }
 
-    /// Tells the owner that the parts of an answer are not needed any more.
-    pub(super) fn release(&self, number: u64) {
-        self.instance.tell(&self.address, &[&Said::Release { number }.prefix(&self.token)]);
+    /// Tells the owner that the parts of an answer are not needed any more: with the next question, or soon.
+    pub(super) fn release(self: &Arc<Self>, number: u64) {
+        let mut state = lock(&self.state);
+        state.released.extend_from_slice(&number.to_le_bytes());
+        let is_full = state.released.len() >= 8 * MOST_RELEASED;
+        let begins = !is_full && !std::mem::replace(&mut state.is_lazy, true);
+        drop(state);
+        if is_full {
+            self.say_released();
+        }
+        if begins {
+            let link = Arc::downgrade(self);
+            let (completer, pending) = Pending::channel();
+            let waits = Poller::new(pending.deadline(LAZY), move |_| {
+                // Nobody completes it: its end is the time.
+                drop(completer);
+                let Some(link) = link.upgrade() else { return };
+                lock(&link.state).is_lazy = false;
+                link.say_released();
+            });
+            waits.wake();
+        }
+    }
+
+    fn say_released(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        let released = state.take_released();
+        let is_open = state.failed.is_none();
+        drop(state);
+        if is_open && !released.is_empty() {
+            let prefix = Said::Release { released: Numbers(&released) }.prefix(&self.token);
+            self.instance.tell(&self.address, &[&prefix]);
+        }
     }
 
     fn close(&self) {
@@ -300,6 +347,11 @@ impl Waiting {
 impl Source<Answer> for Waiting {
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Answer> {
         self.check_process()?;
+        // To be woken takes longer than most answers; whoever else wants the processor gets it.
+        let begin = Instant::now();
+        while !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
+            std::thread::yield_now();
+        }
         match (self.pending.take(), deadline) {
             (Some(pending), Some(at)) => pending.deadline(at.saturating_duration_since(Instant::now())).wait(),
             (Some(pending), None) => pending.wait(),
@@ -329,6 +381,9 @@ impl Drop for Waiting {
 pub(super) fn abandoned() -> Error {
     Error::new(ErrorKind::Cancelled, "request", "nobody waits for the answer any more")
 }
+
+/// How long the news that parts are not needed waits for a question to go with.
+const LAZY: Duration = Duration::from_millis(2);
 
 /// Questions in flight to one owner; more fill the queues of `na+sm`, which then slows down.
 const AT_ONCE: usize = 32;

@@ -7,17 +7,14 @@ use margo_sys::Margo;
 use super::native::load;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The protocol that is used where nobody says which: the first of those that Mercury offers here. `na+sm` is none of them:
-/// it does not leave the node.
+/// The protocol that is used where nobody says which.
 ///
 /// # Errors
 /// `Unavailable` without Margo, or when it offers no way to other nodes.
 pub(super) fn default() -> Result<String> {
     let margo = load()?;
-    let Some(offered) = margo.protocols() else { return Ok("ofi+tcp".to_owned()) };
-    let found = PREFERRED.iter().find(|wanted| offered.iter().any(|one| one.serves(wanted)));
-    found.map(|found| (*found).to_owned()).ok_or_else(|| {
-        let context = format!("Mercury offers no way to other nodes, only {}", self::offered(margo));
+    margo.preferred().map(str::to_owned).ok_or_else(|| {
+        let context = format!("Mercury offers no way to other nodes, only {}", offered(margo));
         Error::new(ErrorKind::Unavailable, "open", context)
     })
 }
@@ -82,9 +79,6 @@ pub(super) fn of(address: &str) -> &str {
 fn is_ip(protocol: &str) -> bool {
     ["ofi+tcp", "ofi+sockets", "ucx+tcp"].contains(&of(protocol))
 }
-
-/// In the order of what they can do.
-const PREFERRED: [&str; 7] = ["ofi+cxi", "ofi+verbs", "ofi+opx", "ofi+psm2", "ucx+all", "ofi+tcp", "ofi+sockets"];
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::memory::Memory;
 use super::native::{Bulk, Handler, Instance, Reply, Token};
-use super::wire::{DESCRIBED, Description, HELD, INLINE, KEPT, LONG, Part, Place, REFUSED, SMALL, Said, Source};
+use super::wire::{DESCRIBED, Description, HELD, KEPT, LONG, Numbers, Part, Place, REFUSED, SMALL, Said, Source};
 use crate::error::Result;
 use crate::fabric::{Incoming, MAX_HEAD, MAX_PARTS, Outgoing, Respond, Responder, Service};
 use crate::failpoint::failpoint;
@@ -187,6 +187,13 @@ impl Session {
         reply.send(&[if has_room { HELD } else { REFUSED }]);
     }
 
+    fn release(&self, numbers: Numbers<'_>) {
+        let mut state = lock(&self.state);
+        let pins: Vec<_> = numbers.iter().filter_map(|number| state.pins.remove(&number)).collect();
+        drop(state);
+        drop(pins);
+    }
+
     fn is_open(&self) -> bool {
         lock(&self.state).service.is_some()
     }
@@ -198,7 +205,7 @@ impl Session {
             return None;
         }
         let total: usize = parts.iter().map(Bytes::len).sum();
-        let fits = 1 + Description::len_packed(head.len(), parts.len()) + total <= INLINE;
+        let fits = 1 + Description::len_packed(head.len(), parts.len()) + total <= self.instance.inline();
         let several = parts.len() > 1;
         let mut description = Description { head, ..Description::default() };
         let (mut packed, mut bulks, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
@@ -267,7 +274,10 @@ impl Session {
 impl Handler for Arc<Session> {
     fn asked(&self, message: &[u8], reply: Reply) {
         match Said::decode(message) {
-            Ok(Said::Question { number, head }) => self.question(number, head, reply),
+            Ok(Said::Question { number, released, head }) => {
+                self.release(released);
+                self.question(number, head, reply);
+            }
             Ok(Said::Keep { number }) => {
                 let mut state = lock(&self.state);
                 let pin = state.pins.get_mut(&number).map(|pin| pin.since = Instant::now());
@@ -280,9 +290,8 @@ impl Handler for Arc<Session> {
     }
 
     fn told(&self, message: &[u8]) {
-        if let Ok(Said::Release { number }) = Said::decode(message) {
-            let pin = lock(&self.state).pins.remove(&number);
-            drop(pin);
+        if let Ok(Said::Release { released }) = Said::decode(message) {
+            self.release(released);
         }
     }
 }
@@ -314,7 +323,7 @@ impl Respond for Duty {
         match (std::mem::replace(&mut *place, Slot::Over), prepared) {
             (Slot::Rpc(rpc), Some(prepared)) => {
                 drop(place);
-                if prepared.len < INLINE {
+                if prepared.len < session.instance.inline() {
                     let pieces: Vec<&[u8]> =
                         std::iter::once(DESCRIBED).chain(prepared.pieces.iter().map(|piece| &piece[..])).collect();
                     rpc.send(&pieces);

@@ -1,11 +1,22 @@
 //! The fabric over the Margo of this machine: `PROXYSTORE_MARGO_LIB=... cargo test --all-features --lib -- --ignored margo`.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use bytes::Bytes;
+
+use super::native::Token;
+use super::wire::{Answered, Description, KEPT, Numbers, Said};
 use super::*;
+use crate::error::ErrorKind;
 use crate::fabric::conformance::{Ends, own_network};
+use crate::fabric::{Incoming, Land, Landing, Parts, Segment};
 use crate::launch::Secret;
+use crate::region::RegionMut;
 
 fn identity(secret: &Arc<Secret>, instance: u64) -> Identity {
     Identity { secret: Arc::clone(secret), job: "test".to_owned(), instance }
@@ -17,7 +28,7 @@ fn ends(protocol: &str) -> Ends {
     let is_cut = is("silent");
     let secret = Arc::new(Secret::random());
     let silence = Duration::from_secs(if is_cut || is("held_answer") { 1 } else { 20 });
-    let options = Options { protocol: Some(protocol.to_owned()), silence };
+    let options = Options { protocol: Some(protocol.to_owned()), silence, ..Options::default() };
     Ends {
         requester: Arc::new(Margo::new(identity(&secret, 1), options.clone())),
         owner: Arc::new(Margo::new(identity(&secret, 2), options.clone())),
@@ -56,3 +67,225 @@ mod tcp_by_ofi {
         stranger: [ignore = "needs Margo with ofi+tcp: --ignored"]
     );
 }
+
+/// Answers each question with a part of that many bytes, from memory that it was given.
+struct Sender {
+    content: Bytes,
+    asked: AtomicUsize,
+}
+
+impl Service for Sender {
+    fn answer(&self, call: Incoming<'_>) {
+        self.asked.fetch_add(1, SeqCst);
+        let len = call.head.try_into().map_or(0, u32::from_le_bytes) as usize;
+        call.responder.reply(b"here".to_vec(), vec![self.content.slice(..len)]);
+    }
+}
+
+/// A session, as a requester that is not ours could use it.
+struct Intruder {
+    control: Arc<dyn Peer>,
+    instance: Arc<Instance>,
+    address: Arc<Address>,
+    token: Token,
+}
+
+impl Intruder {
+    fn enter(fabric: &Margo, contact: SocketAddr) -> Self {
+        let control = fabric.tcp.control(Purpose::Margo, contact, Instant::now() + LIMIT).unwrap();
+        let silence_ms = fabric.options.silence.as_millis() as u32;
+        let hello = Control::Hello { silence_ms, wanted: "na+sm".to_owned() }.encode();
+        let answer = Arc::clone(&control).request(Call::small(hello)).deadline(LIMIT).wait().unwrap();
+        let Ok(Welcome::Here { token, address }) = Welcome::decode(&answer.head) else { panic!("{:?}", answer.head) };
+        let instance = Instance::shared("na+sm", false).unwrap();
+        let address = Address::lookup(&instance, &address).unwrap();
+        Self { control, instance, address, token }
+    }
+
+    fn say(&self, token: &Token, said: &Said<'_>) -> Vec<u8> {
+        let head: &[u8] = if let Said::Question { head, .. } = said { head } else { &[] };
+        let (tell, told) = channel();
+        let done = move |answer: Result<&[u8]>| drop(tell.send(answer.map(<[u8]>::to_vec)));
+        self.instance.ask(&self.address, &[&said.prefix(token), head], LIMIT, done).unwrap();
+        told.recv_timeout(LIMIT).unwrap().unwrap()
+    }
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn who_was_not_let_in_is_not_heard() {
+    let fabric = fabric("na+sm", Duration::from_secs(20));
+    let sender = Arc::new(Sender { content: vec![1; 100].into(), asked: AtomicUsize::new(0) });
+    let listener = fabric.listen(&[any()], Arc::new(Shared(Arc::clone(&sender)))).unwrap();
+    let intruder = Intruder::enter(&fabric, listener.contact());
+    let question = Said::Question { number: 1, released: Numbers::default(), head: &[10, 0, 0, 0] };
+    assert_eq!(intruder.say(&[7; 16], &question), b"", "another token");
+    assert_eq!(intruder.say(&[0; 16], &question), b"");
+    assert_eq!(sender.asked.load(SeqCst), 0);
+    let answer = intruder.say(&intruder.token, &question);
+    assert!(matches!(Answered::decode(&answer), Ok(Answered::Described(_))), "{answer:?}");
+    assert_eq!(sender.asked.load(SeqCst), 1);
+    // Nor is who was let in, and has gone.
+    intruder.control.close();
+    let end = Instant::now() + LIMIT;
+    while !intruder.say(&intruder.token, &question).is_empty() {
+        assert!(Instant::now() < end, "the session is still open");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn parts_that_nobody_releases_expire_unless_they_are_wanted() {
+    let silence = Duration::from_millis(500);
+    let fabric = fabric("na+sm", silence);
+    let sender = Sender { content: vec![1; 1 << 20].into(), asked: AtomicUsize::new(0) };
+    let listener = fabric.listen(&[any()], Arc::new(sender)).unwrap();
+    let intruder = Intruder::enter(&fabric, listener.contact());
+    let answer = intruder.say(
+        &intruder.token,
+        &Said::Question { number: 1, released: Numbers::default(), head: &(1u32 << 20).to_le_bytes() },
+    );
+    let Ok(Answered::Described(description)) = Answered::decode(&answer) else { panic!("{answer:?}") };
+    assert!(Description::decode(description).unwrap().0.is_pinned);
+    let keep = |number| intruder.say(&intruder.token, &Said::Keep { number });
+    let begin = Instant::now();
+    while begin.elapsed() < silence * 6 {
+        assert_eq!(keep(1), KEPT[1], "after {:?}", begin.elapsed());
+        std::thread::sleep(silence / 4);
+    }
+    assert_eq!(keep(2), KEPT[0], "what was never pinned");
+    std::thread::sleep(silence * 4);
+    assert_eq!(keep(1), KEPT[0], "nobody has said a word for twice the time");
+    // What is released is gone at once.
+    intruder.say(
+        &intruder.token,
+        &Said::Question { number: 3, released: Numbers::default(), head: &(1u32 << 20).to_le_bytes() },
+    );
+    assert_eq!(keep(3), KEPT[1]);
+    intruder
+        .instance
+        .tell(&intruder.address, &[&Said::Release { released: Numbers(&3_u64.to_le_bytes()) }.prefix(&intruder.token)]);
+    let end = Instant::now() + silence;
+    while keep(3) != KEPT[0] {
+        assert!(Instant::now() < end, "it was released");
+    }
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn segments_are_registered_once() {
+    let (owner, requester) = (fabric("na+sm", Duration::from_secs(20)), fabric("na+sm", Duration::from_secs(20)));
+    let content: &'static [u8] = (0..4 << 20).map(|i: u32| (i >> 7) as u8).collect::<Vec<_>>().leak();
+    let theirs = Arc::new(One::of(content.as_ptr().addr(), 4 << 20));
+    owner.register(Arc::clone(&theirs) as _);
+    let sender = Sender { content: Bytes::from_static(content), asked: AtomicUsize::new(0) };
+    let listener = owner.listen(&[any()], Arc::new(sender)).unwrap();
+    let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
+    for len in [100_000_u32, 1 << 20, 4 << 20, 70_000] {
+        let region = RegionMut::heap(4 << 20).unwrap();
+        let call = Call { head: len.to_le_bytes().to_vec(), land: Box::new(Into(Some(region), None)), lane: 0 };
+        let answer = Arc::clone(&peer).request(call).deadline(LIMIT).wait().unwrap();
+        assert_eq!(answer.parts.iter().map(Landing::len).collect::<Vec<_>>(), [len as usize]);
+    }
+    assert_eq!(theirs.asked.load(SeqCst), 1, "the owner's segment was looked up once");
+}
+
+#[test]
+#[ignore = "needs Margo: --ignored"]
+fn other_protocols_are_named() {
+    for (protocol, kind) in [("ofi+psm9", ErrorKind::Config), ("tcp", ErrorKind::Config)] {
+        let config = ConnectorConfig::new("margo", "").with_option("protocol", protocol);
+        let error = Options::of(&config).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+    let config = ConnectorConfig::new("margo", "").with_option("protocol", "ofi+psm9");
+    let text = Options::of(&config).unwrap_err().to_string();
+    assert!(text.contains("ofi+psm9") && text.contains("na+sm"), "{text}");
+    // An owner that does not have it says so, too.
+    let (owner, requester) = (fabric("na+sm", LIMIT), fabric("ofi+psm9", LIMIT));
+    let sender = Sender { content: Bytes::new(), asked: AtomicUsize::new(0) };
+    let listener = owner.listen(&[any()], Arc::new(sender)).unwrap();
+    let error = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("does not offer \"ofi+psm9\""), "{error}");
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn instances_end_in_any_order() {
+    let begin = Instant::now();
+    for order in 0..2 {
+        let (owner, requester) = (fabric("na+sm", Duration::from_secs(20)), fabric("na+sm", Duration::from_secs(20)));
+        let sender = Sender { content: vec![5; 1 << 20].into(), asked: AtomicUsize::new(0) };
+        let listener = owner.listen(&[any()], Arc::new(sender)).unwrap();
+        let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
+        let region = RegionMut::heap(1 << 20).unwrap();
+        let call =
+            Call { head: (1u32 << 20).to_le_bytes().to_vec(), land: Box::new(Into(Some(region), None)), lane: 0 };
+        let asked = Arc::clone(&peer).request(call);
+        match order {
+            0 => {
+                drop((requester, peer, listener, owner));
+                drop(asked.deadline(LIMIT).wait());
+            }
+            _ => {
+                drop((listener, owner));
+                drop((asked, peer));
+                drop(requester);
+            }
+        }
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+}
+
+/// Lands in a region, which it keeps.
+struct Into(Option<RegionMut>, Option<Parts>);
+
+impl Land for Into {
+    fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
+        let (Some(region), [len]) = (self.0.take(), lens) else { panic!("{lens:?}") };
+        let (parts, landing) = Landing::whole(region, *len as usize)?;
+        self.1 = Some(parts);
+        Ok(vec![landing])
+    }
+}
+
+struct Shared(Arc<Sender>);
+
+impl Service for Shared {
+    fn answer(&self, call: Incoming<'_>) {
+        self.0.answer(call);
+    }
+}
+
+/// One segment, that counts how often it is asked for.
+struct One {
+    addresses: Range<usize>,
+    asked: AtomicUsize,
+}
+
+impl One {
+    fn of(start: usize, len: usize) -> Self {
+        Self { addresses: start..start + len, asked: AtomicUsize::new(0) }
+    }
+}
+
+impl Segments for One {
+    fn segment_of(&self, address: usize) -> Option<Segment> {
+        self.asked.fetch_add(1, SeqCst);
+        self.addresses.contains(&address).then(|| Segment { addresses: self.addresses.clone(), views: None })
+    }
+}
+
+fn fabric(protocol: &str, silence: Duration) -> Margo {
+    static SECRET: OnceLock<Arc<Secret>> = OnceLock::new();
+    let secret = SECRET.get_or_init(|| Arc::new(Secret::random()));
+    Margo::new(identity(secret, 5), Options { protocol: Some(protocol.to_owned()), silence, ..Options::default() })
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+const LIMIT: Duration = Duration::from_secs(10);

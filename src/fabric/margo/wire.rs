@@ -1,9 +1,9 @@
 //! What requester and owner say to each other. All numbers are little-endian.
 //!
 //! ```text
-//!   by RPC:   token │ crc kind number head      ──>            a question, or a sign that a long answer is still wanted
-//!                        <──   kind description                 or: held, refused, too long for an RPC
-//!             token │ crc release number        ──>            the parts of an answer are not needed any more
+//!   by RPC:   token │ crc kind number released head   ──>      a question, or a sign that a long answer is still wanted
+//!                              <──   kind description           or: held, refused, too long for an RPC
+//!             token │ crc release - released          ──>      the parts of answers are not needed any more
 //!   on the control connection, which is TCP:  hello, watch, collect
 //! ```
 //!
@@ -22,30 +22,40 @@ use super::native::Token;
 pub(super) enum Said<'a> {
     Question {
         number: u64,
+        /// Answers whose parts are not needed any more.
+        released: Numbers<'a>,
         head: &'a [u8],
     },
     /// The parts of that answer are still being pulled.
-    Keep {
-        number: u64,
-    },
-    /// They are not needed any more.
-    Release {
-        number: u64,
-    },
+    Keep { number: u64 },
+    /// As in a question, where there is none to ask.
+    Release { released: Numbers<'a> },
+}
+
+/// Numbers of answers, eight bytes each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Numbers<'a>(pub(super) &'a [u8]);
+
+impl Numbers<'_> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = u64> {
+        self.0.chunks_exact(8).map(|bytes| bytes.try_into().map_or(0, u64::from_le_bytes))
+    }
 }
 
 impl<'a> Said<'a> {
     /// What stands before the head.
-    pub(super) fn prefix(&self, token: &Token) -> [u8; PREFIX] {
-        let (kind, number, head): (u8, u64, &[u8]) = match self {
-            Self::Question { number, head } => (1, *number, head),
-            Self::Keep { number } => (2, *number, &[]),
-            Self::Release { number } => (3, *number, &[]),
+    pub(super) fn prefix(&self, token: &Token) -> Vec<u8> {
+        let (kind, number, released, head): (u8, u64, &[u8], &[u8]) = match self {
+            Self::Question { number, released, head } => (1, *number, released.0, head),
+            Self::Keep { number } => (2, *number, &[], &[]),
+            Self::Release { released } => (3, 0, released.0, &[]),
         };
-        let mut prefix = [0; PREFIX];
+        let mut prefix = vec![0; PREFIX];
         prefix[..16].copy_from_slice(token);
         prefix[20] = kind;
-        prefix[21..].copy_from_slice(&number.to_le_bytes());
+        prefix[21..29].copy_from_slice(&number.to_le_bytes());
+        prefix[29] = (released.len() / 8) as u8;
+        prefix.extend_from_slice(released);
         let crc = checksum(&[&prefix[20..], head]);
         prefix[16..20].copy_from_slice(&crc.to_le_bytes());
         prefix
@@ -61,11 +71,16 @@ impl<'a> Said<'a> {
         }
         let kind = input.byte()?;
         let number = u64::from_le_bytes(input.array()?);
-        let head = &message[PREFIX - size_of::<Token>()..];
+        let count = usize::from(input.byte()?);
+        if count > MOST_RELEASED {
+            return Err(corrupt("a message that releases too much"));
+        }
+        let released = Numbers(input.take(count * 8)?);
+        let head = &message[PREFIX - size_of::<Token>() + count * 8..];
         match kind {
-            1 if head.len() <= MAX_HEAD => Ok(Self::Question { number, head }),
-            2 if head.is_empty() => Ok(Self::Keep { number }),
-            3 if head.is_empty() => Ok(Self::Release { number }),
+            1 if head.len() <= MAX_HEAD => Ok(Self::Question { number, released, head }),
+            2 if head.is_empty() && count == 0 => Ok(Self::Keep { number }),
+            3 if head.is_empty() => Ok(Self::Release { released }),
             _ => Err(corrupt("a message that makes no sense")),
         }
     }
@@ -348,11 +363,14 @@ fn corrupt(context: &'static str) -> Error {
 /// Version of all of this.
 const VERSION: u16 = 1;
 
-/// Token, checksum, kind, number.
-pub(super) const PREFIX: usize = 16 + 4 + 1 + 8;
+/// Token, checksum, kind, number, count of numbers.
+const PREFIX: usize = 16 + 4 + 1 + 8 + 1;
+
+/// Most answers that one message releases.
+pub(super) const MOST_RELEASED: usize = 64;
 
 /// Longest message of an RPC, in bytes.
-pub(super) const LONGEST: usize = PREFIX + MAX_HEAD;
+pub(super) const LONGEST: usize = PREFIX + 8 * MOST_RELEASED + MAX_HEAD;
 
 /// Longest answer that Mercury sends at once, less what it and Margo put before it: eager messages are 4 KiB.
 pub(super) const INLINE: usize = 4000;
@@ -421,10 +439,10 @@ mod tests {
     fn messages_survive() {
         let token = [9; 16];
         for said in [
-            Said::Question { number: 1, head: b"" },
-            Said::Question { number: u64::MAX, head: b"what?" },
+            Said::Question { number: 1, released: Numbers(&[]), head: b"" },
+            Said::Question { number: u64::MAX, released: Numbers(&[7; 16]), head: b"what?" },
             Said::Keep { number: 2 },
-            Said::Release { number: 3 },
+            Said::Release { released: Numbers(&[1; 8 * MOST_RELEASED]) },
         ] {
             let head: &[u8] = if let Said::Question { head, .. } = &said { head } else { &[] };
             let message = [&said.prefix(&token)[..], head].concat();
@@ -436,6 +454,8 @@ mod tests {
                 assert!(Said::decode(&damaged[16..]).is_err());
             }
         }
+        let numbers = [3_u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat();
+        assert_eq!(Numbers(&numbers).iter().collect::<Vec<_>>(), [3, u64::MAX]);
         for control in [
             Control::Hello { silence_ms: 10_000, wanted: "na+sm".to_owned() },
             Control::Hello { silence_ms: 0, wanted: String::new() },

@@ -14,7 +14,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
-use super::message::{Hello, Kind, Message};
+use super::message::{ENDED, Hello, Kind, Message};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +58,8 @@ struct Link {
     failed: Option<Error>,
     /// Since when nothing was heard from the owner while it owed an answer.
     since: Instant,
+    /// When it was last told that this side lives.
+    said: Instant,
     /// Asked of the control connection while the owner takes long: it fails when the owner is dead or silent.
     watch: Option<Pending<Answer>>,
 }
@@ -104,8 +106,10 @@ impl Driver {
         };
         let mut core = lock(&self.core);
         core.worker.connect(token, &address)?;
-        let link = Link { theirs, control, failed: None, since: Instant::now(), watch: None };
-        core.links.insert(token, link);
+        let now = Instant::now();
+        core.links.insert(token, Link { theirs, control, failed: None, since: now, said: now, watch: None });
+        // It is driven until it stands, also where nobody asks anything.
+        self.rouse(&core);
         Ok(token)
     }
 
@@ -320,13 +324,29 @@ impl Driver {
             } else if known.watch.is_none() && now.saturating_duration_since(known.since) >= patience {
                 known.watch = Some(Arc::clone(&known.control).request(Call::small(Hello::Watch.encode())));
             }
+            let is_quiet = is_owed && now.saturating_duration_since(known.since.max(known.said)) >= patience;
+            let theirs = known.theirs;
             if let Some(watch) = &mut known.watch {
                 let mut context = TaskContext::from_waker(Waker::noop());
                 if let Poll::Ready(ended) = std::future::Future::poll(Pin::new(watch), &mut context) {
                     known.watch = None;
-                    // An owner that does not watch answers at once; then there is no more to be known of it.
-                    end = ended.err().filter(|error| error.kind() != ErrorKind::Cancelled);
+                    end = match ended {
+                        Ok(answer) if answer.head == ENDED => {
+                            Some(Error::new(ErrorKind::PeerDown, "request", "the owner has ended the connection"))
+                        }
+                        // One that does not watch answers at once; then there is no more to be known of it.
+                        Ok(_) => None,
+                        Err(error) => Some(error).filter(|error| error.kind() != ErrorKind::Cancelled),
+                    };
                     known.since = now;
+                }
+            }
+            if is_quiet && end.is_none() {
+                known.said = now;
+                // Bytes may be long on their way, and nothing else tells the owner that they are taken.
+                if let Ok(encoded) = Message::new(Kind::Alive, theirs, 0).encode(&[], &[]) {
+                    let after = self.post(&mut core, link, encoded.header, Vec::new());
+                    afters.push((after, None));
                 }
             }
             if let Some(error) = end {

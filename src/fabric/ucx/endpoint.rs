@@ -65,6 +65,22 @@ impl Endpoint {
         Ok(Self { raw: endpoint, tag })
     }
 
+    /// Has [`Event::Met`] come when the connection stands, or cannot; whether it is still to come.
+    ///
+    /// Until then somebody must progress the worker: UCX 1.13 with assertions ends the process when it reads that the peer has
+    /// accepted, and cannot send any more, because the peer has given up by that time.
+    pub(super) fn meet(&self, raw: &Raw) -> bool {
+        let ucx = raw.context.ucx();
+        let params = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+            cb: ucp_request_param_t__bindgen_ty_1 { send: Some(met) },
+            user_data: (&raw const *raw.inbox).cast_mut().cast(),
+            ..Default::default()
+        };
+        // SAFETY: made before, and the worker is used by this thread alone; the inbox lives as long as the worker.
+        UCS_PTR_IS_PTR(unsafe { ucx.ucp_ep_flush_nbx(self.raw, &params) })
+    }
+
     /// Closes it at once: its operations end in errors, and then [`Event::Closed`] comes. Whether that is still to come.
     pub(super) fn close(self, ucx: &Ucx) -> bool {
         let params = ucp_request_param_t {
@@ -94,6 +110,12 @@ unsafe extern "C" fn broken(tag: *mut c_void, _: ucp_ep_h, status: ucs_status_t)
         (tag.link, &*tag.inbox)
     };
     inbox.push(Event::Broken { link, status });
+}
+
+unsafe extern "C" fn met(request: *mut c_void, _: ucs_status_t, inbox: *mut c_void) {
+    // SAFETY: the inbox lives as long as the worker.
+    unsafe { &*inbox.cast_const().cast::<Inbox>() }.push(Event::Met);
+    super::worker::free(request);
 }
 
 unsafe extern "C" fn closed(request: *mut c_void, _: ucs_status_t, tag: *mut c_void) {

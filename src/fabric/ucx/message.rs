@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Part = 4,
     Refusal = 5,
     Abandon = 6,
+    /// The requester lives and takes what comes, however slowly.
+    Alive = 7,
 }
 
 /// The fixed part of a message.
@@ -115,6 +117,7 @@ impl Message {
             4 => Kind::Part,
             5 => Kind::Refusal,
             6 => Kind::Abandon,
+            7 => Kind::Alive,
             _ => return Err(nonsense("a message of no kind")),
         };
         let parts = u32::from_le_bytes(reader.array().map_err(corrupt)?);
@@ -125,7 +128,7 @@ impl Message {
         let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
         let zeros: [u8; 4] = reader.array().map_err(corrupt)?;
         let message = Self { kind, token, number, index, head, parts, checksum };
-        let is_bare = matches!(kind, Kind::Part | Kind::Refusal | Kind::Abandon);
+        let is_bare = matches!(kind, Kind::Part | Kind::Refusal | Kind::Abandon | Kind::Alive);
         let has_parts = matches!(kind, Kind::Answer | Kind::Apart);
         if zeros != [0; 4]
             || [a, b, c] != [0; 3]
@@ -198,7 +201,8 @@ impl Message {
 pub(super) enum Hello {
     /// Answer to this worker, and name the connection so.
     Meet { token: u64, address: Vec<u8> },
-    /// Say that you live, by the beats of the control connection, until I ask no more.
+    /// Say that you live, by the beats of the control connection, until I ask no more; [`ENDED`] when you have no such
+    /// connection any more.
     Watch,
 }
 
@@ -312,6 +316,9 @@ pub fn check_messages(bytes: &[u8]) -> bool {
     );
     true
 }
+
+/// What the owner says at the end of a watch.
+pub(super) const ENDED: &[u8] = &[1];
 
 /// Bytes of the fixed part.
 pub(super) const HEADER: usize = 40;

@@ -83,6 +83,8 @@ pub(super) enum Event {
     },
     /// An endpoint is closed.
     Closed,
+    /// An endpoint reaches its peer, or never will.
+    Met,
 }
 
 /// Where UCX's callbacks put what happened. Touched only within calls on the worker, which are one at a time.

@@ -16,7 +16,7 @@ use ucx_sys::UCS_OK;
 
 use super::Options;
 use super::context::Context;
-use super::message::{Hello, Kind, Message, Welcome};
+use super::message::{ENDED, Hello, Kind, Message, Welcome};
 use super::operation::{About, Body, Data, Event, Finished, Operation};
 use super::worker::Worker;
 use crate::error::Result;
@@ -232,8 +232,8 @@ struct Client {
     queue: VecDeque<(u64, Outgoing)>,
     /// Bytes on their way.
     flying: u64,
-    /// When bytes last arrived, or the first of those on their way began to.
-    moved: Instant,
+    /// When it last said something, or bytes arrived, or the first of those on their way began to.
+    heard: Instant,
 }
 
 impl Desk {
@@ -298,8 +298,9 @@ impl Desk {
                 }
             }
             Order::Watch { connection, responder } => {
-                if let Some(client) = self.tokens.get(&connection).and_then(|token| self.clients.get_mut(token)) {
-                    client.watch = Some(responder);
+                match self.tokens.get(&connection).and_then(|token| self.clients.get_mut(token)) {
+                    Some(client) => client.watch = Some(responder),
+                    None => responder.reply(ENDED.to_vec(), Vec::new()),
                 }
             }
             Order::Meet { connection, from, token, address, responder } => {
@@ -315,8 +316,8 @@ impl Desk {
         if let Err(error) = self.worker.connect(token, address) {
             return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
         }
-        let (queue, moved) = (VecDeque::new(), Instant::now());
-        self.clients.insert(token, Client { theirs, from, watch: None, queue, flying: 0, moved });
+        let (queue, heard) = (VecDeque::new(), Instant::now());
+        self.clients.insert(token, Client { theirs, from, watch: None, queue, flying: 0, heard });
         if let Some(former) = self.tokens.insert(connection, token) {
             self.forget(former);
         }
@@ -329,7 +330,10 @@ impl Desk {
         if let Some(client) = self.clients.remove(&token) {
             lock(&self.shared.held).retain(|(held, _)| *held != token);
             self.worker.close(token);
-            drop(client);
+            // Its end of the connection may have noticed nothing.
+            if let Some(watch) = client.watch {
+                watch.reply(ENDED.to_vec(), Vec::new());
+            }
         }
     }
 
@@ -341,12 +345,15 @@ impl Desk {
                 // Its control connection stays, until the requester ends it.
                 self.forget(link);
             }
-            Event::Closed => {}
+            Event::Closed | Event::Met => {}
         }
     }
 
     fn hear(&mut self, header: &[u8], data: Data) {
         if let Some((message, head)) = self.read(header, &data) {
+            if let Some(client) = self.clients.get_mut(&message.token) {
+                client.heard = Instant::now();
+            }
             match message.kind {
                 Kind::Ask => self.asked(message.token, message.number, &head),
                 Kind::Abandon => {
@@ -354,7 +361,7 @@ impl Desk {
                         self.send_bare(message.token, Kind::Refusal, message.number);
                     }
                 }
-                Kind::Answer | Kind::Apart | Kind::Part | Kind::Refusal => {}
+                Kind::Alive | Kind::Answer | Kind::Apart | Kind::Part | Kind::Refusal => {}
             }
         }
         self.worker.release(data);
@@ -461,7 +468,7 @@ impl Desk {
     fn begin(&mut self, token: u64, operation: Operation, whole: bool) {
         if let (About::Answer { bytes, .. }, Some(client)) = (operation.about, self.clients.get_mut(&token)) {
             if client.flying == 0 {
-                client.moved = Instant::now();
+                client.heard = Instant::now();
             }
             client.flying += bytes;
         }
@@ -483,7 +490,7 @@ impl Desk {
         let About::Answer { connection, bytes } = finished.operation.about else { return None };
         let client = self.clients.get_mut(&connection)?;
         client.flying = client.flying.saturating_sub(bytes);
-        client.moved = Instant::now();
+        client.heard = Instant::now();
         failpoint!("fabric.answer.sent");
         if finished.status != UCS_OK {
             // Its endpoint is broken, or will be: the requester is not left with half an answer.
@@ -493,13 +500,13 @@ impl Desk {
         Some(connection)
     }
 
-    /// Ends connections whose requesters do not take what they asked for.
+    /// Ends connections whose requesters do not take what they asked for, and say nothing.
     fn look(&mut self, now: Instant) {
         let silence = self.shared.options.silence;
         let stuck: Vec<u64> = self
             .clients
             .iter()
-            .filter(|(_, client)| client.flying > 0 && now.saturating_duration_since(client.moved) >= silence)
+            .filter(|(_, client)| client.flying > 0 && now.saturating_duration_since(client.heard) >= silence)
             .map(|(token, _)| *token)
             .collect();
         stuck.into_iter().for_each(|token| self.forget(token));

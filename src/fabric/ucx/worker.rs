@@ -30,6 +30,8 @@ pub(super) struct Worker {
     running: usize,
     /// Endpoints that are being closed.
     closing: usize,
+    /// Endpoints that do not know yet whether they reach their peers.
+    meeting: usize,
     descriptor: RawFd,
     /// The process that made it: in a forked child nothing of UCX may be touched.
     generation: u32,
@@ -79,7 +81,7 @@ impl Worker {
         // SAFETY: the worker was made for waking up, by its context's features.
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
-        Ok(Self { raw, endpoints: HashMap::new(), running: 0, closing: 0, descriptor, generation })
+        Ok(Self { raw, endpoints: HashMap::new(), running: 0, closing: 0, meeting: 0, descriptor, generation })
     }
 
     fn ucx(&self) -> &'static Ucx {
@@ -115,6 +117,7 @@ impl Worker {
     /// As [`Endpoint::new`].
     pub(super) fn connect(&mut self, link: u64, address: &[u8]) -> Result<()> {
         let endpoint = Endpoint::new(&self.raw, link, address)?;
+        self.meeting += usize::from(endpoint.meet(&self.raw));
         if let Some(former) = self.endpoints.insert(link, endpoint) {
             self.closing += usize::from(former.close(self.ucx()));
         }
@@ -128,9 +131,9 @@ impl Worker {
         }
     }
 
-    /// Whether operations or closings are under way, which need [`progress`](Self::progress).
+    /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
     pub(super) fn is_busy(&self) -> bool {
-        self.running > 0 || self.closing > 0
+        self.running > 0 || self.closing > 0 || self.meeting > 0
     }
 
     /// Begins to send a message, or sends it: then its end is the result. To a link that is closed nothing is sent.
@@ -209,6 +212,7 @@ impl Worker {
         match &event {
             Event::Finished(_) => self.running -= 1,
             Event::Closed => self.closing -= 1,
+            Event::Met => self.meeting -= 1,
             Event::Message { .. } | Event::Broken { .. } => {}
         }
         Some(event)

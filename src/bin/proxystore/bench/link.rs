@@ -46,6 +46,8 @@ pub(super) enum Reference {
     Socket(SocketAddr),
     /// The bare loop on UCX's interface, by the contact of its owner.
     Ucp(Vec<u8>),
+    /// The bare loop on Margo's interface: the protocol, and the contact of its owner.
+    Margo(String, Vec<u8>),
 }
 
 #[derive(Serialize, Deserialize)]

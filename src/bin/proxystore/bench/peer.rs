@@ -149,6 +149,7 @@ impl Peer {
                     })
                 }
                 Reference::Ucp(contact) => ucp(&self.store.config().connector, contact, how, size, keys.len())?,
+                Reference::Margo(protocol, contact) => margo(protocol, contact, size)?,
             });
         }
         let mut batches: Vec<Batch<'_, Error>> =
@@ -258,6 +259,23 @@ fn ucp(
 #[cfg(not(feature = "ucx"))]
 fn ucp(_: &ConnectorConfig, _: &[u8], _: How, _: usize, _: usize) -> Result<Measured<'static>, Error> {
     Err(Error::new(ErrorKind::Unavailable, "bench", "the peer's build has no UCX"))
+}
+
+/// The bare loop on Margo's interface.
+#[cfg(feature = "margo")]
+fn margo(protocol: &str, contact: &[u8], size: usize) -> Result<Measured<'static>, Error> {
+    let mut requester = Some(crate::margo::Requester::connect(protocol, contact, size).map_err(hung_up)?);
+    Ok(Box::new(move |n| {
+        let taken = requester.take().ok_or_else(|| hung_up(io::ErrorKind::BrokenPipe.into()))?;
+        let (back, took) = taken.fetch(n, size).map_err(hung_up)?;
+        requester = Some(back);
+        Ok(took)
+    }))
+}
+
+#[cfg(not(feature = "margo"))]
+fn margo(_: &str, _: &[u8], _: usize) -> Result<Measured<'static>, Error> {
+    Err(Error::new(ErrorKind::Unavailable, "bench", "the peer's build has no Margo"))
 }
 
 fn resolve_batch(tokens: &[Vec<u8>], n: usize) -> Result<Duration, Error> {

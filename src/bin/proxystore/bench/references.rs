@@ -10,10 +10,15 @@ use crate::failure::Failure;
 #[cfg(feature = "ucx")]
 use crate::ucp::{Owner, Settings};
 
+#[cfg(feature = "margo")]
+use crate::margo;
+
 pub(super) struct References {
     all: Vec<Reference>,
     #[cfg(feature = "ucx")]
     _owner: Option<Owner>,
+    #[cfg(feature = "margo")]
+    _margo: Option<margo::Owner>,
 }
 
 /// The names of the references of gets, the one that counts first.
@@ -21,6 +26,7 @@ pub(super) fn names(place: &Place, how: How) -> &'static [&'static str] {
     match (how, place.scheme()) {
         (How::Batch, "ucx") => &["ucp", "get"],
         (_, "ucx") => &["ucp", "socket"],
+        (How::Get | How::Resolve, "margo") => &["margo", "socket"],
         (How::Batch, _) => &["get"],
         _ if place.crosses_nodes() => &["socket"],
         (How::Window, _) => &["get"],
@@ -35,12 +41,15 @@ impl References {
             all: Vec::new(),
             #[cfg(feature = "ucx")]
             _owner: None,
+            #[cfg(feature = "margo")]
+            _margo: None,
         };
         for name in names(place, how) {
             let reference = match *name {
                 "get" => Reference::Each,
                 "socket" => Reference::Socket(Socket::listen(payload)?.address()),
                 "ucp" => this.ucp(&place.store.config().connector, payload)?,
+                "margo" => this.margo(place, payload)?,
                 _ => Reference::Copy,
             };
             this.all.push(reference);
@@ -60,6 +69,24 @@ impl References {
         let contact = owner.contact().to_bytes();
         self._owner = Some(owner);
         Ok(Reference::Ucp(contact))
+    }
+
+    /// Over the protocol that objects go over.
+    #[cfg(feature = "margo")]
+    fn margo(&mut self, place: &Place, payload: &[u8]) -> Result<Reference, Failure> {
+        let margo = margo_sys::load().map_err(Failure::new)?;
+        let named = place.store.config().connector.option("protocol").map(str::to_owned);
+        let protocol = named.or_else(|| margo.preferred().map(str::to_owned)).unwrap_or_default();
+        let owner = margo::Owner::start(&protocol, payload);
+        let owner = owner.map_err(|error| Failure::io("the bare Margo loop", error))?;
+        let contact = owner.contact().to_vec();
+        self._margo = Some(owner);
+        Ok(Reference::Margo(protocol, contact))
+    }
+
+    #[cfg(not(feature = "margo"))]
+    fn margo(&mut self, _: &Place, _: &[u8]) -> Result<Reference, Failure> {
+        Err(Failure::new("this build has no Margo"))
     }
 
     #[cfg(not(feature = "ucx"))]

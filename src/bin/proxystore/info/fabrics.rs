@@ -54,8 +54,39 @@ impl Library {
     }
 }
 
-#[cfg(feature = "ucx")]
 fn libraries() -> Vec<Library> {
+    ucx().into_iter().chain(margo()).collect()
+}
+
+#[cfg(feature = "margo")]
+fn margo() -> Option<Library> {
+    let library = Library { name: "margo", ..Library::default() };
+    Some(match margo_sys::load() {
+        Ok(margo) => {
+            let device = |one: margo_sys::Protocol| match one.device.is_empty() {
+                true => one.to_string(),
+                false => format!("{one}/{}", one.device),
+            };
+            Library {
+                version: Some(format!("with Mercury {}", margo.mercury_version())),
+                file: margo.file().map(|file| file.display().to_string()),
+                found_by: Some(margo.origin().to_string()),
+                devices: margo.protocols().unwrap_or_default().into_iter().map(device).collect(),
+                to_a_peer: margo.preferred().map(str::to_owned).into_iter().collect(),
+                ..library
+            }
+        }
+        Err(error) => Library { error: Some(error.to_string()), ..library },
+    })
+}
+
+#[cfg(not(feature = "margo"))]
+fn margo() -> Option<Library> {
+    None
+}
+
+#[cfg(feature = "ucx")]
+fn ucx() -> Option<Library> {
     let found = crate::ucp::Settings::of_this_node().map_err(|error| error.to_string());
     let found = found.and_then(|settings| crate::ucp::look(&settings).map_err(|error| error.to_string()));
     let mut variables: Vec<String> = std::env::vars_os()
@@ -65,7 +96,7 @@ fn libraries() -> Vec<Library> {
         .collect();
     variables.sort();
     let library = Library { name: "ucx", variables, ..Library::default() };
-    vec![match found {
+    Some(match found {
         Ok(look) => Library {
             version: Some(look.version.to_string()),
             file: look.file.map(|file| file.display().to_string()),
@@ -75,12 +106,12 @@ fn libraries() -> Vec<Library> {
             ..library
         },
         Err(error) => Library { error: Some(error), ..library },
-    }]
+    })
 }
 
 #[cfg(not(feature = "ucx"))]
-fn libraries() -> Vec<Library> {
-    Vec::new()
+fn ucx() -> Option<Library> {
+    None
 }
 
 /// What the kernel has beyond Ethernet, by its classes of devices.

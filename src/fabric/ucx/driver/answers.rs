@@ -86,7 +86,7 @@ impl Driver {
                 drop(core);
                 after.run();
             }
-            Event::Closed => {}
+            Event::Closed | Event::Met => {}
         }
     }
 
@@ -118,7 +118,7 @@ impl Driver {
             }
             Kind::Apart | Kind::Answer => self.answer(&message, header, data),
             Kind::Part => self.part(link, number, message.index, data),
-            Kind::Ask | Kind::Abandon => self.release(data),
+            Kind::Ask | Kind::Abandon | Kind::Alive => self.release(data),
         }
     }
 

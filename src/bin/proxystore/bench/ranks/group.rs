@@ -144,7 +144,7 @@ fn listen(job: &Job, ports: &[u16]) -> Result<Vec<TcpListener>, Failure> {
 fn dial(job: &Job, ports: &[u16], pass: &Pass, rank: u32) -> Result<TcpStream, Failure> {
     // The hub may be here, and is else on the first node as a rule.
     let mut addresses = own_addresses(job)?;
-    addresses.extend(job.nodes.iter().flat_map(|node| resolve(node)));
+    addresses.extend(job.nodes.iter().flat_map(resolve));
     let until = Instant::now() + GATHERING;
     loop {
         for (ip, port) in addresses.iter().flat_map(|ip| ports.iter().map(move |port| (*ip, *port))) {
