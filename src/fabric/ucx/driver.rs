@@ -324,9 +324,11 @@ impl Driver {
                 let mut context = TaskContext::from_waker(Waker::noop());
                 if let Poll::Ready(ended) = std::future::Future::poll(Pin::new(watch), &mut context) {
                     known.watch = None;
-                    // An owner that does not watch answers at once; then there is no more to be known of it.
-                    end = ended.err().filter(|error| error.kind() != ErrorKind::Cancelled);
-                    known.since = now;
+                    // It has no end of its own while the owner knows this connection.
+                    end = Some(match ended {
+                        Err(error) if error.kind() != ErrorKind::Cancelled => error,
+                        _ => Error::new(ErrorKind::PeerDown, "request", "the owner has given up this connection"),
+                    });
                 }
             }
             if let Some(error) = end {
@@ -433,7 +435,7 @@ impl Driver {
 impl Core {
     /// Whether somebody has to drive though no thread waits.
     fn has_work(&self) -> bool {
-        self.calls.is_watched() || self.worker.is_busy()
+        self.calls.is_watched() || self.calls.are_left() || self.worker.is_busy()
     }
 }
 
