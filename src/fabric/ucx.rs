@@ -72,7 +72,7 @@ pub(crate) struct Options {
     pub(crate) flying: u64,
     /// Answers of several parts up to so many bytes are packed into one message.
     pub(crate) packed: u64,
-    /// Answers that may be held back.
+    /// Answers that may be held back, of all requesters; and that may wait for one of them to take those before.
     pub(crate) held: usize,
     /// Devices that may be used, as in `UCX_NET_DEVICES`; where there are none, those on which this node listens.
     pub(crate) devices: Vec<String>,

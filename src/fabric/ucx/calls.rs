@@ -9,7 +9,7 @@ use std::thread::Thread;
 
 use super::operation::Data;
 use crate::error::{Error, Result};
-use crate::fabric::{Answer, Land, Landing};
+use crate::fabric::{Answer, Land, Landing, MAX_PARTS};
 
 /// See the module.
 #[derive(Default)]
@@ -20,6 +20,9 @@ pub(super) struct Calls {
     running: HashMap<u64, usize>,
     /// How many of them a task waits for.
     watched: usize,
+    /// Calls that nobody waits for any more, whose owners still owe an answer or parts of it: what comes has to be taken from
+    /// UCX and given back, or the owner waits for that and takes this process for one that does not read.
+    left: HashMap<u64, Left>,
     /// Somebody drives.
     pub(super) led: bool,
     /// Threads that wait for others to drive, by their calls.
@@ -35,11 +38,22 @@ struct Entry {
     waiter: Waiter,
 }
 
+/// What is still to come of a call that nobody waits for.
+struct Left {
+    link: u64,
+    /// Parts that came or ended.
+    came: usize,
+    /// How many there are, once that is known.
+    parts: Option<usize>,
+}
+
 enum Stage {
     /// Nothing has come; parts that overtook their answer wait.
     Asked {
         land: Option<Box<dyn Land>>,
         early: Vec<(u32, Data)>,
+        /// Its bytes are being fetched before it is known where they go.
+        is_claimed: bool,
     },
     /// Parts are on their way to their landings.
     Landing {
@@ -49,6 +63,18 @@ enum Stage {
         given: Vec<bool>,
     },
     Ended(Result<Answer>),
+}
+
+impl Entry {
+    /// What is left to come when it ends now; before the answer came, of so many parts.
+    fn left(&self, parts: Option<usize>) -> Left {
+        let (came, parts) = match &self.stage {
+            Stage::Asked { early, .. } => (early.len(), parts),
+            Stage::Landing { landings, missing, .. } => (landings.len() - missing, Some(landings.len())),
+            Stage::Ended(_) => (0, Some(0)),
+        };
+        Left { link: self.link, came, parts }
+    }
 }
 
 enum Waiter {
@@ -96,9 +122,9 @@ impl After {
 
     fn retire(&mut self, stage: Stage) {
         let stage = match stage {
-            Stage::Asked { land, early } => {
+            Stage::Asked { land, early, is_claimed } => {
                 self.data.extend(early.into_iter().map(|(_, data)| data));
-                Stage::Asked { land, early: Vec::new() }
+                Stage::Asked { land, early: Vec::new(), is_claimed }
             }
             stage => stage,
         };
@@ -114,7 +140,7 @@ impl Calls {
     }
 
     pub(super) fn insert(&mut self, link: u64, number: u64, land: Box<dyn Land>) {
-        let stage = Stage::Asked { land: Some(land), early: Vec::new() };
+        let stage = Stage::Asked { land: Some(land), early: Vec::new(), is_claimed: false };
         self.open.insert(number, Entry { link, stage, waiter: Waiter::None });
         *self.running.entry(link).or_default() += 1;
     }
@@ -128,7 +154,7 @@ impl Calls {
         }
     }
 
-    /// Whether a connection has calls that have not ended.
+    /// Whether a connection owes something: the ends of calls, also of those that nobody waits for any more.
     pub(super) fn are_open(&self, link: u64) -> bool {
         self.running.contains_key(&link)
     }
@@ -146,15 +172,33 @@ impl Calls {
         }
     }
 
+    /// Allows to fetch the bytes of an answer before it is known where they go: once a call.
+    pub(super) fn claim(&mut self, link: u64, number: u64) -> bool {
+        match self.open.get_mut(&number) {
+            Some(Entry { link: own, stage: Stage::Asked { land: Some(_), is_claimed, .. }, .. }) if *own == link => {
+                !std::mem::replace(is_claimed, true)
+            }
+            _ => false,
+        }
+    }
+
     /// The landings of an answer whose parts come apart; those that came before it.
-    pub(super) fn expect(&mut self, number: u64, head: Vec<u8>, landings: Vec<Landing>) -> Vec<(u32, Data)> {
-        let Some(entry) = self.open.get_mut(&number) else { return Vec::new() };
-        let Stage::Asked { early, .. } = &mut entry.stage else { return Vec::new() };
+    ///
+    /// # Errors
+    /// The landings, when the call has ended meanwhile.
+    pub(super) fn expect(
+        &mut self,
+        number: u64,
+        head: Vec<u8>,
+        landings: Vec<Landing>,
+    ) -> std::result::Result<Vec<(u32, Data)>, Vec<Landing>> {
+        let Some(entry) = self.open.get_mut(&number) else { return Err(landings) };
+        let Stage::Asked { early, .. } = &mut entry.stage else { return Err(landings) };
         let early = std::mem::take(early);
         let missing = landings.len();
         let landings = landings.into_iter().map(Some).collect();
         entry.stage = Stage::Landing { head, landings, missing, given: vec![false; missing] };
-        early
+        Ok(early)
     }
 
     /// The landing of a part that has come, of so many bytes.
@@ -168,9 +212,14 @@ impl Calls {
         index: u32,
         data: Data,
     ) -> std::result::Result<Option<(Landing, Data)>, Data> {
+        if self.came(Some(link), number) {
+            return Err(data);
+        }
         let Some(entry) = self.open.get_mut(&number).filter(|entry| entry.link == link) else { return Err(data) };
         match &mut entry.stage {
-            Stage::Asked { land: Some(_), early } if early.len() < crate::fabric::MAX_PARTS => {
+            Stage::Asked { land: Some(_), early, .. }
+                if early.len() < MAX_PARTS && held(early) + data.held() <= MOST_EARLY =>
+            {
                 early.push((index, data));
                 Ok(None)
             }
@@ -196,6 +245,9 @@ impl Calls {
 
     /// A part is where it belongs.
     pub(super) fn landed(&mut self, number: u64, index: u32, landing: Landing) -> (Option<Landing>, After) {
+        if self.came(None, number) {
+            return (Some(landing), After::default());
+        }
         let Some(entry) = self.open.get_mut(&number) else { return (Some(landing), After::default()) };
         let Stage::Landing { head, landings, missing, .. } = &mut entry.stage else {
             return (Some(landing), After::default());
@@ -214,19 +266,71 @@ impl Calls {
 
     /// Ends a call.
     pub(super) fn end(&mut self, number: u64, end: Result<Answer>) -> After {
+        self.end_before(number, end, Some(0))
+    }
+
+    /// Ends a call before so many parts of its answer have come; `None` when the answer itself has not.
+    pub(super) fn end_before(&mut self, number: u64, end: Result<Answer>, parts: Option<usize>) -> After {
         let mut after = After::default();
         match self.open.get_mut(&number) {
             Some(entry) if !matches!(entry.stage, Stage::Ended(_)) => {
+                let (link, left) = (entry.link, entry.left(parts));
                 after.retire(std::mem::replace(&mut entry.stage, Stage::Ended(end)));
                 let waiter = std::mem::replace(&mut entry.waiter, Waiter::None);
-                let link = entry.link;
                 self.watched -= usize::from(matches!(waiter, Waiter::Task(_)));
-                self.ended(link);
+                self.leave_behind(link, number, left);
                 after.wake.push(waiter);
             }
-            _ => after.unused.push(Stage::Ended(end)),
+            Some(_) => after.unused.push(Stage::Ended(end)),
+            None => {
+                self.settle(None, number);
+                after.unused.push(Stage::Ended(end));
+            }
         }
         after
+    }
+
+    /// A call has ended for who asked; for its owner, where nothing is left to come.
+    fn leave_behind(&mut self, link: u64, number: u64, left: Left) {
+        match left.parts.is_some_and(|parts| left.came >= parts) {
+            true => self.ended(link),
+            false => drop(self.left.insert(number, left)),
+        }
+    }
+
+    /// Nothing is to come any more of a call that nobody waits for; of this connection, where it is the peer's word.
+    pub(super) fn settle(&mut self, link: Option<u64>, number: u64) {
+        if self.left.get(&number).is_some_and(|left| link.is_none_or(|link| link == left.link)) {
+            if let Some(left) = self.left.remove(&number) {
+                self.ended(left.link);
+            }
+        }
+    }
+
+    /// So many parts are to come of a call that nobody waits for.
+    pub(super) fn announced(&mut self, link: u64, number: u64, parts: usize) {
+        let Some(left) = self.left.get_mut(&number).filter(|left| left.link == link) else { return };
+        left.parts = Some(parts);
+        if left.came >= parts {
+            self.settle(None, number);
+        }
+    }
+
+    /// A part came, or ended; whether that is of a call that nobody waits for.
+    pub(super) fn came(&mut self, link: Option<u64>, number: u64) -> bool {
+        let Some(left) = self.left.get_mut(&number).filter(|left| link.is_none_or(|link| link == left.link)) else {
+            return false;
+        };
+        left.came += 1;
+        if left.parts.is_some_and(|parts| left.came >= parts) {
+            self.settle(None, number);
+        }
+        true
+    }
+
+    /// Whether owners owe something that nobody waits for.
+    pub(super) fn are_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// Ends all calls of a connection.
@@ -239,6 +343,8 @@ impl Calls {
                 all.join(self.end(number, Err(error.clone())));
             }
         }
+        self.left.retain(|_, left| left.link != link);
+        self.running.remove(&link);
         all
     }
 
@@ -267,7 +373,7 @@ impl Calls {
         self.watched -= usize::from(matches!(entry.waiter, Waiter::Task(_)));
         let is_open = !matches!(entry.stage, Stage::Ended(_));
         if is_open {
-            self.ended(entry.link);
+            self.leave_behind(entry.link, number, entry.left(None));
         }
         after.idle.push(entry.waiter);
         after.retire(entry.stage);
@@ -342,3 +448,11 @@ impl Calls {
         after
     }
 }
+
+/// Bytes of this process in parts that overtook their answer.
+fn held(early: &[(u32, Data)]) -> usize {
+    early.iter().map(|(_, data)| data.held()).sum()
+}
+
+/// Most bytes that overtake an answer: more than an owner has on its way to one requester.
+const MOST_EARLY: usize = 32 << 20;

@@ -330,15 +330,11 @@ impl Driver {
                 let mut context = TaskContext::from_waker(Waker::noop());
                 if let Poll::Ready(ended) = std::future::Future::poll(Pin::new(watch), &mut context) {
                     known.watch = None;
-                    end = match ended {
-                        Ok(answer) if answer.head == ENDED => {
-                            Some(Error::new(ErrorKind::PeerDown, "request", "the owner has ended the connection"))
-                        }
-                        // One that does not watch answers at once; then there is no more to be known of it.
-                        Ok(_) => None,
-                        Err(error) => Some(error).filter(|error| error.kind() != ErrorKind::Cancelled),
-                    };
-                    known.since = now;
+                    // It has no end of its own while the owner knows this connection.
+                    end = Some(match ended {
+                        Err(error) if error.kind() != ErrorKind::Cancelled => error,
+                        _ => Error::new(ErrorKind::PeerDown, "request", "the owner has ended the connection"),
+                    });
                 }
             }
             if is_quiet && end.is_none() {
@@ -453,7 +449,7 @@ impl Driver {
 impl Core {
     /// Whether somebody has to drive though no thread waits.
     fn has_work(&self) -> bool {
-        self.calls.is_watched() || self.worker.is_busy()
+        self.calls.is_watched() || self.calls.are_left() || self.worker.is_busy()
     }
 }
 

@@ -188,7 +188,12 @@ impl Message {
 
     /// Whether head and lengths stand before the parts, and not in the header.
     pub(super) fn is_long(&self) -> bool {
-        self.described() > MOST_IN_HEADER
+        Self::is_long_with(self.head as usize, self.parts())
+    }
+
+    /// The same of a message with so long a head, and so many parts.
+    pub(super) fn is_long_with(head: usize, parts: usize) -> bool {
+        head + parts * 8 > MOST_IN_HEADER
     }
 
     pub(super) fn parts(&self) -> usize {

@@ -193,6 +193,14 @@ impl Data {
             Self::Announced { len, .. } => *len,
         }
     }
+
+    /// Bytes of this process's memory that it takes.
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Copied(bytes) => bytes.len(),
+            Self::Announced { .. } => 0,
+        }
+    }
 }
 
 /// An operation that UCX has, with what its callback needs.

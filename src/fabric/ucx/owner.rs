@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -77,22 +77,19 @@ impl Owner {
 
     /// Starts the thread, with the first requester.
     fn begin(&self) -> std::io::Result<()> {
-        if self.begun.swap(true, AcqRel) {
+        if self.begun.load(Acquire) {
             return Ok(());
         }
-        let shared = Arc::clone(&self.shared);
-        let segments = std::mem::take(&mut *lock(&self.segments));
-        let run = move || serve(&shared, segments);
-        match std::thread::Builder::new().name("proxystore-ucx-owner".to_owned()).spawn(run) {
-            Ok(thread) => {
-                *lock(&self.thread) = Some(thread);
-                Ok(())
-            }
-            Err(error) => {
-                self.begun.store(false, Release);
-                Err(error)
-            }
+        // Others wait until there is a thread that sees to their orders, or an error for them as well.
+        let mut thread = lock(&self.thread);
+        if thread.is_none() {
+            let shared = Arc::clone(&self.shared);
+            let segments = lock(&self.segments).clone();
+            let run = move || serve(&shared, segments);
+            *thread = Some(std::thread::Builder::new().name("proxystore-ucx-owner".to_owned()).spawn(run)?);
+            self.begun.store(true, Release);
         }
+        Ok(())
     }
 }
 
@@ -228,9 +225,9 @@ struct Client {
     from: u64,
     /// Held for as long as it wants to know that this process lives.
     watch: Option<Responder>,
-    /// Answers that wait until those before them are sent.
-    queue: VecDeque<(u64, Outgoing)>,
-    /// Bytes on their way.
+    /// Answers, and refusals, that wait until those before them are sent.
+    queue: VecDeque<(u64, Option<Outgoing>)>,
+    /// Bytes on their way, those of the messages themselves too.
     flying: u64,
     /// When it last said something, or bytes arrived, or the first of those on their way began to.
     heard: Instant,
@@ -277,6 +274,10 @@ impl Desk {
     /// Waits for something to do; without an end where nobody is owed anything.
     fn sleep(&mut self) {
         if !matches!(self.worker.arm(), Ok(true)) {
+            return;
+        }
+        if !lock(&self.shared.orders).is_empty() {
+            // This thread's own, for which nobody rang.
             return;
         }
         let is_idle = !self.worker.is_busy() && self.clients.values().all(|client| client.flying == 0);
@@ -358,7 +359,7 @@ impl Desk {
                 Kind::Ask => self.asked(message.token, message.number, &head),
                 Kind::Abandon => {
                     if lock(&self.shared.held).remove(&(message.token, message.number)) {
-                        self.send_bare(message.token, Kind::Refusal, message.number);
+                        self.answer(message.token, message.number, None);
                     }
                 }
                 Kind::Alive | Kind::Answer | Kind::Apart | Kind::Part | Kind::Refusal => {}
@@ -383,7 +384,7 @@ impl Desk {
             let mut held = lock(&self.shared.held);
             if held.len() >= self.shared.options.held {
                 drop(held);
-                return self.send_bare(token, Kind::Refusal, number);
+                return self.answer(token, number, None);
             }
             if !held.insert((token, number)) {
                 return;
@@ -396,11 +397,13 @@ impl Desk {
     }
 
     fn answer(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {
-        let Some(outgoing) = reply else { return self.send_bare(token, Kind::Refusal, number) };
-        if let Some(client) = self.clients.get_mut(&token) {
-            client.queue.push_back((number, outgoing));
-            self.send_queued(token);
+        let Some(client) = self.clients.get_mut(&token) else { return };
+        client.queue.push_back((number, reply));
+        if client.queue.len() > self.shared.options.held {
+            // It asks, and does not take what it asked for.
+            return self.forget(token);
         }
+        self.send_queued(token);
     }
 
     /// Sends answers, as many as may be on their way to one requester.
@@ -408,12 +411,15 @@ impl Desk {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let Some((_, next)) = client.queue.front() else { return };
-            let bytes: u64 = next.parts.iter().map(|part| part.len() as u64).sum();
+            let bytes = next.as_ref().map_or(0, |next| next.parts.iter().map(|part| part.len() as u64).sum());
             if client.flying > 0 && client.flying + bytes > self.shared.options.flying {
                 return;
             }
-            let Some((number, outgoing)) = client.queue.pop_front() else { return };
-            self.send(token, number, outgoing);
+            match client.queue.pop_front() {
+                Some((number, Some(outgoing))) => self.send(token, number, outgoing),
+                Some((number, None)) => self.refuse(token, number),
+                None => return,
+            }
         }
     }
 
@@ -422,23 +428,25 @@ impl Desk {
         let Outgoing { head, mut parts } = outgoing;
         let lengths: Vec<u64> = parts.iter().map(|part| part.len() as u64).collect();
         let total: u64 = lengths.iter().sum();
-        let comes_apart = parts.len() > 1 && total > self.shared.options.packed;
+        // One part behind a short head needs no message of its own: it goes where it belongs as it is.
+        let is_one = parts.len() == 1 && !Message::is_long_with(head.len(), 1);
+        let comes_apart = total > self.shared.options.packed && !is_one;
         let kind = if comes_apart { Kind::Apart } else { Kind::Answer };
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
         let Ok(encoded) = Message::new(kind, theirs, number).encode(&head, &lengths) else {
-            return self.send_bare(token, Kind::Refusal, number);
+            return self.refuse(token, number);
         };
+        let own = (encoded.header.len() + encoded.prefix.len()) as u64;
         let about = |bytes: u64| About::Answer { connection: token, bytes };
         let (header, prefix) = (encoded.header, encoded.prefix);
         if comes_apart {
             let body = if prefix.is_empty() { Body::None } else { Body::Own(prefix) };
-            self.begin(token, Operation { about: about(0), header, body }, true);
+            self.begin(token, Operation { about: about(own), header, body }, true);
             for (index, part) in parts.into_iter().enumerate() {
                 let message = Message::part(theirs, number, index as u32);
                 let Ok(encoded) = message.encode(&[], &[]) else { continue };
-                let operation =
-                    Operation { about: about(part.len() as u64), header: encoded.header, body: Body::Shared(part) };
-                self.begin(token, operation, false);
+                let about = about((encoded.header.len() + part.len()) as u64);
+                self.begin(token, Operation { about, header: encoded.header, body: Body::Shared(part) }, false);
             }
             return;
         }
@@ -454,13 +462,13 @@ impl Desk {
             }
         };
         failpoint!("fabric.answer.half");
-        self.begin(token, Operation { about: about(total), header, body }, false);
+        self.begin(token, Operation { about: about(own + total), header, body }, false);
     }
 
-    fn send_bare(&mut self, token: u64, kind: Kind, number: u64) {
+    fn refuse(&mut self, token: u64, number: u64) {
         let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
-        if let Ok(encoded) = Message::new(kind, theirs, number).encode(&[], &[]) {
-            let about = About::Message;
+        if let Ok(encoded) = Message::new(Kind::Refusal, theirs, number).encode(&[], &[]) {
+            let about = About::Answer { connection: token, bytes: encoded.header.len() as u64 };
             self.begin(token, Operation { about, header: encoded.header, body: Body::None }, true);
         }
     }

@@ -11,6 +11,10 @@ use crate::launch::Secret;
 #[cfg(test)]
 #[expect(unsafe_code, reason = "peers that use all of UCX")]
 mod hostile;
+#[cfg(test)]
+mod owners;
+#[cfg(test)]
+mod unread;
 
 /// A module of its own, since a case is named as a function that is used here.
 mod cases {

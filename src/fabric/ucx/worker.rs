@@ -72,7 +72,7 @@ impl Worker {
             ),
             id: MESSAGE,
             cb: Some(arrived),
-            arg: (&raw const *raw).cast_mut().cast(),
+            arg: Arc::as_ptr(&raw).cast_mut().cast(),
             ..Default::default()
         };
         // SAFETY: `raw` stays where it is as long as the worker lives.
@@ -310,6 +310,16 @@ impl Drop for Worker {
         if !is_ours || !self.wind_up(WIND_UP) {
             // UCX still has memory of operations: it keeps its worker, for good. So does a forked child.
             std::mem::forget(Arc::clone(&self.raw));
+        } else {
+            // Or a message that comes while the last holder destroys the worker would be given that.
+            let none = ucp_am_handler_param_t {
+                field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),
+                id: MESSAGE,
+                cb: None,
+                ..Default::default()
+            };
+            // SAFETY: one thread at a time, by `&mut self`.
+            let _ = unsafe { self.ucx().ucp_worker_set_am_recv_handler(self.raw.worker, &none) };
         }
     }
 }

@@ -35,7 +35,10 @@ pub(super) fn take(
     }
     link.since = Instant::now();
     failpoint!("fabric.answered");
-    let Some(mut land) = calls.begin(message.token, message.number) else { return true };
+    let Some(mut land) = calls.begin(message.token, message.number) else {
+        calls.settle(Some(message.token), message.number);
+        return true;
+    };
     let answer = message.describe(header, bytes).and_then(|(described, _)| {
         let mut landings = choose(&mut *land, &described)?;
         fill(&message, bytes, &mut landings)?;
@@ -111,7 +114,7 @@ impl Driver {
         match message.kind {
             Kind::Refusal => {
                 self.release(data);
-                if lock(&self.core).calls.belongs(link, number) {
+                if self.is_wanted(&message) {
                     let error = Error::new(ErrorKind::Cancelled, "request", "the owner did not answer the question");
                     self.end(number, Err(error));
                 }
@@ -123,17 +126,39 @@ impl Driver {
     }
 
     fn end(&self, number: u64, end: Result<Answer>) {
+        self.end_before(number, end, Some(0));
+    }
+
+    fn end_before(&self, number: u64, end: Result<Answer>, parts: Option<usize>) {
         let mut core = lock(&self.core);
-        let mut after = core.calls.end(number, end);
+        let mut after = core.calls.end_before(number, end, parts);
         self.give_back(&mut core, &mut after);
         drop(core);
         after.run();
+    }
+
+    /// Whether an answer, or its refusal, belongs to a call that has not been given up. A peer knows the numbers of other peers'
+    /// calls, so nothing is done to a call before this was asked.
+    fn is_wanted(&self, message: &Message) -> bool {
+        let (link, number) = (message.token, message.number);
+        let mut core = lock(&self.core);
+        if core.calls.belongs(link, number) {
+            return true;
+        }
+        match message.kind {
+            Kind::Apart => core.calls.announced(link, number, message.parts()),
+            _ => core.calls.settle(Some(link), number),
+        }
+        false
     }
 
     /// An answer begins.
     fn answer(&self, message: &Message, header: &[u8], data: Data) {
         let (link, number) = (message.token, message.number);
         failpoint!("fabric.answered");
+        if !self.is_wanted(message) {
+            return self.release(data);
+        }
         if let Some(bytes) = data.bytes() {
             self.answer_here(message, header, bytes);
             return self.release(data);
@@ -142,9 +167,19 @@ impl Driver {
             // The one part goes where it belongs.
             let Some((described, landings)) = self.land(message, header, &[]) else { return self.release(data) };
             let mut core = lock(&self.core);
-            core.calls.expect(number, described.head, landings);
+            let early = match core.calls.expect(number, described.head, landings) {
+                Ok(early) => early,
+                Err(unused) => {
+                    core.calls.settle(Some(link), number);
+                    core.worker.release(data);
+                    drop(core);
+                    return drop(unused);
+                }
+            };
+            // No part of such an answer comes by itself.
+            early.into_iter().for_each(|(_, data)| core.worker.release(data));
             let posted = core.calls.part(link, number, 0, data);
-            return self.receive(core, number, 0, posted);
+            return self.receive(core, link, number, 0, posted);
         }
         if data.len() > MOST_PACKED {
             let error = Error::new(ErrorKind::Corrupt, "receive", "an answer of more small parts than were asked for");
@@ -153,9 +188,16 @@ impl Driver {
         }
         // Several came together: they are fetched, and copied to where they belong.
         let about = About::Packed { connection: link, number };
+        let mut core = lock(&self.core);
+        if !core.calls.claim(link, number) {
+            core.calls.settle(Some(link), number);
+            core.worker.release(data);
+            return;
+        }
         let body = Body::Own(vec![0; data.len()]);
         let operation = Operation { about, header: header.to_vec(), body };
-        let finished = lock(&self.core).worker.receive(data, operation);
+        let finished = core.worker.receive(data, operation);
+        drop(core);
         if let Some(finished) = finished {
             self.finished(finished);
         }
@@ -171,8 +213,11 @@ impl Driver {
             }
             let mut core = lock(&self.core);
             let early = core.calls.expect(number, described.head, landings);
+            if early.is_err() {
+                core.calls.announced(message.token, number, message.parts());
+            }
             drop(core);
-            for (index, data) in early {
+            for (index, data) in early.into_iter().flatten() {
                 self.part(message.token, number, index, data);
             }
             return;
@@ -191,11 +236,23 @@ impl Driver {
                 return None;
             }
         };
-        let mut land = lock(&self.core).calls.begin(message.token, number)?;
+        let mut land = {
+            let mut core = lock(&self.core);
+            let land = core.calls.begin(message.token, number);
+            if land.is_none() {
+                // It was given up since it was looked for.
+                match message.kind {
+                    Kind::Apart => core.calls.announced(message.token, number, message.parts()),
+                    _ => core.calls.settle(Some(message.token), number),
+                }
+            }
+            land?
+        };
         match choose(&mut *land, &described) {
             Ok(landings) => Some((described, landings)),
             Err(error) => {
-                self.end(number, Err(error));
+                let parts = if message.kind == Kind::Apart { message.parts() } else { 0 };
+                self.end_before(number, Err(error), Some(parts));
                 None
             }
         }
@@ -203,24 +260,28 @@ impl Driver {
 
     /// A part that comes apart from its answer.
     fn part(&self, link: u64, number: u64, index: u32, data: Data) {
-        if let Some(bytes) = data.bytes() {
+        if data.bytes().is_some() {
             // Short enough to have come whole.
-            let taken = lock(&self.core).calls.part(link, number, index, Data::Copied(bytes.to_vec()));
-            self.release(data);
-            if let Ok(Some((mut landing, data))) = taken {
-                landing.write(data.bytes().unwrap_or(&[]));
-                self.landed(number, index, landing);
+            let taken = lock(&self.core).calls.part(link, number, index, data);
+            match taken {
+                Ok(None) => {}
+                Ok(Some((mut landing, data))) => {
+                    landing.write(data.bytes().unwrap_or(&[]));
+                    self.landed(number, index, landing);
+                }
+                Err(_) => self.unexpected(link, number),
             }
             return;
         }
         let mut core = lock(&self.core);
         let posted = core.calls.part(link, number, index, data);
-        self.receive(core, number, index, posted);
+        self.receive(core, link, number, index, posted);
     }
 
     fn receive(
         &self,
         mut core: MutexGuard<'_, Core>,
+        link: u64,
         number: u64,
         index: u32,
         posted: std::result::Result<Option<(Landing, Data)>, Data>,
@@ -233,12 +294,26 @@ impl Driver {
             }
             Err(data) => {
                 core.worker.release(data);
-                None
+                drop(core);
+                return self.unexpected(link, number);
             }
         };
         drop(core);
         if let Some(finished) = finished {
             self.finished(finished);
+        }
+    }
+
+    /// A part came that does not fit the call's answer; of a call that ended, it is just late.
+    fn unexpected(&self, link: u64, number: u64) {
+        let is_open = {
+            let core = lock(&self.core);
+            core.calls.belongs(link, number) && !core.calls.has_ended(number)
+        };
+        if is_open {
+            let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
+            self.end_before(number, Err(error), None);
+            lock(&self.core).calls.came(Some(link), number);
         }
     }
 
@@ -261,9 +336,14 @@ impl Driver {
                 Err(error) => self.end(number, Err(error)),
             },
             (About::Part { number, .. } | About::Packed { number, .. }, body) => {
-                let error = failed(self.context.ucx(), "fetch an answer", status);
-                self.end(number, Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned())));
                 drop(body);
+                // Of a call that nobody waits for, the others may still come.
+                if !matches!(operation.about, About::Part { .. }) || !lock(&self.core).calls.came(None, number) {
+                    let error = failed(self.context.ucx(), "fetch an answer", status);
+                    let error = Error::new(ErrorKind::PeerDown, "request", error.context().to_owned());
+                    self.end(number, Err(error));
+                    lock(&self.core).calls.came(None, number);
+                }
             }
             // A question that was not sent fails by its endpoint, which UCX reports; what is sent is sent.
             (About::Message | About::Answer { .. }, _) => {}

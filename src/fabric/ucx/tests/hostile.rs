@@ -79,7 +79,7 @@ impl Site {
     }
 }
 
-struct Heap(mpsc::Sender<Parts>);
+pub(super) struct Heap(pub(super) mpsc::Sender<Parts>);
 
 impl Land for Heap {
     fn land(&mut self, _: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
@@ -90,24 +90,24 @@ impl Land for Heap {
     }
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)
 }
 
 /// A worker that does what it is told, with all that UCX has.
-struct Raw {
+pub(super) struct Raw {
     ucx: &'static ucx_sys::Ucx,
     context: ucp_context_h,
     worker: ucp_worker_h,
     endpoint: ucp_ep_h,
     /// Operations that have not ended.
-    open: Vec<ucs_status_ptr_t>,
+    pub(super) open: Vec<ucs_status_ptr_t>,
     /// What operations read and write, to the end.
     kept: Vec<Box<[u8]>>,
 }
 
 impl Raw {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let ucx = ucx_sys::load().unwrap();
         let params = ucp_params_t {
             field_mask: u64::from(UCP_PARAM_FIELD_FEATURES),
@@ -129,11 +129,19 @@ impl Raw {
             assert_eq!(ucx.ucp_init(&params, config, &mut context), UCS_OK);
             ucx.ucp_config_release(config);
             assert_eq!(ucx.ucp_worker_create(context, &workers, &mut worker), UCS_OK);
+            // Without a table of handlers UCX 1.13 does not survive a message.
+            let handler = ucp_am_handler_param_t {
+                field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),
+                id: MESSAGE,
+                cb: Some(ignore),
+                ..Default::default()
+            };
+            assert_eq!(ucx.ucp_worker_set_am_recv_handler(worker, &handler), UCS_OK);
         }
         Self { ucx, context, worker, endpoint: ptr::null_mut(), open: Vec::new(), kept: Vec::new() }
     }
 
-    fn address(&self) -> Vec<u8> {
+    pub(super) fn address(&self) -> Vec<u8> {
         let (mut address, mut len) = (ptr::null_mut(), 0);
         // SAFETY: copied before it is released.
         unsafe {
@@ -144,7 +152,7 @@ impl Raw {
         }
     }
 
-    fn connect(&mut self, address: &[u8]) {
+    pub(super) fn connect(&mut self, address: &[u8]) {
         let params = ucp_ep_params_t {
             field_mask: u64::from(UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE),
             address: address.as_ptr().cast(),
@@ -155,7 +163,7 @@ impl Raw {
         assert_eq!(unsafe { self.ucx.ucp_ep_create(self.worker, &params, &mut self.endpoint) }, UCS_OK);
     }
 
-    fn send(&mut self, id: u32, header: &[u8], data: &[u8], flags: u32) {
+    pub(super) fn send(&mut self, id: u32, header: &[u8], data: &[u8], flags: u32) {
         let params = ucp_request_param_t { op_attr_mask: UCP_OP_ATTR_FIELD_FLAGS, flags, ..Default::default() };
         let (header, data) = (self.keep(header), self.keep(data));
         // SAFETY: header and data stay until this ends.
@@ -179,7 +187,7 @@ impl Raw {
     }
 
     /// Progresses for so long, or until nothing is open.
-    fn progress(&mut self, limit: Duration) {
+    pub(super) fn progress(&mut self, limit: Duration) {
         let begun = Instant::now();
         while begun.elapsed() < limit && !self.open.is_empty() {
             // SAFETY: requests that were not freed yet.
@@ -196,6 +204,17 @@ impl Raw {
             }
         }
     }
+}
+
+unsafe extern "C" fn ignore(
+    _: *mut c_void,
+    _: *const c_void,
+    _: usize,
+    _: *mut c_void,
+    _: usize,
+    _: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    UCS_OK
 }
 
 impl Drop for Raw {
@@ -365,7 +384,7 @@ fn strangers_at_the_port_of_ucx_change_nothing() {
 }
 
 /// The number of the fabric's messages among all that one can send to a worker.
-const MESSAGE: u32 = 0;
+pub(super) const MESSAGE: u32 = 0;
 
 /// What a connection of UCX's transport `tcp` begins with (`uct/tcp/tcp.h`).
 const MAGIC: u64 = 0xcafe_babe_1234_5678;

@@ -1,0 +1,189 @@
+//! Owners that have the secret and speak UCX as they like.
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use ucx_sys::{UCP_AM_SEND_FLAG_EAGER, UCP_AM_SEND_FLAG_RNDV};
+
+use super::hostile::{Heap, MESSAGE, Raw, soon};
+use super::identity;
+use crate::error::{ErrorKind, Result};
+use crate::fabric::handshake::Purpose;
+use crate::fabric::tcp::{self, Tcp};
+use crate::fabric::ucx::message::{Encoded, Hello, Kind, Message, Welcome};
+use crate::fabric::ucx::{Options, Ucx};
+use crate::fabric::{Answer, Call, Fabric, Incoming, Listener, Parts, Peer, Responder, Service};
+use crate::launch::Secret;
+use crate::pending::Pending;
+use crate::sync::lock;
+
+/// A requester, and an owner that does what a test says.
+struct Stage {
+    requester: Ucx,
+    secret: Arc<Secret>,
+    raw: Raw,
+    /// The requester's name for the puppet.
+    token: u64,
+    peer: Arc<dyn Peer>,
+    _listener: Box<dyn Listener>,
+}
+
+/// The control connection of a puppet.
+struct Door {
+    address: Vec<u8>,
+    met: mpsc::Sender<(u64, Vec<u8>)>,
+    watches: Option<Arc<Mutex<Vec<Responder>>>>,
+}
+
+impl Service for Door {
+    fn answer(&self, call: Incoming<'_>) {
+        match Hello::decode(call.head).unwrap() {
+            Hello::Meet { token, address } => {
+                self.met.send((token, address)).unwrap();
+                let welcome = Welcome::Meet { token: 5, address: self.address.clone() };
+                call.responder.reply(welcome.encode(), Vec::new());
+            }
+            Hello::Watch => {
+                if let Some(watches) = &self.watches {
+                    lock(watches).push(call.responder);
+                }
+            }
+        }
+    }
+}
+
+impl Stage {
+    /// An owner that shows that it lives, or gives up who asks for that.
+    fn new(silence: Duration, lives: bool) -> Self {
+        let secret = Arc::new(Secret::random());
+        let options = Options { silence, devices: vec!["lo".to_owned()], ..Options::default() };
+        let requester = Ucx::new(identity(&secret, 1), options).unwrap();
+        let mut raw = Raw::new();
+        let (met, meets) = mpsc::channel();
+        let door = Door { address: raw.address(), met, watches: lives.then(Arc::default) };
+        let control = Tcp::new(identity(&secret, 7), tcp::Options::default());
+        let services: Vec<(Purpose, Arc<dyn Service>)> = vec![(Purpose::Ucx, Arc::new(door))];
+        let listener = control.listen_for(&["127.0.0.1:0".parse().unwrap()], services).unwrap();
+        let peer = requester.connect(listener.contact(), soon()).unwrap();
+        let (token, address) = meets.recv().unwrap();
+        raw.connect(&address);
+        Self { requester, secret, raw, token, peer, _listener: listener }
+    }
+
+    fn ask(&self) -> (Pending<Answer>, mpsc::Receiver<Parts>) {
+        ask(&self.peer)
+    }
+
+    /// Sends what says this of an answer, before these bytes.
+    fn send(&mut self, message: Message, head: &[u8], lengths: &[u64], bytes: &[u8], flags: u32) {
+        let Encoded { header, prefix } = message.encode(head, lengths).unwrap();
+        self.raw.send(MESSAGE, &header, &[&prefix[..], bytes].concat(), flags);
+    }
+
+    /// All that was sent is taken or refused.
+    #[track_caller]
+    fn all_taken(&mut self) {
+        self.raw.progress(Duration::from_secs(10));
+        assert_eq!(self.raw.open.len(), 0, "messages that are not taken");
+    }
+}
+
+fn ask(peer: &Arc<dyn Peer>) -> (Pending<Answer>, mpsc::Receiver<Parts>) {
+    let (sender, whole) = mpsc::channel();
+    let call = Call { head: b"x".to_vec(), land: Box::new(Heap(sender)), lane: 0 };
+    (Arc::clone(peer).request(call).deadline(Duration::from_secs(10)), whole)
+}
+
+/// Waits on a thread, while this one is the owner.
+fn waiting(asked: Pending<Answer>) -> std::thread::JoinHandle<Result<Answer>> {
+    std::thread::spawn(|| asked.wait())
+}
+
+/// The number of a process's first call.
+const FIRST: u64 = 1;
+
+#[test]
+fn an_owner_that_has_forgotten_a_connection_is_not_waited_for() {
+    let stage = Stage::new(Duration::from_secs(2), false);
+    let begun = Instant::now();
+    let (asked, _) = stage.ask();
+    assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::PeerDown);
+    assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
+    assert!(!stage.peer.is_up());
+}
+
+#[test]
+fn an_owner_does_not_end_the_calls_of_another() {
+    struct Hold(Arc<Mutex<Vec<Responder>>>);
+    impl Service for Hold {
+        fn answer(&self, call: Incoming<'_>) {
+            lock(&self.0).push(call.responder);
+        }
+    }
+    let mut stage = Stage::new(Duration::from_secs(20), true);
+    let options = Options { devices: vec!["lo".to_owned()], ..Options::default() };
+    let honest = Ucx::new(identity(&stage.secret, 2), options).unwrap();
+    let held: Arc<Mutex<Vec<Responder>>> = Arc::default();
+    let listener = honest.listen(&["127.0.0.1:0".parse().unwrap()], Arc::new(Hold(Arc::clone(&held)))).unwrap();
+    let peer = stage.requester.connect(listener.contact(), soon()).unwrap();
+    let asked = waiting(ask(&peer).0);
+    while lock(&held).is_empty() {
+        std::thread::yield_now();
+    }
+    let message = |kind| Message::new(kind, stage.token, FIRST);
+    let (answer, apart, refusal) = (message(Kind::Answer), message(Kind::Apart), message(Kind::Refusal));
+    stage.send(answer, b"", &[5 << 20, 1], &vec![0; (5 << 20) + 1], UCP_AM_SEND_FLAG_RNDV);
+    stage.send(answer, b"", &[2 << 20, 1], &vec![0; (2 << 20) + 1], UCP_AM_SEND_FLAG_RNDV);
+    stage.send(refusal, b"", &[], b"", UCP_AM_SEND_FLAG_EAGER);
+    stage.send(apart, b"", &[], b"", UCP_AM_SEND_FLAG_EAGER);
+    // Its head is missing.
+    let Encoded { header, prefix } = apart.encode(&[7; 1000], &[]).unwrap();
+    stage.raw.send(MESSAGE, &header, &prefix[..500], UCP_AM_SEND_FLAG_EAGER);
+    stage.send(Message::part(stage.token, FIRST, 0), b"", &[], b"part", UCP_AM_SEND_FLAG_EAGER);
+    stage.all_taken();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!asked.is_finished(), "{:?}", asked.join());
+    lock(&held).drain(..).for_each(|responder| responder.reply(b"mine".to_vec(), Vec::new()));
+    assert_eq!(asked.join().unwrap().unwrap().head, b"mine");
+}
+
+#[test]
+fn parts_before_an_answer_that_has_none_are_refused() {
+    let mut stage = Stage::new(Duration::from_secs(20), true);
+    let (asked, whole) = stage.ask();
+    let asked = waiting(asked);
+    let bytes: Vec<u8> = (0..2 << 20).map(|i: usize| (i >> 4) as u8).collect();
+    stage.send(Message::part(stage.token, FIRST, 3), b"", &[], &vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
+    stage.send(Message::part(stage.token, FIRST, 0), b"", &[], b"short", UCP_AM_SEND_FLAG_EAGER);
+    let answer = Message::new(Kind::Answer, stage.token, FIRST);
+    stage.send(answer, b"head", &[bytes.len() as u64], &bytes, UCP_AM_SEND_FLAG_RNDV);
+    stage.all_taken();
+    let answer = asked.join().unwrap().unwrap();
+    assert_eq!(answer.head, b"head");
+    assert_eq!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice(), bytes);
+}
+
+#[test]
+fn answers_of_other_lengths_than_they_say_are_corrupt() {
+    // Fetched, by itself and apart, and copied.
+    for (announced, apart, flag) in [
+        (1 << 20, false, UCP_AM_SEND_FLAG_RNDV),
+        (1 << 20, true, UCP_AM_SEND_FLAG_RNDV),
+        (100, false, UCP_AM_SEND_FLAG_EAGER),
+        (100, true, UCP_AM_SEND_FLAG_EAGER),
+    ] {
+        let mut stage = Stage::new(Duration::from_secs(20), true);
+        let asked = waiting(stage.ask().0);
+        let bytes = vec![0; announced as usize + 1];
+        let kind = if apart { Kind::Apart } else { Kind::Answer };
+        let answer = Message::new(kind, stage.token, FIRST);
+        if apart {
+            stage.send(answer, b"", &[announced], b"", UCP_AM_SEND_FLAG_EAGER);
+            stage.send(Message::part(stage.token, FIRST, 0), b"", &[], &bytes, flag);
+        } else {
+            stage.send(answer, b"", &[announced], &bytes, flag);
+        }
+        stage.all_taken();
+        assert_eq!(asked.join().unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "{announced}, apart: {apart}");
+    }
+}

@@ -1,0 +1,159 @@
+//! Answers that nobody takes, or that nobody wants any more.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ucx_sys::UCP_AM_SEND_FLAG_EAGER;
+
+use super::hostile::{Heap, MESSAGE, Raw, soon};
+use super::identity;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::handshake::Purpose;
+use crate::fabric::tcp::{self, Tcp};
+use crate::fabric::ucx::message::{Encoded, Hello, Kind, Message, Welcome};
+use crate::fabric::ucx::{Options, Ucx};
+use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Peer, Service};
+use crate::launch::Secret;
+
+/// Answers `N` with a part of so many MiB, `N and M` with two, any other question with a long head and 6 MiB.
+#[derive(Default)]
+struct Large {
+    sent: AtomicUsize,
+    released: Arc<AtomicUsize>,
+}
+
+impl Service for Large {
+    fn answer(&self, call: Incoming<'_>) {
+        struct Counted(Vec<u8>, Arc<AtomicUsize>);
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.1.fetch_add(1, SeqCst);
+            }
+        }
+        let text = String::from_utf8_lossy(call.head).into_owned();
+        let mut parts: Vec<Bytes> = Vec::new();
+        for size in text.split(" and ").filter_map(|size| size.parse::<usize>().ok()) {
+            self.sent.fetch_add(1, SeqCst);
+            parts.push(Bytes::from_owner(Counted(vec![size as u8; size << 20], Arc::clone(&self.released))));
+        }
+        match parts.is_empty() {
+            true => call.responder.reply(vec![b'h'; 3000], vec![vec![6; 6 << 20].into()]),
+            false => call.responder.reply(text.into_bytes(), parts),
+        }
+    }
+}
+
+struct Site {
+    service: Arc<Large>,
+    secret: Arc<Secret>,
+    listener: Box<dyn Listener>,
+    peer: Arc<dyn Peer>,
+}
+
+fn site(silence: Duration, held: usize) -> Site {
+    let secret = Arc::new(Secret::random());
+    let options = Options { silence, held, devices: vec!["lo".to_owned()], ..Options::default() };
+    let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
+    let service = Arc::new(Large::default());
+    let listener = ucx(2).listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&service) as _).unwrap();
+    let peer = ucx(1).connect(listener.contact(), soon()).unwrap();
+    Site { service, secret, listener, peer }
+}
+
+impl Site {
+    #[track_caller]
+    fn assert_answers(&self, text: &str, head: &[u8], bytes: &[u8]) {
+        let (sender, whole) = mpsc::channel();
+        let call = Call { head: text.as_bytes().to_vec(), land: Box::new(Heap(sender)), lane: 0 };
+        let answer = Arc::clone(&self.peer).request(call).deadline(Duration::from_secs(10)).wait().unwrap();
+        assert_eq!(answer.head, head);
+        assert!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice() == bytes);
+    }
+
+    /// What was sent is released by what the requester does, well before the owner takes it for one that does not read.
+    #[track_caller]
+    fn assert_released(&self, limit: Duration) {
+        let begun = Instant::now();
+        while self.service.released.load(SeqCst) < self.service.sent.load(SeqCst) {
+            assert!(begun.elapsed() < limit, "answers are not released within {limit:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Refuses all answers.
+struct Nowhere;
+
+impl Land for Nowhere {
+    fn land(&mut self, _: &[u8], _: &[u64]) -> Result<Vec<Landing>> {
+        Err(Error::new(ErrorKind::NoSpace, "get", "there is no room"))
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_wants_any_more_is_taken() {
+    let site = site(Duration::from_secs(6), 100);
+    site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+    for text in ["3", "2 and 3"] {
+        let before = site.service.sent.load(SeqCst);
+        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere), ..Call::small(text.into()) });
+        while site.service.sent.load(SeqCst) == before {
+            std::thread::yield_now();
+        }
+        // It is on its way, and nobody has looked for it.
+        std::thread::sleep(Duration::from_millis(100));
+        drop(asked);
+        site.assert_released(Duration::from_secs(4));
+    }
+    site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+}
+
+#[test]
+fn an_answer_for_which_there_is_no_room_is_taken() {
+    let site = site(Duration::from_secs(6), 100);
+    for text in ["3", "2 and 3", "1 and 9 and 9"] {
+        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere), ..Call::small(text.into()) });
+        assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::NoSpace);
+        site.assert_released(Duration::from_secs(4));
+    }
+    site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+}
+
+#[test]
+fn a_large_part_behind_a_long_head_arrives() {
+    let site = site(Duration::from_secs(20), 100);
+    site.assert_answers("a long head", &[b'h'; 3000], &vec![6; 6 << 20]);
+}
+
+#[test]
+fn who_asks_and_takes_nothing_is_given_up() {
+    let site = site(Duration::from_secs(60), 50);
+    let mut raw = Raw::new();
+    let control = Tcp::new(identity(&site.secret, 7), tcp::Options::default());
+    let control = control.control(Purpose::Ucx, site.listener.contact(), soon()).unwrap();
+    let hello = Hello::Meet { token: 9, address: raw.address() };
+    let answer = Arc::clone(&control).request(Call::small(hello.encode())).wait().unwrap();
+    let Welcome::Meet { token, address } = Welcome::decode(&answer.head).unwrap() else { panic!("refused") };
+    raw.connect(&address);
+    let watch = Arc::clone(&control).request(Call::small(Hello::Watch.encode()));
+    let ask = |raw: &mut Raw, number| {
+        let Encoded { header, .. } = Message::new(Kind::Ask, token, number).encode(b"1", &[]).unwrap();
+        raw.send(MESSAGE, &header, b"", UCP_AM_SEND_FLAG_EAGER);
+    };
+    ask(&mut raw, 1);
+    raw.progress(Duration::from_secs(5));
+    (2..150).for_each(|number| ask(&mut raw, number));
+    let end = watch.deadline(Duration::from_secs(15)).wait();
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::Cancelled);
+    drop(raw);
+    site.assert_released(Duration::from_secs(10));
+    site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+}
