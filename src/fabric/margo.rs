@@ -127,6 +127,10 @@ impl Fabric for Margo {
     }
 
     fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        if native::is_forked() {
+            // Every owner answers over TCP as well.
+            return self.tcp.connect(contact, deadline);
+        }
         native::load()?;
         let control = self.tcp.control(Purpose::Margo, contact, deadline)?;
         let silence_ms = u32::try_from(self.options.silence.as_millis()).unwrap_or(u32::MAX);

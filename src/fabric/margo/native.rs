@@ -10,6 +10,8 @@ use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -95,6 +97,7 @@ impl Instance {
         if std::env::var_os("HG_LOG_LEVEL").is_none() {
             margo.set_log_level(c"none");
         }
+        STARTED.store(generation(), Relaxed);
         let mid = margo.start(&options).map_err(|error| {
             let (kind, hint) = match &error {
                 StartError::Layout { .. } => (ErrorKind::Incompatible, String::new()),
@@ -502,6 +505,15 @@ pub(super) fn load() -> Result<&'static Margo> {
     found.as_ref().copied().map_err(|reason| Error::new(ErrorKind::Unavailable, "open", reason.clone()))
 }
 
+/// Whether this process was forked from one in which Margo was started: it cannot start it, nor use that.
+pub(super) fn is_forked() -> bool {
+    let started = STARTED.load(Relaxed);
+    started != 0 && started != generation()
+}
+
+/// The generation of the process that started Margo last; 0 before.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
 fn generation() -> u32 {
     crate::process::generation()
 }
@@ -513,8 +525,9 @@ const LARGER: &str = "\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8
 /// How long a progress thread waits at a time; ending an instance takes as long.
 const PROGRESS_MS: u32 = 50;
 
-/// How long the end of an instance is waited for. Mercury takes 5 s for handles that dead peers leave; that goes on alone.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the end of an instance is waited for: a service that ends keeps its successor waiting. Mercury takes 5 s for handles
+/// that dead peers leave; that goes on alone.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long Margo tries to send what nobody waits for.
 const TOLD: Duration = Duration::from_secs(5);
