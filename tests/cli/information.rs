@@ -53,7 +53,8 @@ fn info_as_json() {
     assert_eq!(value["default_store"], room.url());
     let libraries = value["native_libraries"].as_array().unwrap();
     let names: Vec<&str> = libraries.iter().map(|library| library["name"].as_str().unwrap()).collect();
-    assert_eq!(names, if cfg!(feature = "ucx") { &["ucx"][..] } else { &[] });
+    let built = [("ucx", cfg!(feature = "ucx")), ("margo", cfg!(feature = "margo"))];
+    assert_eq!(names, built.iter().filter(|(_, is_built)| *is_built).map(|(name, _)| *name).collect::<Vec<_>>());
     assert!(value["network"].is_array() && value["network_advice"].is_array());
     assert!(value["limits"]["nofile_soft"].is_u64() && value["limits"]["cores"].is_u64());
     let slurm = value["launcher"].as_array().unwrap().iter().find(|row| row["name"] == "Slurm").unwrap();

@@ -230,6 +230,7 @@ fn row_32_owner(fabric: Fabric) {
         let (took, answer) = timed(&mut requester, &format!("get {key} {seed}"));
         // After the last byte was given to the kernel, the requester has it.
         let may_have = matches!(*place, "export.answered" | "fabric.answer.sent" | "fabric.answer.sent:2");
+        println!("killed at {place}: {answer}");
         assert!(is_error(&answer, &["PeerDown"]) || may_have && answer == "same", "{place}: {answer}");
         assert!(took < SILENCE, "{place}: {took:?} {answer}");
         owner.dies();
