@@ -69,12 +69,15 @@ fn main() -> ExitCode {
 }
 
 /// Whether a rank uses the array. Half of the ranks can be half of the nodes, or on all of them.
-const USES: [(&str, fn(i32, i32) -> bool); 4] = [
+const USES: [(&str, Uses); 4] = [
     ("nobody", |_, _| false),
     ("the first half", |rank, size| rank < size / 2),
     ("every second rank", |rank, _| rank % 2 == 0),
     ("everybody", |_, _| true),
 ];
+
+/// Of a rank among so many.
+type Uses = fn(i32, i32) -> bool;
 
 const MIB: f64 = (1 << 20) as f64;
 
