@@ -95,6 +95,35 @@ impl Margo {
         Self { tcp: Tcp::new(identity, control), options, segments: OnceLock::new(), memories: Mutex::default() }
     }
 
+    fn try_connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        let control = self.tcp.control(Purpose::Margo, contact, deadline)?;
+        let silence_ms = u32::try_from(self.options.silence.as_millis()).unwrap_or(u32::MAX);
+        let wanted = self.options.protocol.clone().unwrap_or_default();
+        // A device is this node's affair.
+        let kind = wanted.split("://").next().unwrap_or_default().to_owned();
+        let hello = Call::small(Control::Hello { silence_ms, wanted: kind }.encode());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = Arc::clone(&control).request(hello).deadline(left).wait()?;
+        let corrupt = |error: Error| Error::new(ErrorKind::Corrupt, "connect", error.context().to_owned());
+        let (token, there) = match Welcome::decode(&answer.head).map_err(corrupt)? {
+            Welcome::Here { token, address } => (token, address),
+            Welcome::Not(reason) => {
+                let context = format!("{contact} does not answer over Margo: {reason}");
+                return Err(Error::new(ErrorKind::Unavailable, "connect", context));
+            }
+        };
+        let protocol = protocol::of(&there);
+        protocol::check(protocol)?;
+        let here = match protocol::of(&wanted) == protocol {
+            true => wanted.as_str(),
+            false => protocol,
+        };
+        let instance = Instance::shared(&protocol::address(here, source(contact)), false)?;
+        let address = Address::lookup(&instance, &there)?;
+        let memory = self.memory(&instance);
+        Ok(MargoPeer::new(control, contact, (instance, address), memory, token, &self.options))
+    }
+
     fn memory(&self, instance: &Arc<Instance>) -> Arc<Memory> {
         let mut memories = lock(&self.memories);
         if let Some((_, memory)) = memories.iter().find(|(known, _)| Arc::ptr_eq(known, instance)) {
@@ -132,32 +161,20 @@ impl Fabric for Margo {
             return self.tcp.connect(contact, deadline);
         }
         native::load()?;
-        let control = self.tcp.control(Purpose::Margo, contact, deadline)?;
-        let silence_ms = u32::try_from(self.options.silence.as_millis()).unwrap_or(u32::MAX);
-        let wanted = self.options.protocol.clone().unwrap_or_default();
-        // A device is this node's affair.
-        let kind = wanted.split("://").next().unwrap_or_default().to_owned();
-        let hello = Call::small(Control::Hello { silence_ms, wanted: kind }.encode());
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answer = Arc::clone(&control).request(hello).deadline(left).wait()?;
-        let corrupt = |error: Error| Error::new(ErrorKind::Corrupt, "connect", error.context().to_owned());
-        let (token, there) = match Welcome::decode(&answer.head).map_err(corrupt)? {
-            Welcome::Here { token, address } => (token, address),
-            Welcome::Not(reason) => {
-                let context = format!("{contact} does not answer over Margo: {reason}");
-                return Err(Error::new(ErrorKind::Unavailable, "connect", context));
+        let begin = Instant::now();
+        loop {
+            match self.try_connect(contact, deadline) {
+                // A service that is restarted may end between the handshake and the greeting.
+                Err(error)
+                    if error.kind() == ErrorKind::PeerDown
+                        && begin.elapsed() < RESTART
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                reached => return reached,
             }
-        };
-        let protocol = protocol::of(&there);
-        protocol::check(protocol)?;
-        let here = match protocol::of(&wanted) == protocol {
-            true => wanted.as_str(),
-            false => protocol,
-        };
-        let instance = Instance::shared(&protocol::address(here, source(contact)), false)?;
-        let address = Address::lookup(&instance, &there)?;
-        let memory = self.memory(&instance);
-        Ok(MargoPeer::new(control, contact, (instance, address), memory, token, &self.options))
+        }
     }
 }
 
@@ -176,3 +193,8 @@ fn source(contact: SocketAddr) -> SocketAddr {
     });
     found.unwrap_or(contact)
 }
+
+/// How long a service that is restarted may be away.
+const RESTART: Duration = Duration::from_millis(1500);
+
+const PAUSE: Duration = Duration::from_millis(20);

@@ -42,6 +42,8 @@ pub(super) struct Instance {
     mid: margo_instance_id,
     /// Longest message that Mercury sends at once, in bytes.
     inline: usize,
+    /// Whether Mercury keeps files in /dev/shm for it.
+    has_files: bool,
     ask: hg_id_t,
     tell: hg_id_t,
     /// Whom questions are for, by what they begin with.
@@ -113,8 +115,16 @@ impl Instance {
             };
             Error::new(kind, "open", format!("margo over {address}: {error}{hint}"))
         })?;
-        let mut this =
-            Self { margo, mid, inline, ask: 0, tell: 0, sessions: Mutex::default(), generation: generation() };
+        let mut this = Self {
+            margo,
+            mid,
+            inline,
+            has_files: address.starts_with("na+sm"),
+            ask: 0,
+            tell: 0,
+            sessions: Mutex::default(),
+            generation: generation(),
+        };
         // SAFETY: the instance started above; the names are copied, and the callbacks stay.
         unsafe {
             margo.margo_set_log_level(mid, MARGO_LOG_CRITICAL);
@@ -291,7 +301,7 @@ impl Drop for Instance {
         };
         // It waits for its progress thread, which may be this one, and for peers that are gone.
         let spawned = thread::Builder::new().name("proxystore-margo-end".to_owned()).spawn(finalize);
-        if spawned.is_ok() && !IN_CALLBACK.get() {
+        if spawned.is_ok() && self.has_files && !IN_CALLBACK.get() {
             let _ = over.recv_timeout(PATIENCE);
         }
     }
@@ -525,8 +535,8 @@ const LARGER: &str = "\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8
 /// How long a progress thread waits at a time; ending an instance takes as long.
 const PROGRESS_MS: u32 = 50;
 
-/// How long the end of an instance is waited for: a service that ends keeps its successor waiting. Mercury takes 5 s for handles
-/// that dead peers leave; that goes on alone.
+/// How long the end of an instance is waited for that has files to remove. Others end alone: a service that ends keeps its
+/// successor waiting, and Mercury takes 5 s for handles that dead peers leave.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long Margo tries to send what nobody waits for.
