@@ -456,3 +456,83 @@ fn held(early: &[(u32, Data)]) -> usize {
 
 /// Most bytes that overtake an answer: more than an owner has on its way to one requester.
 const MOST_EARLY: usize = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// Is never asked.
+    struct Nowhere;
+
+    impl Land for Nowhere {
+        fn land(&mut self, _: &[u8], _: &[u64]) -> Result<Vec<Landing>> {
+            unreachable!("nothing comes")
+        }
+    }
+
+    const LINK: u64 = 7;
+
+    /// Calls 1 to 3 of a connection.
+    fn calls() -> Calls {
+        let mut calls = Calls::default();
+        for number in 1..4 {
+            calls.insert(LINK, number, Box::new(Nowhere));
+        }
+        calls
+    }
+
+    fn part() -> Data {
+        Data::Copied(vec![1; 10])
+    }
+
+    #[track_caller]
+    fn come(calls: &mut Calls, link: u64, number: u64) {
+        assert!(calls.part(link, number, 0, part()).is_err());
+    }
+
+    #[test]
+    fn parts_of_calls_that_ended_are_owed_until_they_came() {
+        let mut calls = calls();
+        calls.end(1, Ok(Answer { head: Vec::new(), parts: Vec::new() })).run();
+        assert!(!calls.are_left());
+        calls.end_before(2, Err(Error::new(ErrorKind::NoSpace, "get", "x")), Some(2)).run();
+        calls.abandon(3).0.run();
+        come(&mut calls, LINK, 2);
+        // Of another connection's peer.
+        come(&mut calls, LINK + 1, 2);
+        calls.settle(Some(LINK + 1), 3);
+        assert!(calls.left.contains_key(&2) && calls.left.contains_key(&3) && calls.are_open(LINK));
+        come(&mut calls, LINK, 2);
+        assert!(!calls.left.contains_key(&2));
+        come(&mut calls, LINK, 3);
+        calls.announced(LINK, 3, 2);
+        assert!(calls.are_left() && calls.are_open(LINK));
+        come(&mut calls, LINK, 3);
+        assert!(!calls.are_left() && !calls.are_open(LINK));
+    }
+
+    #[test]
+    fn a_connection_that_fails_owes_nothing() {
+        let mut calls = calls();
+        calls.abandon(3).0.run();
+        calls.fail(LINK, &Error::new(ErrorKind::PeerDown, "get", "x")).run();
+        assert!(!calls.are_left() && !calls.are_open(LINK));
+        assert_eq!(calls.take(1).unwrap().unwrap_err().kind(), ErrorKind::PeerDown);
+    }
+
+    #[test]
+    fn an_answer_is_fetched_once_before_it_has_landings() {
+        let mut calls = calls();
+        assert!(!calls.claim(LINK + 1, 1) && !calls.claim(LINK, 9));
+        assert!(calls.claim(LINK, 1) && !calls.claim(LINK, 1));
+    }
+
+    #[test]
+    fn what_overtakes_an_answer_is_bounded() {
+        let mut calls = calls();
+        let most = |calls: &mut Calls| calls.part(LINK, 1, 0, Data::Copied(vec![0; MOST_EARLY / 2]));
+        assert!(matches!(most(&mut calls), Ok(None)) && matches!(most(&mut calls), Ok(None)));
+        come(&mut calls, LINK, 1);
+    }
+}
