@@ -14,7 +14,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
-use super::message::{ENDED, Hello, Kind, Message};
+use super::message::{Hello, Kind, Message};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
