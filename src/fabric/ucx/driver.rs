@@ -48,6 +48,8 @@ struct Core {
     asleep: bool,
     /// The process's own thread drives, for tasks, and makes way for threads.
     is_reactor: bool,
+    /// The process's own thread sleeps until it is called: nothing has been going on for a while.
+    rests: bool,
 }
 
 /// A connection.
@@ -73,7 +75,7 @@ impl Driver {
         let (poke, bell) = (super::event()?, super::event()?);
         let events = worker.events();
         let (links, calls) = (HashMap::new(), Calls::default());
-        let core = Core { worker, address, links, calls, asleep: false, is_reactor: false };
+        let core = Core { worker, address, links, calls, asleep: false, is_reactor: false, rests: true };
         let generation = crate::process::generation();
         let (core, options) = (Mutex::new(core), options.clone());
         let this = Arc::new(Self { core, context, options, events, poke, bell, generation });
@@ -441,6 +443,9 @@ impl Driver {
         let after = core.calls.promote();
         if !core.calls.has_followers() && core.has_work() {
             self.rouse(core);
+        } else if std::mem::take(&mut core.rests) {
+            // What UCX still has to say to the owner, as that all bytes are here, is said by then.
+            super::ring(&self.bell);
         }
         after
     }
@@ -467,20 +472,46 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// The thread that drives when nobody else does, until the driver is gone.
+/// The thread that drives when nobody else does, until the driver is gone. After the last call it looks a few times whether UCX
+/// has something left to do, which nothing tells.
 fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
+    let tick = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let mut quiet = RESTFUL;
     loop {
         let mut descriptors = [PollFd::new(bell, PollFlags::IN)];
-        if poll(&mut descriptors, None).is_err() {
+        if poll(&mut descriptors, (quiet < RESTFUL).then_some(&tick)).is_err() {
             continue;
         }
         let Some(driver) = driver.upgrade() else { return };
-        let _ = rustix::io::read(bell, &mut [0u8; 8]);
+        if rustix::io::read(bell, &mut [0u8; 8]).is_ok() {
+            quiet = 0;
+        }
         let mut core = lock(&driver.core);
         // A thread that waits is better at it, and may be on its way.
-        if core.calls.led || core.calls.has_followers() || !core.has_work() {
+        if core.calls.led || core.calls.has_followers() {
+            quiet = 0;
             continue;
         }
+        if !core.has_work() {
+            quiet += 1;
+            core.rests = quiet >= RESTFUL;
+            core.calls.led = true;
+            drop(core);
+            let (_, events) = driver.progress();
+            events.into_iter().for_each(|event| driver.handle(event));
+            // Not by `Lead`, for which this would be something going on.
+            let mut core = lock(&driver.core);
+            core.calls.led = false;
+            let after = core.calls.promote();
+            if core.has_work() {
+                // Whoever brought it found that somebody drove.
+                super::ring(&driver.bell);
+            }
+            drop(core);
+            after.run();
+            continue;
+        }
+        quiet = 0;
         core.calls.led = true;
         core.is_reactor = true;
         drop(core);
@@ -515,3 +546,6 @@ fn late() -> Error {
 
 /// How often who drives looks after the owners, and how long it sleeps at most.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// Looks at nothing after which the process's own thread rests.
+const RESTFUL: u32 = 3;
