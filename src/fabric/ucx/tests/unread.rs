@@ -178,8 +178,8 @@ fn a_service_that_holds_answers_ends_with_its_listener() {
     while lock(&service.0).is_empty() {
         std::thread::yield_now();
     }
-    let service = Arc::downgrade(&service);
-    drop(listener);
+    let held = Arc::downgrade(&service);
+    drop((service, listener));
     assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::PeerDown);
-    assert_eq!(service.strong_count(), 0);
+    assert_eq!(held.strong_count(), 0);
 }
