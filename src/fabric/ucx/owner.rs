@@ -28,14 +28,14 @@ use crate::sync::lock;
 /// The service of the control connections; it begins to speak UCX when the first requester asks for that.
 pub(crate) struct Owner {
     shared: Arc<Shared>,
+    service: Arc<dyn Service>,
     thread: Mutex<Option<JoinHandle<()>>>,
     begun: AtomicBool,
     segments: Mutex<Vec<Arc<dyn Segments>>>,
 }
 
-/// What threads that answer have of it.
+/// What threads that answer have of it. Not the service: that may hold duties, which hold this.
 struct Shared {
-    service: Arc<dyn Service>,
     options: Options,
     orders: Mutex<Vec<Order>>,
     /// Questions that are not answered yet, by connection and number.
@@ -58,7 +58,6 @@ enum Order {
 impl Owner {
     pub(super) fn new(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Self>> {
         let shared = Shared {
-            service,
             options: options.clone(),
             orders: Mutex::default(),
             held: Mutex::default(),
@@ -67,7 +66,7 @@ impl Owner {
             generation: crate::process::generation(),
         };
         let (shared, segments) = (Arc::new(shared), Mutex::default());
-        Ok(Arc::new(Self { shared, thread: Mutex::default(), begun: AtomicBool::new(false), segments }))
+        Ok(Arc::new(Self { shared, service, thread: Mutex::default(), begun: AtomicBool::new(false), segments }))
     }
 
     /// Memory from which parts are sent.
@@ -84,8 +83,8 @@ impl Owner {
         let mut thread = lock(&self.thread);
         if thread.is_none() {
             let shared = Arc::clone(&self.shared);
-            let segments = lock(&self.segments).clone();
-            let run = move || serve(&shared, segments);
+            let (service, segments) = (Arc::clone(&self.service), lock(&self.segments).clone());
+            let run = move || serve(&shared, service, segments);
             *thread = Some(std::thread::Builder::new().name("proxystore-ucx-owner".to_owned()).spawn(run)?);
             self.begun.store(true, Release);
         }
@@ -169,7 +168,7 @@ impl Respond for Duty {
 }
 
 /// The thread: meets requesters, and answers until it is told to stop.
-fn serve(shared: &Arc<Shared>, segments: Vec<Arc<dyn Segments>>) {
+fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn Segments>>) {
     *lock(&shared.thread) = Some(std::thread::current().id());
     let begin = || -> Result<(Worker, Vec<u8>)> {
         let context = Arc::new(Context::new(&super::settings(&shared.options))?);
@@ -180,8 +179,14 @@ fn serve(shared: &Arc<Shared>, segments: Vec<Arc<dyn Segments>>) {
     };
     match begin() {
         Ok((worker, address)) => {
-            let mut desk =
-                Desk { shared: Arc::clone(shared), worker, address, clients: HashMap::new(), tokens: HashMap::new() };
+            let mut desk = Desk {
+                shared: Arc::clone(shared),
+                service,
+                worker,
+                address,
+                clients: HashMap::new(),
+                tokens: HashMap::new(),
+            };
             desk.run();
         }
         Err(error) => refuse_all(shared, &error.to_string()),
@@ -209,6 +214,7 @@ fn refuse_all(shared: &Shared, reason: &str) {
 /// The thread's own.
 struct Desk {
     shared: Arc<Shared>,
+    service: Arc<dyn Service>,
     worker: Worker,
     address: Vec<u8>,
     /// By our names of their connections.
@@ -393,7 +399,7 @@ impl Desk {
         let duty = Duty { shared: Arc::clone(&self.shared), token, number };
         let call = Incoming { head, from, connection: token, responder: Responder::new(Box::new(duty)) };
         // Its responder refuses as the panic drops it; others are answered on.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.shared.service.answer(call)));
+        let _ = catch_unwind(AssertUnwindSafe(|| self.service.answer(call)));
     }
 
     fn answer(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,8 +15,9 @@ use crate::fabric::handshake::Purpose;
 use crate::fabric::tcp::{self, Tcp};
 use crate::fabric::ucx::message::{ENDED, Encoded, Hello, Kind, Message, Welcome};
 use crate::fabric::ucx::{Options, Ucx};
-use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Peer, Service};
+use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Peer, Responder, Service};
 use crate::launch::Secret;
+use crate::sync::lock;
 
 /// Answers `N` with a part of so many MiB, `N and M` with two, any other question with a long head and 6 MiB.
 #[derive(Default)]
@@ -156,4 +157,29 @@ fn who_asks_and_takes_nothing_is_given_up() {
     drop(raw);
     site.assert_released(Duration::from_secs(10));
     site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+}
+
+#[test]
+fn a_service_that_holds_answers_ends_with_its_listener() {
+    #[derive(Default)]
+    struct Hold(Mutex<Vec<Responder>>);
+    impl Service for Hold {
+        fn answer(&self, call: Incoming<'_>) {
+            lock(&self.0).push(call.responder);
+        }
+    }
+    let secret = Arc::new(Secret::random());
+    let options = Options { devices: vec!["lo".to_owned()], ..Options::default() };
+    let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
+    let service = Arc::new(Hold::default());
+    let listener = ucx(2).listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&service) as _).unwrap();
+    let peer = ucx(1).connect(listener.contact(), soon()).unwrap();
+    let asked = Arc::clone(&peer).request(Call::small(b"x".to_vec()));
+    while lock(&service.0).is_empty() {
+        std::thread::yield_now();
+    }
+    let held = Arc::downgrade(&service);
+    drop((service, listener));
+    assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::PeerDown);
+    assert_eq!(held.strong_count(), 0);
 }
