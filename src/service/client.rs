@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -233,7 +232,7 @@ impl Client {
 
     /// The data segment in which an address of this process lies: where it is written, and where it is viewed.
     #[cfg(feature = "tcp")]
-    pub(crate) fn mappings_of(&self, address: usize) -> Option<(Range<usize>, Option<usize>)> {
+    pub(crate) fn mappings_of(&self, address: usize) -> Option<(std::ops::Range<usize>, Option<usize>)> {
         let contains = |mapping: &Mapping| {
             let start = mapping.as_ptr().addr().get();
             (start..start + mapping.len()).contains(&address)
