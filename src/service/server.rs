@@ -380,7 +380,7 @@ impl Server {
                 Err(error) => self.send(number, &Reply::refuse(id, &error), &[]),
             },
             Request::Stats { id } => match self.stats_fd() {
-                Ok(fd) => self.send(number, &Reply::Stats { id }, &[fd.as_fd()]),
+                Ok(fd) => self.send_owned(number, &Reply::Stats { id }, vec![fd]),
                 Err(error) => self.send(number, &Reply::refuse(id, &error), &[]),
             },
             Request::Collect { id } => {
@@ -389,8 +389,11 @@ impl Server {
             }
             // Of the process that hosts this service for itself alone, as its last act: its memory must not become anybody
             // else's while other threads of it may still write to it. All others are noticed by their end, also one that
-            // has come since it looked.
-            Request::Bye => self.is_left = self.keeper.is_none(),
+            // has come since it looked. Who could not attach says so, too, which is of no concern to others.
+            Request::Bye => {
+                let peer = self.connections.get(&number).and_then(|connection| connection.peer.pid);
+                self.is_left |= self.keeper.is_none() && peer == Some(std::process::id());
+            }
             #[cfg(feature = "tcp")]
             Request::Export { id } => self.export(number, id),
             #[cfg(not(feature = "tcp"))]

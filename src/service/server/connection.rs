@@ -160,8 +160,10 @@ impl Server {
 
     pub(super) fn send(&mut self, number: u32, reply: &Reply, fds: &[BorrowedFd<'_>]) {
         let owned: Result<Vec<OwnedFd>, _> = fds.iter().map(|fd| fd.try_clone_to_owned()).collect();
-        if let Ok(owned) = owned {
-            self.send_owned(number, reply, owned);
+        match owned {
+            Ok(owned) => self.send_owned(number, reply, owned),
+            // Out of descriptors. It comes back, and is then told everything; silence would be waited for.
+            Err(_) => self.disconnect(number),
         }
     }
 
