@@ -14,7 +14,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
-use super::message::{Hello, Kind, Message};
+use super::message::{Hello, Kind, Message, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
@@ -93,8 +93,6 @@ impl Driver {
     /// # Errors
     /// `Unavailable` when the owner has no UCX, `PeerDown`, `Timeout`, `Corrupt`.
     pub(super) fn meet(&self, control: Arc<dyn Peer>, deadline: Instant) -> Result<u64> {
-        use super::message::Welcome;
-
         self.check_process()?;
         let token = random_number();
         let hello = Hello::Meet { token, address: lock(&self.core).address.clone() };
@@ -127,19 +125,17 @@ impl Driver {
     pub(super) fn ask(&self, link: u64, call: Call) -> Result<u64> {
         self.check_process()?;
         let mut core = lock(&self.core);
-        let Some(known) = core.links.get_mut(&link) else { return Err(closed()) };
+        let Core { links, calls, .. } = &mut *core;
+        let Some(known) = links.get_mut(&link) else { return Err(closed()) };
         if let Some(error) = &known.failed {
             return Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned()));
         }
-        let theirs = known.theirs;
-        let number = core.calls.number();
-        let encoded = Message::new(Kind::Ask, theirs, number).encode(&call.head, &[])?;
-        if !core.calls.are_open(link) {
-            if let Some(known) = core.links.get_mut(&link) {
-                known.since = Instant::now();
-            }
+        let number = calls.number();
+        let encoded = Message::new(Kind::Ask, known.theirs, number).encode(&call.head, &[])?;
+        if !calls.are_open(link) {
+            known.since = Instant::now();
         }
-        core.calls.insert(link, number, call.land);
+        calls.insert(link, number, call.land);
         let after = self.post(&mut core, link, encoded.header, encoded.prefix);
         drop(core);
         after.run();

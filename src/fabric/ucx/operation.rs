@@ -33,7 +33,7 @@ pub(super) enum About {
     /// A part of the answer to this question.
     Part { number: u64, index: u32 },
     /// All bytes of the answer to this question, which came together.
-    Packed { connection: u64, number: u64 },
+    Packed { number: u64 },
 }
 
 /// The bytes.

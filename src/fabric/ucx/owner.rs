@@ -241,7 +241,7 @@ struct Client {
 
 impl Desk {
     fn run(&mut self) {
-        let options = self.shared.options.clone();
+        let spin = self.shared.options.spin;
         let mut spun = Instant::now();
         let mut looked = spun;
         loop {
@@ -263,7 +263,7 @@ impl Desk {
             }
             if moved {
                 spun = now;
-            } else if now.saturating_duration_since(spun) < options.spin {
+            } else if now.saturating_duration_since(spun) < spin {
                 std::hint::spin_loop();
             } else {
                 self.sleep();

@@ -187,7 +187,7 @@ impl Driver {
             return self.end(number, Err(error));
         }
         // Several came together: they are fetched, and copied to where they belong.
-        let about = About::Packed { connection: link, number };
+        let about = About::Packed { number };
         let mut core = lock(&self.core);
         if !core.calls.claim(link, number) {
             core.calls.settle(Some(link), number);
@@ -331,11 +331,11 @@ impl Driver {
         let is_good = status == UCS_OK;
         match (operation.about, operation.body) {
             (About::Part { number, index }, Body::Landing(landing)) if is_good => self.landed(number, index, landing),
-            (About::Packed { number, .. }, Body::Own(bytes)) if is_good => match Message::decode(&operation.header) {
+            (About::Packed { number }, Body::Own(bytes)) if is_good => match Message::decode(&operation.header) {
                 Ok(message) => self.answer_here(&message, &operation.header, &bytes),
                 Err(error) => self.end(number, Err(error)),
             },
-            (About::Part { number, .. } | About::Packed { number, .. }, body) => {
+            (About::Part { number, .. } | About::Packed { number }, body) => {
                 drop(body);
                 // Of a call that nobody waits for, the others may still come.
                 if !matches!(operation.about, About::Part { .. }) || !lock(&self.core).calls.came(None, number) {
