@@ -49,7 +49,6 @@ fn main() {
             .into_iter()
             .chain(rows::trials())
             .chain(objects::trials())
-            .chain(ucx::trials())
             .chain(interface::trials())
             .chain(ucx::trials())
             .collect(),
