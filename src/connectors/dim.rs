@@ -167,12 +167,22 @@ impl DimConnector {
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
     fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
+        let mut nodes: Vec<(Address, Vec<Located>)> = Vec::new();
+        let mut places: HashMap<(SocketAddr, u64), usize> = HashMap::new();
+        let mut last = 0;
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
-            nodes.entry((address.contact, address.instance)).or_default().push((at, address));
+            let is_of = |node: &Address| (node.contact, node.instance) == (address.contact, address.instance);
+            // Neighbours often lie together.
+            if !nodes.get(last).is_some_and(|(node, _)| is_of(node)) {
+                last = *places.entry((address.contact, address.instance)).or_insert_with(|| {
+                    nodes.push((address, Vec::new()));
+                    nodes.len() - 1
+                });
+            }
+            nodes[last].1.push((at, address));
         }
-        Ok(nodes.into_values().map(|objects| (objects[0].1, objects)).collect())
+        Ok(nodes)
     }
 }
 

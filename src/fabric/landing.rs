@@ -67,6 +67,17 @@ impl Parts {
         Ok((Self { whole, ranges: lens.len() }, landings))
     }
 
+    /// The region with the bytes of its only landing.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub(crate) fn join_one(self, landing: Landing) -> Result<RegionMut> {
+        let is_whole = landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole) && self.ranges == 1;
+        let len = landing.len;
+        drop(landing);
+        self.end(is_whole, len)
+    }
+
     /// The region with the bytes of all its landings.
     ///
     /// # Errors
@@ -76,8 +87,12 @@ impl Parts {
         let len: usize = landings.iter().map(|landing| landing.len).sum();
         let complete = whole && landings.len() == self.ranges;
         drop(landings);
+        self.end(complete, len)
+    }
+
+    fn end(self, is_complete: bool, len: usize) -> Result<RegionMut> {
         match Arc::try_unwrap(self.whole) {
-            Ok(Whole(mut region)) if complete => {
+            Ok(Whole(mut region)) if is_complete => {
                 // SAFETY: the landings covered the first `len` bytes one after the other, and all of them are written.
                 unsafe { region.advance_mut(len) };
                 Ok(region)
@@ -90,14 +105,20 @@ impl Parts {
 impl Landing {
     /// A landing that is all of a region.
     ///
+    /// # Cost
+    /// One allocation; touches no byte of the memory.
+    ///
     /// # Errors
     /// As [`Parts::of`].
-    pub(crate) fn whole(region: RegionMut, len: usize) -> Result<(Parts, Self)> {
-        let (parts, mut landings) = Parts::of(region, &[len])?;
-        match landings.pop() {
-            Some(landing) => Ok((parts, landing)),
-            None => unreachable!("one length makes one landing"),
+    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<(Parts, Self)> {
+        if len > region.capacity() || !region.is_empty() {
+            let context = format!("a landing of {len} bytes does not fit into {region:?}");
+            return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
+        let start = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        let whole = Arc::new(Whole(region));
+        let landing = Self { start, len, filled: 0, region: Arc::clone(&whole) };
+        Ok((Parts { whole, ranges: 1 }, landing))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -206,6 +227,26 @@ mod tests {
     fn more_than_fits_is_refused() {
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[3, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[usize::MAX, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn one_landing_is_joined_when_it_is_written_and_the_region_s_own() {
+        let whole = |len: usize| Landing::whole(RegionMut::heap(4).unwrap(), len).unwrap();
+        let ((parts, mut landing), (others, mut other)) = (whole(3), whole(3));
+        landing.write(b"abc");
+        other.write(b"xyz");
+        assert_eq!(others.join_one(landing).unwrap_err().kind(), ErrorKind::Corrupt);
+        drop(parts);
+        let (parts, mut half) = whole(3);
+        half.write(b"ab");
+        assert_eq!(parts.join_one(half).unwrap_err().kind(), ErrorKind::Corrupt);
+        let (parts, mut landing) = whole(3);
+        landing.write(b"abc");
+        assert_eq!(parts.join_one(landing).unwrap().as_slice(), b"abc");
+        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        assert!(landings.iter_mut().all(|landing| landing.write(b"ab") == 2));
+        assert_eq!(parts.join_one(landings.remove(0)).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(Landing::whole(RegionMut::heap(4).unwrap(), 5).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod bench;
 mod chaos;
 #[path = "../shm/content.rs"]
 mod content;
+mod count;
 mod harness;
 mod hosts;
 mod interface;
@@ -30,6 +31,9 @@ mod rows;
 mod ucp;
 mod ucx;
 mod worker;
+
+#[global_allocator]
+static ALLOCATOR: count::Counting = count::Counting;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

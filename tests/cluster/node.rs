@@ -11,6 +11,7 @@ use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
 
 use crate::content::{Random, content, verify};
+use crate::count::allocations;
 use crate::proxy::Proxy;
 use crate::worker::say;
 
@@ -247,6 +248,7 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             })?;
             (begun.elapsed().as_nanos() as u64 / (threads * each) as u64).to_string()
         }
+        ["allocations"] => allocations().to_string(),
         // Processor time of this process, in ticks of 10 ms.
         ["ticks"] => {
             let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
