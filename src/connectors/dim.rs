@@ -30,10 +30,13 @@ use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
 #[cfg(test)]
+mod crowd;
+#[cfg(test)]
 mod faults;
 mod landings;
 mod objects;
 mod peers;
+mod relayed;
 mod remote;
 
 use objects::{HOPS, Objects};
@@ -58,6 +61,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
 /// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
+/// | `relays=off` | objects of 4 MiB and more come from their owner alone; `on`: nodes that fetch one at the same time pass it on to each other, piece by piece | `on` |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
@@ -84,7 +88,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin", "idle", "protocol"] {
+        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -109,13 +113,17 @@ impl DimConnector {
         let scheme = fabric.scheme();
         let lease =
             config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
-        let shares = config.parse_option("replicas", "on or off", |text| match text {
-            "on" => Some(true),
-            "off" => Some(false),
-            _ => None,
-        })?;
-        let shares = shares.unwrap_or(true);
-        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
+        let switch = |name| {
+            let is_on = config.parse_option(name, "on or off", |text| match text {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => None,
+            });
+            is_on.map(|is_on| is_on.unwrap_or(true))
+        };
+        let (shares, relays) = (switch("replicas")?, switch("relays")?);
+        let peers = Peers::new(fabric);
+        let remote = Remote { scheme, client: Arc::clone(&client), peers, lease, shares, relays };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.
         let words = contact::words(client.table());
