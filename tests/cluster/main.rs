@@ -17,6 +17,7 @@ mod chaos;
 mod crowd;
 #[path = "../shm/content.rs"]
 mod content;
+mod count;
 mod harness;
 mod hosts;
 mod interface;
@@ -31,6 +32,9 @@ mod rows;
 mod ucp;
 mod ucx;
 mod worker;
+
+#[global_allocator]
+static ALLOCATOR: count::Counting = count::Counting;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,7 +56,6 @@ fn main() {
             .chain(rows::trials())
             .chain(crowd::trials())
             .chain(objects::trials())
-            .chain(ucx::trials())
             .chain(interface::trials())
             .chain(ucx::trials())
             .collect(),
