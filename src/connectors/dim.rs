@@ -29,13 +29,18 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
+mod digest;
 #[cfg(test)]
 mod faults;
+mod known;
 mod landings;
 mod objects;
 mod peers;
+#[cfg(test)]
+mod reads;
 mod remote;
 
+use known::Known;
 use objects::{HOPS, Objects};
 use peers::Peers;
 use remote::{Found, Limit, Remote, want};
@@ -83,7 +88,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin", "protocol"] {
+        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin", "one_sided", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -106,15 +111,24 @@ impl DimConnector {
         fabric: Arc<dyn Fabric>,
     ) -> Result<Self> {
         let scheme = fabric.scheme();
-        let lease =
-            config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
+        let lease = config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?;
         let shares = config.parse_option("replicas", "on or off", |text| match text {
             "on" => Some(true),
             "off" => Some(false),
             _ => None,
         })?;
         let shares = shares.unwrap_or(true);
-        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
+        // Without copies nothing that was evicted is read, unless the user says how long it may be.
+        let trust = lease.unwrap_or(if shares { LEASE } else { Duration::ZERO });
+        let remote = Remote {
+            scheme,
+            client: Arc::clone(&client),
+            peers: Peers::new(fabric),
+            lease: lease.unwrap_or(LEASE),
+            shares,
+            trust,
+            known: Known::default(),
+        };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.
         let words = contact::words(client.table());
