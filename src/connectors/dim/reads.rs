@@ -232,16 +232,16 @@ fn what_was_evicted_is_not_read_without_leave() {
 
 #[test]
 fn what_was_evicted_is_read_no_longer_than_allowed() {
-    let site = Site::new("reads-lease", &[("replicas", "off"), ("lease", "300ms")]);
+    let site = Site::new("reads-lease", &[("replicas", "off"), ("lease", "2s")]);
     let bytes = vec![5; 5000];
     let key = site.put(&bytes);
     site.learn(&key, &bytes);
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(2200));
     // Asked again, it is fresh for as long again.
     assert!(site.get(&key).is_some());
     assert_eq!(site.counted(|| site.get(&key)), (Some(bytes), 0, 1));
     site.owner.evict(&key).wait().unwrap();
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(2200));
     assert_eq!(site.get(&key), None);
 }
 
@@ -262,12 +262,12 @@ fn what_ends_by_itself_is_asked_for_at_its_end() {
     let bytes = vec![5; 5000];
     let mut region = site.owner.reserve(bytes.len()).unwrap();
     bytes::BufMut::put_slice(&mut region, &bytes);
-    let options = PutOptions::new().time_to_live(Duration::from_millis(900));
+    let options = PutOptions::new().time_to_live(Duration::from_secs(3));
     let key = site.owner.commit_with(region, Format::RAW, &options).wait().unwrap();
     site.holds(&key, &bytes);
     site.learn(&key, &bytes);
     assert_eq!(site.counted(|| site.get(&key)), (Some(bytes), 0, 1));
-    std::thread::sleep(Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(3200));
     assert_eq!(site.get(&key), None);
 }
 
