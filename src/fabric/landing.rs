@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use bytes::BufMut;
 
@@ -22,23 +24,35 @@ pub(crate) struct Landing {
     start: *mut u8,
     len: usize,
     filled: usize,
+    /// Which of the ranges it is.
+    range: usize,
     region: Arc<Whole>,
 }
 
 /// The reservation behind some landings.
 pub(crate) struct Parts {
     whole: Arc<Whole>,
-    ranges: usize,
+    /// Where each range begins, and its length.
+    ranges: Box<[(*mut u8, usize)]>,
 }
 
 /// Holds the region while nobody looks at it: its bytes are the landings'.
-struct Whole(RegionMut);
+struct Whole {
+    region: RegionMut,
+    /// Which ranges are somebody's.
+    lent: Box<[AtomicBool]>,
+}
 
 // SAFETY: the memory behind belongs to the holder of the `RegionMut`, which is `Send` and lives in the `Arc`; ranges of
 // different landings do not overlap (`Parts::of` checks that), so no two threads reach the same byte.
 unsafe impl Send for Landing {}
 // SAFETY: a shared landing tells only its length and how much of it is written.
 unsafe impl Sync for Landing {}
+
+// SAFETY: it reaches no byte by itself, and lends each range to one landing at a time.
+unsafe impl Send for Parts {}
+// SAFETY: as above; who borrows a range is decided by an atomic.
+unsafe impl Sync for Parts {}
 
 impl Parts {
     /// Lends the first bytes of an empty region's memory as landings of these lengths, one after the other.
@@ -48,23 +62,43 @@ impl Parts {
     ///
     /// # Errors
     /// `TooLarge` when they do not fit.
-    pub(crate) fn of(mut region: RegionMut, lens: &[usize]) -> Result<(Self, Vec<Landing>)> {
+    pub(crate) fn of(region: RegionMut, lens: &[usize]) -> Result<(Self, Vec<Landing>)> {
+        let parts = Self::cut(region, lens)?;
+        let landings = (0..lens.len()).filter_map(|range| parts.lend(range)).collect();
+        Ok((parts, landings))
+    }
+
+    /// As [`of`](Self::of), without landings: [`lend`](Self::lend) gives them.
+    ///
+    /// # Errors
+    /// As `of`.
+    pub(crate) fn cut(mut region: RegionMut, lens: &[usize]) -> Result<Self> {
         let total = lens.iter().try_fold(0usize, |total, len| total.checked_add(*len));
         if total.is_none_or(|total| total > region.capacity()) || !region.is_empty() {
             let context = format!("{} landings do not fit into {region:?}", lens.len());
             return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
         let base = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        let whole = Arc::new(Whole(region));
-        let mut landings = Vec::with_capacity(lens.len());
+        let lent = lens.iter().map(|_| AtomicBool::new(false)).collect();
         let mut offset = 0;
-        for len in lens {
+        let ranges = lens.iter().map(|len| {
             // SAFETY: `offset + len` is at most the capacity, by the check above.
             let start = unsafe { base.add(offset) };
-            landings.push(Landing { start, len: *len, filled: 0, region: Arc::clone(&whole) });
             offset += len;
+            (start, *len)
+        });
+        let ranges = ranges.collect();
+        Ok(Self { whole: Arc::new(Whole { region, lent }), ranges })
+    }
+
+    /// A range that nobody has, empty: it may have been lent before, to a transfer that failed.
+    pub(crate) fn lend(&self, range: usize) -> Option<Landing> {
+        let (start, len) = *self.ranges.get(range)?;
+        // SYNC POINT: `Landing::drop`. Who had it writes to it no more.
+        if self.whole.lent[range].swap(true, Acquire) {
+            return None;
         }
-        Ok((Self { whole, ranges: lens.len() }, landings))
+        Some(Landing { start, len, filled: 0, range, region: Arc::clone(&self.whole) })
     }
 
     /// The region with the bytes of all its landings.
@@ -74,10 +108,11 @@ impl Parts {
     pub(crate) fn join(self, landings: Vec<Landing>) -> Result<RegionMut> {
         let whole = landings.iter().all(|landing| landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole));
         let len: usize = landings.iter().map(|landing| landing.len).sum();
-        let complete = whole && landings.len() == self.ranges;
+        // All are lent and each to one: as many as there are is all of them.
+        let complete = whole && landings.len() == self.ranges.len();
         drop(landings);
         match Arc::try_unwrap(self.whole) {
-            Ok(Whole(mut region)) if complete => {
+            Ok(Whole { mut region, .. }) if complete => {
                 // SAFETY: the landings covered the first `len` bytes one after the other, and all of them are written.
                 unsafe { region.advance_mut(len) };
                 Ok(region)
@@ -152,6 +187,13 @@ impl Landing {
     }
 }
 
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // SYNC POINT: `Parts::lend`.
+        self.region.lent[self.range].store(false, Release);
+    }
+}
+
 impl fmt::Debug for Landing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Landing({} of {} B)", self.filled, self.len)
@@ -160,7 +202,7 @@ impl fmt::Debug for Landing {
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Parts({} of {:?})", self.ranges, self.whole.0)
+        write!(f, "Parts({} of {:?})", self.ranges.len(), self.whole.region)
     }
 }
 
@@ -200,6 +242,20 @@ mod tests {
         landings[0].write(b"ab");
         assert!(parts.join(landings).is_err());
         drop(kept);
+    }
+
+    #[test]
+    fn a_range_that_came_back_is_lent_again() {
+        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        landings[0].write(b"ab");
+        landings[1].write(b"x");
+        assert!(parts.lend(1).is_none());
+        landings.pop();
+        let mut again = parts.lend(1).unwrap();
+        assert!(parts.lend(1).is_none() && parts.lend(2).is_none());
+        assert_eq!(again.write(b"cd"), 2);
+        landings.push(again);
+        assert_eq!(parts.join(landings).unwrap().as_slice(), b"abcd");
     }
 
     #[test]

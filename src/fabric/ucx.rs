@@ -223,6 +223,14 @@ pub(crate) fn owner(options: &Options, service: Arc<dyn Service>) -> Result<Arc<
     Owner::new(&options, service)
 }
 
+/// By which transports memory of other nodes would be read from this one.
+///
+/// # Errors
+/// `Unavailable` where nothing does that, with the reason.
+pub(crate) fn one_sided() -> Result<String> {
+    reader::probe(&Options::default())
+}
+
 /// What holds where the user does not say otherwise by `UCX_NAME`.
 fn settings(options: &Options) -> Vec<Setting> {
     let mut settings = vec![

@@ -70,7 +70,7 @@ fn fetch_from(
 ) -> Result<Vec<(usize, Option<Region>)>> {
     let mut done = Vec::new();
     let mut later = Vec::new();
-    let (mut transfers, mut looks) = (Vec::new(), Vec::new());
+    let (mut transfers, mut relayed, mut looks) = (Vec::new(), Vec::new(), Vec::new());
     let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::new();
     let mut stale: Vec<(usize, Pointer, Region)> = Vec::new();
     for (at, object) in objects {
@@ -98,9 +98,14 @@ fn fetch_from(
                 Replica::Unshared => None,
             },
         };
-        match object.len <= SMALL {
-            true => small.push((at, object, claim)),
-            false => transfers.push(Transfer {
+        match (object.len <= SMALL, claim) {
+            (true, claim) => small.push((at, object, claim)),
+            (false, Some(claim)) if all.relays(object.len) => {
+                let all = Arc::clone(all);
+                let fetch = Pending::blocking_until(move |_| all.fetch_relayed(object, claim, limit));
+                relayed.push((at, limit.start(fetch)));
+            }
+            (false, claim) => transfers.push(Transfer {
                 fetched: limit.start(all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one]))),
                 objects: vec![(at, object.format, claim)],
             }),
@@ -133,6 +138,13 @@ fn fetch_from(
                 Found::Missing => done.push((at, None)),
                 Found::Elsewhere(pointer) => later.push((at, pointer)),
             }
+        }
+    }
+    for (at, fetched) in relayed {
+        match limit.wait(fetched)? {
+            Found::Object(region) => done.push((at, Some(region))),
+            Found::Missing => done.push((at, None)),
+            Found::Elsewhere(pointer) => later.push((at, pointer)),
         }
     }
     for Look { stale, asked, verdicts } in looks {

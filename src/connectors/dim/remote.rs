@@ -32,6 +32,8 @@ pub(super) struct Remote {
     pub(super) lease: Duration,
     /// Whether the processes of this node share what they fetch.
     pub(super) shares: bool,
+    /// Whether nodes pass on to others what they fetch.
+    pub(super) relays: bool,
     /// How long the owner's word that an object is there lets its memory be read without asking again.
     pub(super) trust: Duration,
     pub(super) known: Known,
@@ -58,6 +60,11 @@ impl Limit {
     pub(super) fn half(self) -> Self {
         let now = Instant::now();
         Self(now + self.0.saturating_duration_since(now) / 2)
+    }
+
+    /// The same, but not later than in `span`.
+    pub(super) fn at_most(self, span: Duration) -> Self {
+        Self(self.0.min(Instant::now() + span))
     }
 
     /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.

@@ -11,6 +11,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,8 +25,8 @@ use super::message::{Hello, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Call, Landing, Peer, Segments, Spot};
-use crate::failpoint::failpoint;
+use crate::fabric::{Call, Landing, Peer, Segment, Segments, Spot};
+use crate::region::RegionMut;
 use crate::sync::lock;
 
 /// A worker that reads. Whoever reads drives it, a step at a time.
@@ -34,6 +36,8 @@ pub(super) struct Reader {
     events: Events,
     spin: Duration,
     silence: Duration,
+    /// As in `UCX_TLS`.
+    transports: String,
     generation: u32,
 }
 
@@ -62,12 +66,12 @@ impl Reader {
     }
 
     fn over(options: &Options, transports: &Transports) -> Result<Arc<Self>> {
-        let fixed =
-            [("TLS", transports.0.join(",")), ("PROTO_ENABLE", "y".into()), ("PROTO_EMULATION_ENABLE", "n".into())];
-        let fixed = fixed.map(|(name, value)| Setting { name, value });
+        let names = transports.0.join(",");
+        let fixed = [("TLS", names.as_str()), ("PROTO_ENABLE", "y"), ("PROTO_EMULATION_ENABLE", "n")];
+        let fixed = fixed.map(|(name, value)| Setting { name, value: value.to_owned() });
         let aim = Aim::Reads { tells_failures: !transports.are_within_a_node() };
         let context = Context::of(aim, &super::settings(options), &fixed).map_err(|error| {
-            let context = format!("nothing reads memory by {}: {}", transports.0.join(","), error.context());
+            let context = format!("nothing reads memory by {names}: {}", error.context());
             Error::new(ErrorKind::Unavailable, "open", context)
         })?;
         let context = Arc::new(context);
@@ -75,7 +79,14 @@ impl Reader {
         let events = worker.events();
         let desk = Mutex::new(Desk { worker, last: 0, reads: HashMap::new() });
         let (spin, silence) = (options.spin, options.silence);
-        Ok(Arc::new(Self { desk, context, events, spin, silence, generation: crate::process::generation() }))
+        let generation = crate::process::generation();
+        Ok(Arc::new(Self { desk, context, events, spin, silence, transports: names, generation }))
+    }
+
+    /// By transports that [`Transports`] would not choose.
+    #[cfg(test)]
+    pub(super) fn over_these(options: &Options, names: &[&str]) -> Result<Arc<Self>> {
+        Self::over(options, &Transports(names.iter().map(|name| name.to_string()).collect()))
     }
 
     /// Memory that is read into.
@@ -102,7 +113,6 @@ impl Reader {
             desk.reads.insert(read, None);
             read
         };
-        failpoint!("fabric.read");
         let mut spun = Instant::now();
         loop {
             let (moved, ended) = {
@@ -145,6 +155,60 @@ impl Reader {
         }
         let moment = Timespec { tv_sec: 0, tv_nsec: MOMENT.as_nanos() as i64 };
         let _ = poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&moment));
+    }
+}
+
+/// Reads memory of this process as if it were another's; by which transports.
+///
+/// # Errors
+/// As [`Reader::new`]; `Unavailable` with the reason why it was not read.
+pub(super) fn probe(options: &Options) -> Result<String> {
+    let reader = Reader::new(options)?;
+    let context = Arc::new(Context::new(&super::settings(options))?);
+    let memory = Arc::new(Probe((0..4096u32).map(|i| (i * 31) as u8).collect()));
+    context.memory.add(Arc::clone(&memory) as Arc<dyn Segments>);
+    let mut owner = Worker::new(&context)?;
+    let address = owner.address()?;
+    let packed = context.memory.packed(context.ucx(), context.raw(), 0)?;
+    let (parts, landing) = Landing::whole(RegionMut::heap(memory.0.len())?, memory.0.len())?;
+    let is_over = AtomicBool::new(false);
+    let read = std::thread::scope(|scope| {
+        // Adapters meet by messages.
+        scope.spawn(|| {
+            while !is_over.load(Acquire) {
+                owner.progress(&mut |_, _| true);
+                std::thread::yield_now();
+            }
+        });
+        let read = || {
+            {
+                let mut desk = lock(&reader.desk);
+                desk.worker.connect(0, &address)?;
+                desk.worker.learn(0, 0, &packed.key)?;
+            }
+            reader.read(0, 0, packed.base, landing, Instant::now() + PROBE)
+        };
+        let read = read();
+        is_over.store(true, Release);
+        read
+    });
+    let unavailable = |error: Error| Error::new(ErrorKind::Unavailable, "open", error.context().to_owned());
+    match parts.join(vec![read.map_err(unavailable)?])?.as_slice() == memory.0 {
+        true => Ok(reader.transports.clone()),
+        false => Err(Error::new(ErrorKind::Unavailable, "open", "other bytes were read than there are")),
+    }
+}
+
+struct Probe(Vec<u8>);
+
+impl Segments for Probe {
+    fn segment_of(&self, _: usize) -> Option<Segment> {
+        None
+    }
+
+    fn numbered(&self, _: u16) -> Option<Segment> {
+        let start = self.0.as_ptr().expose_provenance();
+        Some(Segment { addresses: start..start + self.0.len(), views: None })
     }
 }
 
@@ -313,6 +377,9 @@ const WITHIN_A_NODE: [&str; 6] = ["cma", "xpmem", "knem", "sysv", "posix", "self
 
 /// Since when UCX can be told to read itself, or not at all.
 const CERTAIN: Version = Version { major: 1, minor: 21, release: 0 };
+
+/// How long a probe may take.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// How long who waits sleeps at most.
 const MOMENT: Duration = Duration::from_millis(1);

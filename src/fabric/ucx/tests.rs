@@ -14,6 +14,8 @@ mod hostile;
 #[cfg(test)]
 mod owners;
 #[cfg(test)]
+mod reads;
+#[cfg(test)]
 mod unread;
 
 /// A module of its own, since a case is named as a function that is used here.
