@@ -23,6 +23,7 @@ mod node;
 mod objects;
 mod pair;
 mod proxy;
+mod reads;
 mod rows;
 #[cfg(feature = "ucx")]
 #[path = "../../src/bin/proxystore/ucp/mod.rs"]
@@ -51,6 +52,7 @@ fn main() {
             .chain(objects::trials())
             .chain(ucx::trials())
             .chain(interface::trials())
+            .chain(reads::trials())
             .chain(ucx::trials())
             .collect(),
     )
