@@ -65,6 +65,7 @@ use remote::{Found, Limit, Remote, want};
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
 /// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
 /// | `one_sided=auto` | `ucx`: what a process has got twice it reads from its owner's memory, without a question for as long as `lease` allows, where an adapter (or cma) does that; `on`: or the store is not opened; see docs/ucx.md | `off` |
+/// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
 /// | `relays=off` | objects of 4 MiB and more come from their owner alone; `on`: nodes that fetch one at the same time pass it on to each other, piece by piece | `on` |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read (with `one_sided`, for as long as `lease` says, if it is given); `on`: one fetch a node | `on` |
@@ -93,7 +94,9 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "one_sided", "protocol"] {
+        const OWN: [&str; 10] =
+            ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "one_sided", "idle", "protocol"];
+        for name in OWN {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -189,12 +192,22 @@ impl DimConnector {
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
     fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
+        let mut nodes: Vec<(Address, Vec<Located>)> = Vec::new();
+        let mut places: HashMap<(SocketAddr, u64), usize> = HashMap::new();
+        let mut last = 0;
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
-            nodes.entry((address.contact, address.instance)).or_default().push((at, address));
+            let is_of = |node: &Address| (node.contact, node.instance) == (address.contact, address.instance);
+            // Neighbours often lie together.
+            if !nodes.get(last).is_some_and(|(node, _)| is_of(node)) {
+                last = *places.entry((address.contact, address.instance)).or_insert_with(|| {
+                    nodes.push((address, Vec::new()));
+                    nodes.len() - 1
+                });
+            }
+            nodes[last].1.push((at, address));
         }
-        Ok(nodes.into_values().map(|objects| (objects[0].1, objects)).collect())
+        Ok(nodes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `Landing`: a part of a reservation that one transfer writes.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -33,14 +33,31 @@ pub(crate) struct Landing {
 pub(crate) struct Parts {
     whole: Arc<Whole>,
     /// Where each range begins, and its length.
-    ranges: Box<[(*mut u8, usize)]>,
+    ranges: Each<(*mut u8, usize)>,
 }
 
 /// Holds the region while nobody looks at it: its bytes are the landings'.
 struct Whole {
     region: RegionMut,
     /// Which ranges are somebody's.
-    lent: Box<[AtomicBool]>,
+    lent: Each<AtomicBool>,
+}
+
+/// Something of each range; of one, as almost always, without memory of its own.
+enum Each<T> {
+    One(T),
+    All(Box<[T]>),
+}
+
+impl<T> Deref for Each<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::All(all) => all,
+        }
+    }
 }
 
 // SAFETY: the memory behind belongs to the holder of the `RegionMut`, which is `Send` and lives in the `Arc`; ranges of
@@ -87,7 +104,7 @@ impl Parts {
             offset += len;
             (start, *len)
         });
-        let ranges = ranges.collect();
+        let (ranges, lent) = (Each::All(ranges.collect()), Each::All(lent));
         Ok(Self { whole: Arc::new(Whole { region, lent }), ranges })
     }
 
@@ -101,6 +118,17 @@ impl Parts {
         Some(Landing { start, len, filled: 0, range, region: Arc::clone(&self.whole) })
     }
 
+    /// The region with the bytes of its only landing.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub(crate) fn join_one(self, landing: Landing) -> Result<RegionMut> {
+        let is_whole = landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole);
+        let (len, is_all) = (landing.len, self.ranges.len() == 1);
+        drop(landing);
+        self.end(is_whole && is_all, len)
+    }
+
     /// The region with the bytes of all its landings.
     ///
     /// # Errors
@@ -111,8 +139,12 @@ impl Parts {
         // All are lent and each to one: as many as there are is all of them.
         let complete = whole && landings.len() == self.ranges.len();
         drop(landings);
+        self.end(complete, len)
+    }
+
+    fn end(self, is_complete: bool, len: usize) -> Result<RegionMut> {
         match Arc::try_unwrap(self.whole) {
-            Ok(Whole { mut region, .. }) if complete => {
+            Ok(Whole { mut region, .. }) if is_complete => {
                 // SAFETY: the landings covered the first `len` bytes one after the other, and all of them are written.
                 unsafe { region.advance_mut(len) };
                 Ok(region)
@@ -125,14 +157,20 @@ impl Parts {
 impl Landing {
     /// A landing that is all of a region.
     ///
+    /// # Cost
+    /// One allocation; touches no byte of the memory.
+    ///
     /// # Errors
     /// As [`Parts::of`].
-    pub(crate) fn whole(region: RegionMut, len: usize) -> Result<(Parts, Self)> {
-        let (parts, mut landings) = Parts::of(region, &[len])?;
-        match landings.pop() {
-            Some(landing) => Ok((parts, landing)),
-            None => unreachable!("one length makes one landing"),
+    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<(Parts, Self)> {
+        if len > region.capacity() || !region.is_empty() {
+            let context = format!("a landing of {len} bytes does not fit into {region:?}");
+            return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
+        let start = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        let whole = Arc::new(Whole { region, lent: Each::One(AtomicBool::new(true)) });
+        let landing = Self { start, len, filled: 0, range: 0, region: Arc::clone(&whole) };
+        Ok((Parts { whole, ranges: Each::One((start, len)) }, landing))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -262,6 +300,27 @@ mod tests {
     fn more_than_fits_is_refused() {
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[3, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[usize::MAX, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn one_landing_is_joined_when_it_is_written_and_the_region_s_own() {
+        let whole = |len: usize| Landing::whole(RegionMut::heap(4).unwrap(), len).unwrap();
+        let ((parts, mut landing), (others, mut other)) = (whole(3), whole(3));
+        landing.write(b"abc");
+        other.write(b"xyz");
+        assert_eq!(others.join_one(landing).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(parts.lend(0).is_some() && other.is_full());
+        let (parts, mut half) = whole(3);
+        half.write(b"ab");
+        assert!(parts.lend(0).is_none());
+        assert_eq!(parts.join_one(half).unwrap_err().kind(), ErrorKind::Corrupt);
+        let (parts, mut landing) = whole(3);
+        landing.write(b"abc");
+        assert_eq!(parts.join_one(landing).unwrap().as_slice(), b"abc");
+        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        assert!(landings.iter_mut().all(|landing| landing.write(b"ab") == 2));
+        assert_eq!(parts.join_one(landings.remove(0)).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(Landing::whole(RegionMut::heap(4).unwrap(), 5).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 
     #[test]

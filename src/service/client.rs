@@ -55,7 +55,8 @@ mod walk;
 
 pub(crate) use arrival::Arrival;
 #[cfg(feature = "tcp")]
-pub(crate) use arriving::{Advance, Passage};
+pub(crate) use arriving::Passage;
+pub(crate) use arriving::{Advance, Passing};
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;

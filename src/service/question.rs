@@ -307,6 +307,20 @@ impl Verdict {
         input.finish()?;
         Ok(verdicts)
     }
+
+    /// Reads the head of an answer to a question about one object.
+    ///
+    /// # Errors
+    /// As [`decode_all`](Self::decode_all).
+    pub(crate) fn decode_one(head: &[u8]) -> Result<Self> {
+        let mut input = opened(head)?;
+        if u32::from_le_bytes(input.array()?) != 1 {
+            return Err(invalid("an answer about more or fewer objects"));
+        }
+        let verdict = Self::decode(&mut input)?;
+        input.finish()?;
+        Ok(verdict)
+    }
 }
 
 /// Decodes the head of a question, or of an answer about one or two objects; whether it was one.
@@ -320,6 +334,7 @@ pub fn check_question(head: &[u8]) -> bool {
         assert_eq!(question.encode(), head, "{question:?}");
     }
     let answers = [1, 2].map(|count| Verdict::decode_all(head, count));
+    assert_eq!(Verdict::decode_one(head).ok().map(|one| vec![one]), answers[0].as_ref().ok().cloned());
     for verdicts in answers.iter().flatten() {
         // An unknown number of a kind is read as one that is known.
         let is_known = verdicts.iter().all(|verdict| *verdict != Verdict::Refused { kind: ErrorKind::Io });

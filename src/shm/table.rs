@@ -237,6 +237,12 @@ impl<M: Mem> Table<M> {
     // ------------------------------------------------------------------------------------------------------------------
     // Clients.
 
+    /// Says that the caller soon uses a leased slot: the service wrote it last, on another processor.
+    #[inline]
+    pub(crate) fn anticipate(&self, slot: u32) {
+        self.mem.anticipate(self.layout.slot(slot));
+    }
+
     /// Makes what was written to the cell of a leased slot an object: the one step at which a put happens.
     #[inline]
     pub(crate) fn publish(&self, id: Id, label: &Label, stamp: u32) {

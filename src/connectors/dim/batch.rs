@@ -111,9 +111,12 @@ fn fetch_from(
             }),
         }
     }
-    // Whole answers of one message each; the lanes carry them side by side.
+    // Whole answers of one message each; the lanes carry them side by side, and while one is on its way the next is gathered
+    // there, and the one before it put in its place here.
+    let bytes: u64 = small.iter().map(|(_, object, _)| object.len).sum();
+    let most = (bytes / OVERLAP).clamp(LEAST_TOGETHER, TOGETHER);
     for lane in 0.. {
-        let rest = small.split_off(small.len().min(together(&small)));
+        let rest = small.split_off(small.len().min(together(&small, most)));
         if small.is_empty() {
             break;
         }
@@ -159,13 +162,13 @@ fn fetch_from(
     Ok(done)
 }
 
-/// How many of the first objects travel together.
-fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
+/// How many of the first objects travel together, of so many bytes at most.
+fn together(objects: &[(usize, Pointer, Option<Claim>)], most: u64) -> usize {
     let mut bytes = 0u64;
     let fit = objects.iter().take(MAX_WANTS).take_while(|(_, object, _)| {
         let first = bytes == 0;
         bytes = bytes.saturating_add(object.len.max(1));
-        first || bytes <= TOGETHER
+        first || bytes <= most
     });
     fit.count()
 }
@@ -173,3 +176,9 @@ fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
 /// Objects up to this size travel together, and so many bytes at most.
 const SMALL: u64 = 256 << 10;
 const TOGETHER: u64 = 1 << 20;
+
+/// A message costs as much as some tens of kilobytes: so few are not cut.
+const LEAST_TOGETHER: u64 = 64 << 10;
+
+/// Into how many messages a batch is cut at least, where it is not short.
+const OVERLAP: u64 = 4;
