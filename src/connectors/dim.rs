@@ -64,8 +64,8 @@ use remote::{Found, Limit, Remote, want};
 /// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
 /// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
-/// | `one_sided=auto` | `ucx`: what a process has got twice it reads from its owner's memory, without a question for as long as `lease` allows, where an adapter (or cma) does that; `on`: or the store is not opened; see docs/ucx.md | `off` |
 /// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
+/// | `one_sided=auto` | `ucx`: what a process has got twice it reads from its owner's memory, without a question for as long as `lease` allows, where an adapter (or cma) does that; `on`: or the store is not opened; see docs/ucx.md | `off` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
 /// | `relays=off` | objects of 4 MiB and more come from their owner alone; `on`: nodes that fetch one at the same time pass it on to each other, piece by piece | `on` |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read (with `one_sided`, for as long as `lease` says, if it is given); `on`: one fetch a node | `on` |
@@ -94,9 +94,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        const OWN: [&str; 10] =
-            ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "one_sided", "idle", "protocol"];
-        for name in OWN {
+        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle", "one_sided", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
