@@ -218,10 +218,8 @@ pub(crate) struct Answer {
 pub(crate) struct Incoming<'a> {
     pub(crate) head: &'a [u8],
     /// Number of the requester's memory, as it proved.
-    #[allow(dead_code, reason = "who asks is for logs and limits by node, which nobody keeps yet")]
     pub(crate) from: u64,
     /// Number of the connection on which it came, among those of its listener.
-    #[allow(dead_code, reason = "for services that keep something for a connection")]
     pub(crate) connection: u64,
     pub(crate) responder: Responder,
 }

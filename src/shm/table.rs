@@ -338,7 +338,8 @@ impl<M: Mem> Table<M> {
     #[inline]
     pub(crate) fn stamp(&self, object: &Object, epoch: u32) {
         if object.stamp != epoch {
-            self.slot(object.id.slot, slot::META).store(meta(&object.label, epoch), Relaxed);
+            // SYNC POINT: `expires`. It covers the word that says what another one means.
+            self.slot(object.id.slot, slot::META).store(meta(&object.label, epoch), mutant!(Release, "stamp_release"));
         }
     }
 

@@ -269,7 +269,9 @@ impl Flight {
     }
 
     fn landed_bytes(&self) -> u64 {
-        self.pieces.get(self.landed.len()).map_or_else(|| self.pieces.iter().map(|(_, count)| count).sum(), |next| next.0)
+        self.pieces
+            .get(self.landed.len())
+            .map_or_else(|| self.pieces.iter().map(|(_, count)| count).sum(), |next| next.0)
     }
 
     /// Memory for a piece, which a transfer that was given up may have for a moment more.
