@@ -163,7 +163,7 @@ fn model(f: impl Fn(&Seen) + Send + Sync + 'static) -> Seen {
     #[cfg(shuttle)]
     shuttle::check_random(move || f(&notes), 100);
     #[cfg(not(any(loom, shuttle)))]
-    (0..if cfg!(miri) { 4 } else { 50 }).for_each(|_| f(&notes));
+    (0..if cfg!(miri) { 2 } else { 50 }).for_each(|_| f(&notes));
     seen
 }
 
