@@ -30,6 +30,7 @@ use crate::sync::modelled::Arc;
 
 #[cfg(shuttle)]
 mod crowd;
+mod leaving;
 mod replica;
 
 const LAYOUT: Layout = Layout { segments: 1, clients: 1, pages: 1, cells: 3, sets: 1, ways: 2, slots: 3 };
