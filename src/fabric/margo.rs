@@ -95,15 +95,15 @@ impl Margo {
         Self { tcp: Tcp::new(identity, control), options, segments: OnceLock::new(), memories: Mutex::default() }
     }
 
-    fn try_connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
-        let control = self.tcp.control(Purpose::Margo, contact, deadline)?;
+    /// Asks on a control connection where Margo is, and makes a peer of both.
+    fn meet(&self, control: &Arc<dyn Peer>, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
         let silence_ms = u32::try_from(self.options.silence.as_millis()).unwrap_or(u32::MAX);
         let wanted = self.options.protocol.clone().unwrap_or_default();
         // A device is this node's affair.
         let kind = wanted.split("://").next().unwrap_or_default().to_owned();
         let hello = Call::small(Control::Hello { silence_ms, wanted: kind }.encode());
         let left = deadline.saturating_duration_since(Instant::now());
-        let answer = Arc::clone(&control).request(hello).deadline(left).wait()?;
+        let answer = Arc::clone(control).request(hello).deadline(left).wait()?;
         let corrupt = |error: Error| Error::new(ErrorKind::Corrupt, "connect", error.context().to_owned());
         let (token, there) = match Welcome::decode(&answer.head).map_err(corrupt)? {
             Welcome::Here { token, address } => (token, address),
@@ -121,7 +121,7 @@ impl Margo {
         let instance = Instance::shared(&protocol::address(here, source(contact)), false)?;
         let address = Address::lookup(&instance, &there)?;
         let memory = self.memory(&instance);
-        Ok(MargoPeer::new(control, contact, (instance, address), memory, token, &self.options))
+        Ok(MargoPeer::new(Arc::clone(control), contact, (instance, address), memory, token, &self.options))
     }
 
     fn memory(&self, instance: &Arc<Instance>) -> Arc<Memory> {
@@ -161,18 +161,17 @@ impl Fabric for Margo {
             return self.tcp.connect(contact, deadline);
         }
         native::load()?;
-        let begin = Instant::now();
         loop {
-            match self.try_connect(contact, deadline) {
-                // A service that is restarted may end between the handshake and the greeting.
+            let control = self.tcp.control(Purpose::Margo, contact, deadline)?;
+            match self.meet(&control, contact, deadline) {
+                // Whoever let this in and ended before the greeting was there, however long that took: a service that is started
+                // again, for which `control` waits. It may end so more than once.
                 Err(error)
-                    if error.kind() == ErrorKind::PeerDown
-                        && begin.elapsed() < RESTART
-                        && Instant::now() < deadline =>
+                    if error.kind() == ErrorKind::PeerDown && !control.is_up() && Instant::now() + PAUSE < deadline =>
                 {
                     std::thread::sleep(PAUSE);
                 }
-                reached => return reached,
+                met => return met,
             }
         }
     }
@@ -194,7 +193,5 @@ fn source(contact: SocketAddr) -> SocketAddr {
     found.unwrap_or(contact)
 }
 
-/// How long a service that is restarted may be away.
-const RESTART: Duration = Duration::from_millis(1500);
-
+/// Before somebody is looked for again who has just ended.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::landings;
+use super::relayed;
 use super::remote::{Found, Limit, Remote, origin, refused, want};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::random_number;
+use crate::mutant::mutant;
 use crate::pending::Pending;
 use crate::region::Region;
 use crate::service::address::{Address, Signer};
@@ -107,8 +109,16 @@ impl Objects {
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,
             };
-            return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+            return match claim {
+                Some(claim) if self.relays(len) => self.fetch_relayed(object, claim, limit),
+                claim => self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim),
+            };
         }
+    }
+
+    /// Whether nodes pass an object of this length on to each other.
+    pub(super) fn relays(&self, len: u64) -> bool {
+        self.remote.relays && len >= relayed::LEAST
     }
 
     /// A copy that another process of this node made, if it is as long as the key says.
@@ -172,7 +182,7 @@ impl Objects {
             Verdict::Bound(_) => Err(self.corrupt("a declared object leads in circles")),
             Verdict::Missing | Verdict::Declared => Ok(false),
             Verdict::Refused { kind } => Err(refused("exists", kind, self.scheme)),
-            Verdict::Taken => Err(landings::mismatch()),
+            Verdict::Taken | Verdict::From { .. } => Err(landings::mismatch()),
         })
     }
 
@@ -202,6 +212,9 @@ impl Objects {
 
     /// Ends this node's copy of an object that another node has no more.
     pub(super) fn forget(&self, at: &Address) {
+        if !mutant!("read_forgotten") {
+            self.remote.known.forget(at);
+        }
         if !self.is_here(at) && at.place != NO_PLACE {
             // What stays is stale no longer than its lease.
             let _ = self.client.forget_replica(origin(at));

@@ -5,18 +5,22 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::digest::Digest;
+use super::known::{Known, Sighted};
 use super::landings::{Fetch, Fetched, Range, mismatch};
 use super::peers::Peers;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Landing, Parts, Peer};
+use crate::fabric::{Answer, Call, Landing, Parts, Peer, Spot};
 use crate::key::Format;
+use crate::mutant::mutant;
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
 use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{MAX_ASKED, Pointer, Question, Verdict, Want};
+use crate::shm::class::Place;
 use crate::shm::table::{Label, Origin};
 
 /// What operations on other nodes' objects need.
@@ -28,6 +32,11 @@ pub(super) struct Remote {
     pub(super) lease: Duration,
     /// Whether the processes of this node share what they fetch.
     pub(super) shares: bool,
+    /// Whether nodes pass on to others what they fetch.
+    pub(super) relays: bool,
+    /// How long the owner's word that an object is there lets its memory be read without asking again.
+    pub(super) trust: Duration,
+    pub(super) known: Known,
 }
 
 /// An object of another node, or the news that there is none.
@@ -51,6 +60,11 @@ impl Limit {
     pub(super) fn half(self) -> Self {
         let now = Instant::now();
         Self(now + self.0.saturating_duration_since(now) / 2)
+    }
+
+    /// The same, but not later than in `span`.
+    pub(super) fn at_most(self, span: Duration) -> Self {
+        Self(self.0.min(Instant::now() + span))
     }
 
     /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.
@@ -157,10 +171,9 @@ impl Remote {
             counted.fetch_add(1, Relaxed);
             Arc::clone(peer).request(Call::small(head.clone()))
         });
-        asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
-            Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
-            Some(verdict) => Ok(verdict),
-            None => Err(mismatch()),
+        asked.and_then(move |answer| match Verdict::decode_one(&answer.head)? {
+            Verdict::Refused { kind } => Err(refused(op, kind, scheme)),
+            verdict => Ok(verdict),
         })
     }
 
@@ -181,7 +194,77 @@ impl Remote {
     }
 
     /// The bytes of an object, in memory of this node that nobody else knows of.
+    ///
+    /// What came before, and would be known again, is read where it was.
     pub(super) fn fetch(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
+        let sighted = self.known.sighted(&at).filter(|_| self.reader(&at).is_some());
+        let remote = Arc::clone(self);
+        match sighted {
+            Some(sighted) => {
+                Pending::blocking_until(move |deadline| remote.fetch_again(at, len, &sighted, Limit::new(deadline)))
+            }
+            None => self.fetch_by_answer(at, len).and_then(move |fetched| {
+                if let (Verdict::Yes { expires_in }, Some(region)) = (&fetched.verdict, &fetched.region) {
+                    if remote.reader(&at).is_some() {
+                        remote.known.came(&at, fetched.asked, *expires_in, region.as_slice());
+                    }
+                }
+                Ok(fetched)
+            }),
+        }
+    }
+
+    /// The peer that has an object, where its memory can be read without it.
+    fn reader(&self, at: &Address) -> Option<Arc<dyn Peer>> {
+        self.peers.current(at.contact).filter(|peer| peer.instance() == at.instance && peer.reads())
+    }
+
+    fn fetch_again(self: &Arc<Self>, at: Address, len: u64, sighted: &Sighted, limit: Limit) -> Result<Fetched> {
+        let now = Instant::now();
+        let is_fresh = sighted.asked.elapsed() < self.trust && sighted.expires_in.is_some() || mutant!("read_unasked");
+        // At the same time: bytes that are the object's are that whenever they were read.
+        let asking = (!is_fresh).then(|| self.ask(at, Question::Exists(vec![want(&at, len)])));
+        let read = self.read(&at, len, sighted.digest, limit);
+        let (asked, verdict) = match asking {
+            Some(asking) => (now, limit.wait(asking)?),
+            None => (sighted.asked, Verdict::Yes { expires_in: sighted.expires_in.unwrap_or(0) }),
+        };
+        match (&verdict, read) {
+            (Verdict::Yes { expires_in }, Ok(region)) => {
+                if !is_fresh {
+                    self.known.confirmed(&at, asked, *expires_in, sighted.digest);
+                }
+                Ok(Fetched { verdict, region: Some(region), asked })
+            }
+            (Verdict::Yes { .. }, Err(_)) => limit.wait(self.fetch_by_answer(at, len)),
+            _ => {
+                self.known.forget(&at);
+                Ok(Fetched { verdict, region: None, asked })
+            }
+        }
+    }
+
+    /// The bytes of an object from where it was, if they are its own.
+    ///
+    /// Nobody pins them: what was read may be another object's by now, or of two. The digest alone decides.
+    fn read(&self, at: &Address, len: u64, digest: Digest, limit: Limit) -> Result<RegionMut> {
+        let Some(peer) = self.reader(at) else {
+            return Err(Error::new(ErrorKind::Unavailable, "get", "the connection was lost"));
+        };
+        let place = Place::from_bits(at.place);
+        let len = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
+        let (parts, landing) = Landing::whole(self.client.reserve(len)?, len)?;
+        let spot = Spot { segment: place.segment(), offset: place.offset() };
+        let landing = peer.read(spot, landing, limit.half().0)?;
+        let region = parts.join(vec![landing])?;
+        if Digest::of(region.as_slice()) == digest || mutant!("read_unverified") {
+            return Ok(region);
+        }
+        self.known.forget(at);
+        Err(Error::new(ErrorKind::Corrupt, "get", "the object's memory was used again"))
+    }
+
+    fn fetch_by_answer(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
         self.with_peer("get", at, move |remote, peer| {
             let reserved = usize::try_from(len)
                 .map_err(|_| too_large(len, remote.scheme))
@@ -192,11 +275,7 @@ impl Remote {
             };
             match peer.lanes() {
                 lanes if lanes > 1 && len >= 2 * LEAST_RANGE => fetch_ranges(peer, &at, region, len, lanes),
-                _ => {
-                    let (fetch, call) = Fetch::new(vec![(want(&at, len), region)]);
-                    let one = move |answer| fetch.finish(answer)?.pop().ok_or_else(mismatch);
-                    Arc::clone(peer).request(call).and_then(one)
-                }
+                _ => fetch_whole(peer, &at, region, len),
             }
         })
     }
@@ -259,6 +338,27 @@ impl Remote {
     }
 }
 
+/// Fetches an object by one question.
+fn fetch_whole(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64) -> Pending<Fetched> {
+    let (parts, landing) = match usize::try_from(len).map(|len| Landing::whole(region, len)) {
+        Ok(Ok(whole)) => whole,
+        Ok(Err(error)) => return Pending::ready(Err(error)),
+        Err(_) => return Pending::ready(Err(mismatch())),
+    };
+    let asked = Instant::now();
+    let land = Box::new(Range { landing: Some(landing) });
+    let call = Call { head: Question::Get(vec![want(at, len)]).encode(), land, lane: 0 };
+    Arc::clone(peer).request(call).and_then(move |mut answer| {
+        let verdict = Verdict::decode_one(&answer.head)?;
+        let region = match (&verdict, answer.parts.pop()) {
+            (Verdict::Yes { .. }, Some(landing)) => Some(parts.join_one(landing)?),
+            (Verdict::Yes { .. }, None) | (_, Some(_)) => return Err(mismatch()),
+            (_, None) => None,
+        };
+        Ok(Fetched { verdict, region, asked })
+    })
+}
+
 /// Fetches a large object over several lanes, a range each.
 fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64, lanes: usize) -> Pending<Fetched> {
     let lanes = (len / LEAST_RANGE).min(lanes as u64);
@@ -285,14 +385,13 @@ fn joined(parts: Parts, answers: Vec<Answer>, asked: Instant) -> Result<Fetched>
     let mut landings: Vec<Landing> = Vec::with_capacity(answers.len());
     let mut verdict = None;
     for answer in answers {
-        match Verdict::decode_all(&answer.head, 1)?.pop() {
-            Some(yes @ Verdict::Yes { .. }) => {
+        match Verdict::decode_one(&answer.head)? {
+            yes @ Verdict::Yes { .. } => {
                 landings.extend(answer.parts);
                 verdict.get_or_insert(yes);
             }
             // It was evicted between two ranges, or never there: no bytes of it are shown.
-            Some(other) => return Ok(Fetched { verdict: other, region: None, asked }),
-            None => return Err(mismatch()),
+            other => return Ok(Fetched { verdict: other, region: None, asked }),
         }
     }
     let verdict = verdict.ok_or_else(mismatch)?;

@@ -14,7 +14,7 @@ use super::wire::{Answered, Description, KEPT, Numbers, Said};
 use super::*;
 use crate::error::ErrorKind;
 use crate::fabric::conformance::{Ends, own_network};
-use crate::fabric::{Incoming, Land, Landing, Parts, Segment};
+use crate::fabric::{Incoming, Land, Landing, Parts, Responder, Segment};
 use crate::launch::Secret;
 use crate::region::RegionMut;
 
@@ -237,6 +237,38 @@ fn instances_end_in_any_order() {
         }
     }
     assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+}
+
+/// Is told hello, and says nothing.
+#[derive(Default)]
+struct Silent(Mutex<Vec<Responder>>);
+
+impl Service for Silent {
+    fn answer(&self, call: Incoming<'_>) {
+        lock(&self.0).push(call.responder);
+    }
+}
+
+/// A service may be killed while its Margo is being started, which takes long on a busy machine, and is back in a moment.
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn an_owner_that_ends_before_it_greets_is_met_when_it_is_back() {
+    let (owner, requester) = (fabric("na+sm", Duration::from_secs(2)), fabric("na+sm", Duration::from_secs(2)));
+    let silent = owner.tcp.listen_for(&[any()], vec![(Purpose::Margo, Arc::new(Silent::default()))]).unwrap();
+    let contact = silent.contact();
+    let back = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        drop(silent);
+        let sender = Sender { content: vec![5; 10].into(), asked: AtomicUsize::new(0) };
+        owner.listen(&[contact], Arc::new(sender)).unwrap()
+    });
+    let peer = requester.connect(contact, Instant::now() + LIMIT).unwrap();
+    assert!(peer.is_up());
+    drop(back.join().unwrap());
+    // Nobody is back, and that is said in time.
+    let begun = Instant::now();
+    assert_eq!(requester.connect(contact, Instant::now() + LIMIT).unwrap_err().kind(), ErrorKind::PeerDown);
+    assert!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
 }
 
 /// Lands in a region, which it keeps.

@@ -156,7 +156,8 @@ fn reach(
     contact: SocketAddr,
     deadline: Instant,
 ) -> Result<(Socket, Proven)> {
-    let begun = Instant::now();
+    let away = (options.silence / 4).clamp(LEAST_AWAY, MOST_AWAY);
+    let mut missed = None;
     let mut pause = FIRST_PAUSE;
     loop {
         let error = match try_reach(identity, options, stream, contact, deadline) {
@@ -165,7 +166,9 @@ fn reach(
         };
         let jitter = Duration::from_micros(crate::key::random_number() % 1000) * (pause.as_millis() as u32 / 2);
         let resume = Instant::now() + pause + jitter;
-        if error.kind() != ErrorKind::PeerDown || begun.elapsed() > RESTART || resume >= deadline {
+        // Counted from when it was missed: it may have ended during a handshake that took long.
+        let missed = *missed.get_or_insert_with(Instant::now);
+        if error.kind() != ErrorKind::PeerDown || missed.elapsed() > away || resume >= deadline {
             return Err(error);
         }
         std::thread::sleep(resume.saturating_duration_since(Instant::now()));
@@ -243,7 +246,9 @@ fn prove(
     }
 }
 
-/// How long a service that is restarted may be away.
-const RESTART: Duration = Duration::from_millis(1500);
+/// How long a service that is restarted may be away: a quarter of the silence limit, since who is patient with the one has a
+/// machine that is slow with the other.
+const LEAST_AWAY: Duration = Duration::from_millis(1500);
+const MOST_AWAY: Duration = Duration::from_secs(5);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);

@@ -6,6 +6,7 @@
 //!   its bytes             head and lengths of parts, where they are long; then the parts, or none where they come apart
 //! ```
 
+use super::memory::Packed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{MAX_HEAD, MAX_PARTS};
 use crate::key::Reader;
@@ -49,10 +50,46 @@ pub(super) struct Encoded {
 }
 
 /// Head and lengths of parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Described {
-    pub(super) head: Vec<u8>,
-    pub(super) lengths: Vec<u64>,
+#[derive(Debug)]
+pub(super) struct Described<'a> {
+    pub(super) head: &'a [u8],
+    pub(super) lengths: Lengths,
+}
+
+/// Lengths of parts; a few take no memory of their own.
+#[derive(Debug)]
+pub(super) enum Lengths {
+    Few([u64; FEW], usize),
+    Many(Vec<u64>),
+}
+
+impl Lengths {
+    fn read(bytes: &[u8]) -> Self {
+        let lengths = bytes.chunks_exact(8).map(|length| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(length);
+            u64::from_le_bytes(bytes)
+        });
+        match lengths.len() {
+            count @ ..=FEW => {
+                let mut few = [0; FEW];
+                few.iter_mut().zip(lengths).for_each(|(place, length)| *place = length);
+                Self::Few(few, count)
+            }
+            _ => Self::Many(lengths.collect()),
+        }
+    }
+}
+
+impl std::ops::Deref for Lengths {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        match self {
+            Self::Few(few, count) => &few[..*count],
+            Self::Many(many) => many,
+        }
+    }
 }
 
 impl Message {
@@ -67,7 +104,12 @@ impl Message {
 
     /// # Errors
     /// `TooLarge` for a head or parts beyond the limits.
-    pub(super) fn encode(mut self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
+    pub(super) fn encode(self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
+        self.encode_in(head, lengths, Vec::new())
+    }
+
+    /// The same, with the header in memory that was used before.
+    pub(super) fn encode_in(mut self, head: &[u8], lengths: &[u64], mut header: Vec<u8>) -> Result<Encoded> {
         if head.len() > MAX_HEAD || lengths.len() > MAX_PARTS {
             let context = format!(
                 "{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}",
@@ -79,9 +121,10 @@ impl Message {
         (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
         self.checksum = 0;
         let long = self.is_long();
-        let mut header = Vec::with_capacity(HEADER + if long { 0 } else { self.described() });
+        header.clear();
+        header.reserve(HEADER + if long { 0 } else { self.described() });
         self.put(&mut header);
-        let mut prefix = Vec::new();
+        let mut prefix = Vec::with_capacity(if long { self.described() } else { 0 });
         let place = if long { &mut prefix } else { &mut header };
         place.extend_from_slice(head);
         lengths.iter().for_each(|length| place.extend_from_slice(&length.to_le_bytes()));
@@ -150,7 +193,7 @@ impl Message {
     ///
     /// # Errors
     /// `Corrupt` when they are not there whole, or not as they were sent.
-    pub(super) fn describe(&self, header: &[u8], bytes: &[u8]) -> Result<(Described, usize)> {
+    pub(super) fn describe<'a>(&self, header: &'a [u8], bytes: &'a [u8]) -> Result<(Described<'a>, usize)> {
         let long = self.is_long();
         let (place, from) = if long { (bytes, 0) } else { (header, HEADER) };
         let Some(described) = place.get(from..from + self.described()) else {
@@ -160,12 +203,7 @@ impl Message {
             self.verify(header, described)?;
         }
         let (head, lengths) = described.split_at(self.head as usize);
-        let lengths = lengths.chunks_exact(8).map(|length| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(length);
-            u64::from_le_bytes(bytes)
-        });
-        let described = Described { head: head.to_vec(), lengths: lengths.collect() };
+        let described = Described { head, lengths: Lengths::read(lengths) };
         Ok((described, if long { self.described() } else { 0 }))
     }
 
@@ -209,6 +247,8 @@ pub(super) enum Hello {
     /// Say that you live, by the beats of the control connection, until I ask no more; [`ENDED`] when you have no such
     /// connection any more.
     Watch,
+    /// Describe the segment of that number, so that it can be read.
+    Segment(u16),
 }
 
 impl Hello {
@@ -216,6 +256,7 @@ impl Hello {
         match self {
             Self::Meet { token, address } => checked(1, *token, address),
             Self::Watch => vec![2],
+            Self::Segment(number) => [&[3], &number.to_le_bytes()[..]].concat(),
         }
     }
 
@@ -225,6 +266,7 @@ impl Hello {
         match bytes {
             [1, ..] => unchecked(bytes).map(|(token, address)| Self::Meet { token, address }),
             [2] => Ok(Self::Watch),
+            [3, low, high] => Ok(Self::Segment(u16::from_le_bytes([*low, *high]))),
             _ => Err(nonsense("a greeting of no kind")),
         }
     }
@@ -237,8 +279,9 @@ pub(super) enum Welcome {
         token: u64,
         address: Vec<u8>,
     },
-    /// Why this node does not speak UCX.
+    /// Why this node does not speak UCX, or describes no memory.
     Refused(String),
+    Segment(Packed),
 }
 
 impl Welcome {
@@ -252,6 +295,10 @@ impl Welcome {
                 }
                 [&[2], &text.as_bytes()[..end]].concat()
             }
+            Self::Segment(Packed { base, len, key }) => {
+                let described = [&base.to_le_bytes()[..], &len.to_le_bytes(), key].concat();
+                [&[3], &crc32fast::hash(&described).to_le_bytes()[..], &described].concat()
+            }
         }
     }
 
@@ -263,6 +310,7 @@ impl Welcome {
             [2, text @ ..] if text.len() <= MAX_ADDRESS => {
                 Ok(Self::Refused(String::from_utf8_lossy(text).into_owned()))
             }
+            [3, ..] => segment(bytes).map(Self::Segment),
             _ => Err(nonsense("a welcome of no kind")),
         }
     }
@@ -287,6 +335,24 @@ fn unchecked(bytes: &[u8]) -> Result<(u64, Vec<u8>)> {
         return Err(nonsense("a worker's address that is none"));
     }
     Ok((token, address.to_vec()))
+}
+
+fn segment(bytes: &[u8]) -> Result<Packed> {
+    let mut reader = Reader::new(bytes, "a description of memory");
+    reader.byte().map_err(corrupt)?;
+    let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+    let described = &bytes[1 + 4..];
+    let base = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+    let len = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+    let key = &described[8 + 8..];
+    if key.is_empty()
+        || key.len() > MAX_ADDRESS
+        || base.checked_add(len).is_none()
+        || crc32fast::hash(described) != checksum
+    {
+        return Err(nonsense("a description of memory that is none"));
+    }
+    Ok(Packed { base, len, key: key.to_vec() })
 }
 
 fn corrupt(error: Error) -> Error {
@@ -314,7 +380,7 @@ pub fn check_messages(bytes: &[u8]) -> bool {
     let Ok(message) = Message::decode(header) else { return false };
     let Ok((described, taken)) = message.describe(header, payload) else { return false };
     assert!(taken <= payload.len() && described.lengths.len() == message.parts());
-    let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(&described.head, &described.lengths);
+    let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(described.head, &described.lengths);
     assert_eq!(
         again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(),
         Some([header, &payload[..taken]].concat())
@@ -334,6 +400,9 @@ const CHECKSUM: usize = 32;
 /// Head and lengths up to so many bytes are in the header, which every transport carries beside the first bytes.
 const MOST_IN_HEADER: usize = 512;
 
+/// Lengths of parts that take no memory of their own.
+const FEW: usize = 4;
+
 /// Longest address of a worker; with a dozen adapters one has some hundred bytes.
 const MAX_ADDRESS: usize = 16 << 10;
 
@@ -350,7 +419,7 @@ mod tests {
         assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, 7));
         let bytes = [&prefix[..], b"parts"].concat();
         let (described, taken) = decoded.describe(&header, &bytes).unwrap();
-        assert_eq!((described.head.as_slice(), described.lengths.as_slice(), taken), (head, lengths, prefix.len()));
+        assert_eq!((described.head, &described.lengths[..], taken), (head, lengths, prefix.len()));
     }
 
     #[test]
@@ -394,12 +463,27 @@ mod tests {
 
     #[test]
     fn greetings_come_back() {
-        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch] {
+        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch, Hello::Segment(0x1234)] {
             assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
         }
-        for welcome in [Welcome::Meet { token: 9, address: vec![1] }, Welcome::Refused("no \u{fc}cx".to_owned())] {
+        let packed = Packed { base: 1 << 40, len: 1 << 30, key: vec![7; 40] };
+        for welcome in [
+            Welcome::Meet { token: 9, address: vec![1] },
+            Welcome::Refused("no \u{fc}cx".to_owned()),
+            Welcome::Segment(packed.clone()),
+        ] {
             assert_eq!(Welcome::decode(&welcome.encode()).unwrap(), welcome);
         }
+        let encoded = Welcome::Segment(packed.clone()).encode();
+        for at in 1..encoded.len() {
+            let mut changed = encoded.clone();
+            changed[at] ^= 1;
+            assert_eq!(Welcome::decode(&changed).unwrap_err().kind(), ErrorKind::Corrupt, "{at}");
+            assert!(Welcome::decode(&encoded[..at]).is_err(), "{at}");
+        }
+        let beyond = Packed { base: u64::MAX, ..packed.clone() };
+        assert!(Welcome::decode(&Welcome::Segment(beyond).encode()).is_err());
+        assert!(Welcome::decode(&Welcome::Segment(Packed { key: Vec::new(), ..packed }).encode()).is_err());
         let mut changed = Hello::Meet { token: 9, address: vec![1; 300] }.encode();
         changed[100] ^= 1;
         assert_eq!(Hello::decode(&changed).unwrap_err().kind(), ErrorKind::Corrupt);

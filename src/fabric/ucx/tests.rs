@@ -12,7 +12,11 @@ use crate::launch::Secret;
 #[expect(unsafe_code, reason = "peers that use all of UCX")]
 mod hostile;
 #[cfg(test)]
+mod idle;
+#[cfg(test)]
 mod owners;
+#[cfg(test)]
+mod reads;
 #[cfg(test)]
 mod unread;
 

@@ -1,6 +1,5 @@
 //! `Worker`: where UCX's messages come and go. Whoever holds it is the only one who calls UCX for it.
 
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
@@ -18,20 +17,25 @@ use ucx_sys::{
 };
 
 use super::context::{Context, check, failed};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, RemoteKey};
+use super::numbered::Numbered;
 use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker};
 use crate::error::Result;
+
+mod read;
 
 /// A worker, its endpoints by the numbers that the caller chose for them, and what happened.
 pub(super) struct Worker {
     raw: Arc<Raw>,
-    endpoints: HashMap<u64, Endpoint>,
+    endpoints: Numbered<Endpoint>,
     /// Operations that UCX has.
     running: usize,
     /// Endpoints that are being closed.
     closing: usize,
     /// Endpoints that do not know yet whether they reach their peers.
     meeting: usize,
+    /// Of endpoints that are closed, or replaced by others: destroyed when nothing is under way.
+    retired: Vec<RemoteKey>,
     descriptor: RawFd,
     /// The process that made it: in a forked child nothing of UCX may be touched.
     generation: u32,
@@ -66,26 +70,33 @@ impl Worker {
         // SAFETY: the context lives as long as `raw`, which is made next.
         check(ucx, "make a worker", unsafe { ucx.ucp_worker_create(context.raw(), &params, &mut worker) })?;
         let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
-        let handler = ucp_am_handler_param_t {
-            field_mask: u64::from(
-                UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-            ),
-            id: MESSAGE,
-            cb: Some(arrived),
-            arg: Arc::as_ptr(&raw).cast_mut().cast(),
-            ..Default::default()
-        };
-        // SAFETY: `raw` stays where it is as long as the worker lives.
-        check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
+        if context.takes_messages() {
+            let handler = ucp_am_handler_param_t {
+                field_mask: u64::from(
+                    UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                ),
+                id: MESSAGE,
+                cb: Some(arrived),
+                arg: Arc::as_ptr(&raw).cast_mut().cast(),
+                ..Default::default()
+            };
+            // SAFETY: `raw` stays where it is as long as the worker lives.
+            check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
+        }
         let mut descriptor: c_int = -1;
         // SAFETY: the worker was made for waking up, by its context's features.
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
-        Ok(Self { raw, endpoints: HashMap::new(), running: 0, closing: 0, meeting: 0, descriptor, generation })
+        let (endpoints, retired) = (Numbered::default(), Vec::new());
+        Ok(Self { raw, endpoints, running: 0, closing: 0, meeting: 0, retired, descriptor, generation })
     }
 
     fn ucx(&self) -> &'static Ucx {
         self.raw.context.ucx()
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.raw.context
     }
 
     pub(super) fn events(&self) -> Events {
@@ -117,9 +128,11 @@ impl Worker {
     /// As [`Endpoint::new`].
     pub(super) fn connect(&mut self, link: u64, address: &[u8]) -> Result<()> {
         let endpoint = Endpoint::new(&self.raw, link, address)?;
-        self.meeting += usize::from(endpoint.meet(&self.raw));
+        if self.raw.context.takes_messages() {
+            self.meeting += usize::from(endpoint.meet(&self.raw));
+        }
         if let Some(former) = self.endpoints.insert(link, endpoint) {
-            self.closing += usize::from(former.close(self.ucx()));
+            self.end(former);
         }
         Ok(())
     }
@@ -127,8 +140,13 @@ impl Worker {
     /// Ends a connection by force: its operations end in errors.
     pub(super) fn close(&mut self, link: u64) {
         if let Some(endpoint) = self.endpoints.remove(&link) {
-            self.closing += usize::from(endpoint.close(self.ucx()));
+            self.end(endpoint);
         }
+    }
+
+    fn end(&mut self, mut endpoint: Endpoint) {
+        self.retired.extend(endpoint.keys.drain().map(|(_, key)| key));
+        self.closing += usize::from(endpoint.close(self.ucx()));
     }
 
     /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
@@ -136,10 +154,15 @@ impl Worker {
         self.running > 0 || self.closing > 0 || self.meeting > 0
     }
 
+    /// Memory for a header of a message.
+    pub(super) fn header(&self) -> Vec<u8> {
+        self.raw.inbox.header()
+    }
+
     /// Begins to send a message, or sends it: then its end is the result. To a link that is closed nothing is sent.
     ///
     /// # Cost
-    /// An allocation, and what UCX does.
+    /// What UCX does; its memory is that of operations that ended.
     pub(super) fn send(&mut self, link: u64, operation: Operation, whole: bool) -> Option<Finished> {
         let Some(endpoint) = self.endpoints.get(&link).map(|endpoint| endpoint.raw) else {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_NOT_CONNECTED });
@@ -232,7 +255,7 @@ impl Worker {
     }
 
     fn running(&self, operation: Operation, expected: Option<usize>) -> Box<Running> {
-        Box::new(Running { operation, inbox: &raw const *self.raw.inbox, expected })
+        Running { operation, inbox: &raw const *self.raw.inbox, expected }.begin()
     }
 
     /// The parameters for an operation's bytes, and where they lie.
@@ -310,7 +333,10 @@ impl Drop for Worker {
         if !is_ours || !self.wind_up(WIND_UP) {
             // UCX still has memory of operations: it keeps its worker, for good. So does a forked child.
             std::mem::forget(Arc::clone(&self.raw));
-        } else {
+            return;
+        }
+        self.bury();
+        if self.raw.context.takes_messages() {
             // Or a message that comes while the last holder destroys the worker would be given that.
             let none = ucp_am_handler_param_t {
                 field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),

@@ -159,6 +159,26 @@ fn a_listener_that_ends_ends_held_answers() {
     assert_eq!(kind(late), ErrorKind::PeerDown);
 }
 
+/// A service may be killed while it accepts, long after somebody began to connect, and is back in a moment.
+#[test]
+fn an_owner_that_ends_in_a_long_handshake_is_met_when_it_is_back() {
+    let mut site = Site::new(options());
+    site.listener = None;
+    let contact = site.contact;
+    let (secret, service) = (Arc::clone(&site.secret), Arc::clone(&site.echo));
+    let slow = TcpListener::bind(contact).unwrap();
+    let back = std::thread::spawn(move || {
+        let (stream, _) = slow.accept().unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        drop((slow, stream));
+        std::thread::sleep(Duration::from_millis(100));
+        Tcp::new(identity(&secret, 2), options()).listen(&[contact], service).unwrap()
+    });
+    let peer = reach(&site, contact);
+    assert_eq!(echo(&peer, "x").unwrap(), "x");
+    drop(back.join().unwrap());
+}
+
 #[test]
 fn closing_ends_what_is_open() {
     let site = Site::new(long());
