@@ -19,6 +19,7 @@ mod content;
 mod harness;
 mod hosts;
 mod interface;
+mod margo;
 mod node;
 mod objects;
 mod pair;
@@ -50,8 +51,8 @@ fn main() {
             .chain(rows::trials())
             .chain(objects::trials())
             .chain(ucx::trials())
+            .chain(margo::trials())
             .chain(interface::trials())
-            .chain(ucx::trials())
             .collect(),
     )
     .exit();

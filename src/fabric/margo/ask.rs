@@ -177,7 +177,7 @@ impl Ask {
             instance,
             from,
             vec![piece],
-            self.link.silence,
+            self.link.silence * PATIENCE,
             || {},
             move |result| match result.and_then(|landings| whole.join(landings)) {
                 Ok(whole) => ask.described(whole.as_slice(), true),
@@ -252,7 +252,7 @@ impl Ask {
             instance,
             from,
             pieces,
-            self.link.silence,
+            self.link.silence * PATIENCE,
             move || keeper.advanced(),
             move |result| {
                 failpoint!("fabric.landing");

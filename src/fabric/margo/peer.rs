@@ -21,6 +21,7 @@ use super::ask::Ask;
 use super::memory::Memory;
 use super::native::{Address, Bulk, Instance, Token, Transfer};
 use super::poller::Poller;
+use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, MAX_HEAD, Peer};
@@ -272,15 +273,11 @@ impl Link {
         }
         if begins {
             let link = Arc::downgrade(self);
-            let (completer, pending) = Pending::channel();
-            let waits = Poller::new(pending.deadline(LAZY), move |_| {
-                // Nobody completes it: its end is the time.
-                drop(completer);
+            after(LAZY, move || {
                 let Some(link) = link.upgrade() else { return };
                 lock(&link.state).is_lazy = false;
                 link.say_released();
             });
-            waits.wake();
         }
     }
 
@@ -296,17 +293,30 @@ impl Link {
     }
 
     fn close(&self) {
-        self.fail(Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process"));
+        let is_first =
+            self.end(Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process"));
+        if is_first && self.address.is_flying() {
+            // The owner may live, and send what was asked for; nobody sees any more whether it does.
+            let address = Arc::clone(&self.address);
+            after(self.silence * PATIENCE, move || address.cut());
+        }
     }
 
-    /// Ends the connection and all questions, for good.
+    /// Ends the connection and all questions, for good, because the owner is dead to this node.
     pub(super) fn fail(&self, error: Error) {
+        if self.end(error) {
+            self.address.cut();
+        }
+    }
+
+    /// Whether it had not ended before.
+    fn end(&self, error: Error) -> bool {
         if !self.is_own() {
-            return;
+            return false;
         }
         let mut state = lock(&self.state);
         if state.failed.is_some() {
-            return;
+            return false;
         }
         state.failed = Some(error.clone());
         let open: Vec<_> = state.open.drain().map(|(_, ask)| ask).collect();
@@ -320,6 +330,7 @@ impl Link {
         transfers.iter().for_each(|transfer| transfer.cancel(error.clone()));
         open.iter().for_each(|ask| ask.end(Err(error.clone())));
         drop((gone, transfers, open));
+        true
     }
 }
 
@@ -376,6 +387,17 @@ impl Drop for Waiting {
             self.ask.abandon();
         }
     }
+}
+
+/// Calls `then` after so long.
+fn after(limit: Duration, then: impl FnOnce() + Send + 'static) {
+    let (completer, pending) = Pending::channel();
+    let waits = Poller::new(pending.deadline(limit), move |_| {
+        // Nobody completes it: its end is the time.
+        drop(completer);
+        then();
+    });
+    waits.wake();
 }
 
 pub(super) fn abandoned() -> Error {
