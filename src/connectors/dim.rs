@@ -30,10 +30,13 @@ use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
 #[cfg(test)]
+mod crowd;
+#[cfg(test)]
 mod faults;
 mod landings;
 mod objects;
 mod peers;
+mod relayed;
 mod remote;
 
 use objects::{HOPS, Objects};
@@ -56,7 +59,9 @@ use remote::{Found, Limit, Remote, want};
 /// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
 /// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
+/// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
+/// | `relays=off` | objects of 4 MiB and more come from their owner alone; `on`: nodes that fetch one at the same time pass it on to each other, piece by piece | `on` |
 /// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
@@ -83,7 +88,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "devices", "tls", "rndv", "spin", "protocol"] {
+        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -108,13 +113,17 @@ impl DimConnector {
         let scheme = fabric.scheme();
         let lease =
             config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
-        let shares = config.parse_option("replicas", "on or off", |text| match text {
-            "on" => Some(true),
-            "off" => Some(false),
-            _ => None,
-        })?;
-        let shares = shares.unwrap_or(true);
-        let remote = Remote { scheme, client: Arc::clone(&client), peers: Peers::new(fabric), lease, shares };
+        let switch = |name| {
+            let is_on = config.parse_option(name, "on or off", |text| match text {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => None,
+            });
+            is_on.map(|is_on| is_on.unwrap_or(true))
+        };
+        let (shares, relays) = (switch("replicas")?, switch("relays")?);
+        let peers = Peers::new(fabric);
+        let remote = Remote { scheme, client: Arc::clone(&client), peers, lease, shares, relays };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.
         let words = contact::words(client.table());
@@ -166,12 +175,22 @@ impl DimConnector {
 
     /// The positions of `keys` by the node that has the objects; this node's under its own contact.
     fn by_node(&self, op: &'static str, keys: &[Key]) -> Result<Vec<(Address, Vec<Located>)>> {
-        let mut nodes: HashMap<(SocketAddr, u64), Vec<Located>> = HashMap::new();
+        let mut nodes: Vec<(Address, Vec<Located>)> = Vec::new();
+        let mut places: HashMap<(SocketAddr, u64), usize> = HashMap::new();
+        let mut last = 0;
         for (at, key) in keys.iter().enumerate() {
             let address = self.locate(op, key)?;
-            nodes.entry((address.contact, address.instance)).or_default().push((at, address));
+            let is_of = |node: &Address| (node.contact, node.instance) == (address.contact, address.instance);
+            // Neighbours often lie together.
+            if !nodes.get(last).is_some_and(|(node, _)| is_of(node)) {
+                last = *places.entry((address.contact, address.instance)).or_insert_with(|| {
+                    nodes.push((address, Vec::new()));
+                    nodes.len() - 1
+                });
+            }
+            nodes[last].1.push((at, address));
         }
-        Ok(nodes.into_values().map(|objects| (objects[0].1, objects)).collect())
+        Ok(nodes)
     }
 }
 

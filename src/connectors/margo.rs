@@ -10,7 +10,7 @@ pub const REGISTRATION: Registration = Registration::new(
     SCHEME,
     "cluster",
     "objects in shared memory of all nodes of the job; other nodes' come over Slingshot, InfiniBand or TCP by Margo, once a node",
-    &["bytes", "evict", "lease", "replicas", "protocol", "spin"],
+    &["bytes", "evict", "lease", "replicas", "relays", "protocol", "spin"],
     CAPABILITIES,
     |config| Ok(Arc::new(DimConnector::open(config)?)),
 );

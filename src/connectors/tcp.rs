@@ -10,7 +10,7 @@ pub const REGISTRATION: Registration = Registration::new(
     SCHEME,
     "cluster",
     "objects in shared memory of all nodes of the job; other nodes' come over TCP, once a node",
-    &["bytes", "evict", "lease", "replicas"],
+    &["bytes", "evict", "lease", "replicas", "relays"],
     CAPABILITIES,
     |config| Ok(Arc::new(DimConnector::open(config)?)),
 );

@@ -10,7 +10,7 @@ pub const REGISTRATION: Registration = Registration::new(
     SCHEME,
     "cluster",
     "objects in shared memory of all nodes of the job; other nodes' come over RDMA or TCP by UCX, once a node",
-    &["bytes", "evict", "lease", "replicas", "devices", "tls", "rndv", "spin"],
+    &["bytes", "evict", "lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle"],
     CAPABILITIES,
     |config| Ok(Arc::new(DimConnector::open(config)?)),
 );

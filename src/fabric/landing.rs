@@ -1,8 +1,10 @@
 //! `Landing`: a part of a reservation that one transfer writes.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use bytes::BufMut;
 
@@ -22,23 +24,52 @@ pub(crate) struct Landing {
     start: *mut u8,
     len: usize,
     filled: usize,
+    /// Which of the ranges it is.
+    range: usize,
     region: Arc<Whole>,
 }
 
 /// The reservation behind some landings.
 pub(crate) struct Parts {
     whole: Arc<Whole>,
-    ranges: usize,
+    /// Where each range begins, and its length.
+    ranges: Each<(*mut u8, usize)>,
 }
 
 /// Holds the region while nobody looks at it: its bytes are the landings'.
-struct Whole(RegionMut);
+struct Whole {
+    region: RegionMut,
+    /// Which ranges are somebody's.
+    lent: Each<AtomicBool>,
+}
+
+/// Something of each range; of one, as almost always, without memory of its own.
+enum Each<T> {
+    One(T),
+    All(Box<[T]>),
+}
+
+impl<T> Deref for Each<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::All(all) => all,
+        }
+    }
+}
 
 // SAFETY: the memory behind belongs to the holder of the `RegionMut`, which is `Send` and lives in the `Arc`; ranges of
 // different landings do not overlap (`Parts::of` checks that), so no two threads reach the same byte.
 unsafe impl Send for Landing {}
 // SAFETY: a shared landing tells only its length and how much of it is written.
 unsafe impl Sync for Landing {}
+
+// SAFETY: it reaches no byte by itself, and lends each range to one landing at a time.
+unsafe impl Send for Parts {}
+// SAFETY: as above; who borrows a range is decided by an atomic.
+unsafe impl Sync for Parts {}
 
 impl Parts {
     /// Lends the first bytes of an empty region's memory as landings of these lengths, one after the other.
@@ -48,23 +79,54 @@ impl Parts {
     ///
     /// # Errors
     /// `TooLarge` when they do not fit.
-    pub(crate) fn of(mut region: RegionMut, lens: &[usize]) -> Result<(Self, Vec<Landing>)> {
+    pub(crate) fn of(region: RegionMut, lens: &[usize]) -> Result<(Self, Vec<Landing>)> {
+        let parts = Self::cut(region, lens)?;
+        let landings = (0..lens.len()).filter_map(|range| parts.lend(range)).collect();
+        Ok((parts, landings))
+    }
+
+    /// As [`of`](Self::of), without landings: [`lend`](Self::lend) gives them.
+    ///
+    /// # Errors
+    /// As `of`.
+    pub(crate) fn cut(mut region: RegionMut, lens: &[usize]) -> Result<Self> {
         let total = lens.iter().try_fold(0usize, |total, len| total.checked_add(*len));
         if total.is_none_or(|total| total > region.capacity()) || !region.is_empty() {
             let context = format!("{} landings do not fit into {region:?}", lens.len());
             return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
         let base = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        let whole = Arc::new(Whole(region));
-        let mut landings = Vec::with_capacity(lens.len());
+        let lent = lens.iter().map(|_| AtomicBool::new(false)).collect();
         let mut offset = 0;
-        for len in lens {
+        let ranges = lens.iter().map(|len| {
             // SAFETY: `offset + len` is at most the capacity, by the check above.
             let start = unsafe { base.add(offset) };
-            landings.push(Landing { start, len: *len, filled: 0, region: Arc::clone(&whole) });
             offset += len;
+            (start, *len)
+        });
+        let (ranges, lent) = (Each::All(ranges.collect()), Each::All(lent));
+        Ok(Self { whole: Arc::new(Whole { region, lent }), ranges })
+    }
+
+    /// A range that nobody has, empty: it may have been lent before, to a transfer that failed.
+    pub(crate) fn lend(&self, range: usize) -> Option<Landing> {
+        let (start, len) = *self.ranges.get(range)?;
+        // SYNC POINT: `Landing::drop`. Who had it writes to it no more.
+        if self.whole.lent[range].swap(true, Acquire) {
+            return None;
         }
-        Ok((Self { whole, ranges: lens.len() }, landings))
+        Some(Landing { start, len, filled: 0, range, region: Arc::clone(&self.whole) })
+    }
+
+    /// The region with the bytes of its only landing.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub(crate) fn join_one(self, landing: Landing) -> Result<RegionMut> {
+        let is_whole = landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole);
+        let (len, is_all) = (landing.len, self.ranges.len() == 1);
+        drop(landing);
+        self.end(is_whole && is_all, len)
     }
 
     /// The region with the bytes of all its landings.
@@ -74,10 +136,15 @@ impl Parts {
     pub(crate) fn join(self, landings: Vec<Landing>) -> Result<RegionMut> {
         let whole = landings.iter().all(|landing| landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole));
         let len: usize = landings.iter().map(|landing| landing.len).sum();
-        let complete = whole && landings.len() == self.ranges;
+        // All are lent and each to one: as many as there are is all of them.
+        let complete = whole && landings.len() == self.ranges.len();
         drop(landings);
+        self.end(complete, len)
+    }
+
+    fn end(self, is_complete: bool, len: usize) -> Result<RegionMut> {
         match Arc::try_unwrap(self.whole) {
-            Ok(Whole(mut region)) if complete => {
+            Ok(Whole { mut region, .. }) if is_complete => {
                 // SAFETY: the landings covered the first `len` bytes one after the other, and all of them are written.
                 unsafe { region.advance_mut(len) };
                 Ok(region)
@@ -90,14 +157,20 @@ impl Parts {
 impl Landing {
     /// A landing that is all of a region.
     ///
+    /// # Cost
+    /// One allocation; touches no byte of the memory.
+    ///
     /// # Errors
     /// As [`Parts::of`].
-    pub(crate) fn whole(region: RegionMut, len: usize) -> Result<(Parts, Self)> {
-        let (parts, mut landings) = Parts::of(region, &[len])?;
-        match landings.pop() {
-            Some(landing) => Ok((parts, landing)),
-            None => unreachable!("one length makes one landing"),
+    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<(Parts, Self)> {
+        if len > region.capacity() || !region.is_empty() {
+            let context = format!("a landing of {len} bytes does not fit into {region:?}");
+            return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
+        let start = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        let whole = Arc::new(Whole { region, lent: Each::One(AtomicBool::new(true)) });
+        let landing = Self { start, len, filled: 0, range: 0, region: Arc::clone(&whole) };
+        Ok((Parts { whole, ranges: Each::One((start, len)) }, landing))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -152,6 +225,13 @@ impl Landing {
     }
 }
 
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // SYNC POINT: `Parts::lend`.
+        self.region.lent[self.range].store(false, Release);
+    }
+}
+
 impl fmt::Debug for Landing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Landing({} of {} B)", self.filled, self.len)
@@ -160,7 +240,7 @@ impl fmt::Debug for Landing {
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Parts({} of {:?})", self.ranges, self.whole.0)
+        write!(f, "Parts({} of {:?})", self.ranges.len(), self.whole.region)
     }
 }
 
@@ -203,9 +283,44 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_came_back_is_lent_again() {
+        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        landings[0].write(b"ab");
+        landings[1].write(b"x");
+        assert!(parts.lend(1).is_none());
+        landings.pop();
+        let mut again = parts.lend(1).unwrap();
+        assert!(parts.lend(1).is_none() && parts.lend(2).is_none());
+        assert_eq!(again.write(b"cd"), 2);
+        landings.push(again);
+        assert_eq!(parts.join(landings).unwrap().as_slice(), b"abcd");
+    }
+
+    #[test]
     fn more_than_fits_is_refused() {
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[3, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
         assert_eq!(Parts::of(RegionMut::heap(4).unwrap(), &[usize::MAX, 2]).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn one_landing_is_joined_when_it_is_written_and_the_region_s_own() {
+        let whole = |len: usize| Landing::whole(RegionMut::heap(4).unwrap(), len).unwrap();
+        let ((parts, mut landing), (others, mut other)) = (whole(3), whole(3));
+        landing.write(b"abc");
+        other.write(b"xyz");
+        assert_eq!(others.join_one(landing).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(parts.lend(0).is_some() && other.is_full());
+        let (parts, mut half) = whole(3);
+        half.write(b"ab");
+        assert!(parts.lend(0).is_none());
+        assert_eq!(parts.join_one(half).unwrap_err().kind(), ErrorKind::Corrupt);
+        let (parts, mut landing) = whole(3);
+        landing.write(b"abc");
+        assert_eq!(parts.join_one(landing).unwrap().as_slice(), b"abc");
+        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        assert!(landings.iter_mut().all(|landing| landing.write(b"ab") == 2));
+        assert_eq!(parts.join_one(landings.remove(0)).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(Landing::whole(RegionMut::heap(4).unwrap(), 5).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod endpoint;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod memory;
 mod message;
+mod numbered;
 #[expect(unsafe_code, reason = "memory that UCX has, and gives")]
 mod operation;
 mod owner;
@@ -68,6 +69,8 @@ pub(crate) struct Options {
     pub(crate) silence: Duration,
     /// How long a thread looks for events before it sleeps.
     pub(crate) spin: Duration,
+    /// A connection of which nothing was asked for so long is closed, within twice the time; zero for never.
+    pub(crate) idle: Duration,
     /// Bytes of answers on their way to one requester; the answer that goes beyond waits, unless it is the only one.
     pub(crate) flying: u64,
     /// Answers of several parts up to so many bytes are packed into one message.
@@ -87,6 +90,7 @@ impl Default for Options {
         Self {
             silence: crate::environment::timeout(),
             spin: Duration::from_micros(20),
+            idle: Duration::from_secs(300),
             flying: 8 << 20,
             packed: 1 << 20,
             held: 1 << 16,
@@ -113,6 +117,9 @@ impl Options {
             spin: config
                 .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
                 .unwrap_or(default.spin),
+            idle: config
+                .parse_option("idle", "a duration such as 5m, or 0s for never", environment::parse_duration)?
+                .unwrap_or(default.idle),
             ..default
         })
     }

@@ -12,13 +12,13 @@ use crate::error::Result;
 
 /// A job and this process's place in it.
 ///
-/// Each fact comes from the first of these that tells it: `PROXYSTORE_*`, then for the job Slurm, Open MPI, PMIx; for the
-/// numbers of processes Open MPI, PMI (MPICH and its kin), PMIx, Slurm, since an MPI launcher inside a Slurm job knows them and
-/// Slurm knows only its daemons.
+/// Each fact comes from the first of these that tells it: `PROXYSTORE_*`, then for the job Slurm, Open MPI, Flux, LSF, PBS, PMIx,
+/// torchrun; for the numbers of processes torchrun, Open MPI, PALS, PMI (MPICH and its kin), JSM (`jsrun`), PMIx, Flux, Slurm, since
+/// what was started last knows them, and a batch system knows only its daemons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Job {
-    /// Name of the job, the same in all its processes and no other job of this user's on its nodes: `slurm-4711`,
+    /// Name of the job, the same in all its processes and no other job of this user's on its nodes: `slurm-4711`, `pbs-4711.head`,
     /// `mpi-426770432-9f3a2b1c`, what `PROXYSTORE_JOB` says, else `default`. It is the namespace of stores whose URL names
     /// none.
     ///
@@ -59,8 +59,19 @@ pub enum Launcher {
     OpenMpi,
     /// Another launcher with PMIx, as `prun`.
     Pmix,
-    /// A launcher with PMI, as `mpiexec` of MPICH, or `srun --mpi=pmi2`. It numbers processes and does not name the job.
+    /// A launcher with PMI, as `mpiexec` of MPICH and of Intel MPI, `mpirun_rsh` of MVAPICH2, or `srun --mpi=pmi2`. It numbers
+    /// processes and does not name the job.
     Pmi,
+    /// `mpiexec` or `aprun` of HPE Cray's application launch service. It numbers processes and does not name the job.
+    Pals,
+    /// PBS. It names the job, and does not tell its nodes where processes see it.
+    Pbs,
+    /// LSF, or its `jsrun`.
+    Lsf,
+    /// Flux. It does not tell the nodes.
+    Flux,
+    /// `torchrun`.
+    Torch,
     /// None: the user's session.
     Session,
 }
@@ -151,6 +162,11 @@ impl fmt::Display for Launcher {
             Self::OpenMpi => "Open MPI",
             Self::Pmix => "PMIx",
             Self::Pmi => "PMI",
+            Self::Pals => "PALS",
+            Self::Pbs => "PBS",
+            Self::Lsf => "LSF",
+            Self::Flux => "Flux",
+            Self::Torch => "torchrun",
             Self::Session => "session",
         })
     }
@@ -192,24 +208,58 @@ fn name(read: &dyn Fn(&str) -> Option<String>) -> Result<(String, Launcher)> {
     if let Some(job) = job.filter(|job| is_slurm_job(job)) {
         return Ok((format!("slurm-{job}"), Launcher::Slurm));
     }
+    let some = |name: &str| read(name).filter(|text| !text.is_empty());
     let by = if read("OMPI_COMM_WORLD_RANK").is_some() { Launcher::OpenMpi } else { Launcher::Pmix };
     // Up to version 4 the namespace is a number of 16 random bits, and processes that were spawned later have another one; the
     // address of mpirun is one for all.
     if let Some(uri) = read("OMPI_MCA_orte_hnp_uri").filter(|uri| !uri.is_empty()) {
         let number = uri.split(['.', ';']).next().unwrap_or_default();
-        return Ok((word(number, &uri), by));
+        return Ok((word("mpi", number, &uri), by));
+    }
+    let by_mpirun = namespace.as_deref().is_some_and(|namespace| namespace.starts_with("prterun-"));
+    // After mpirun: what it starts by ssh has its variables and none of the batch system's.
+    if let Some(job) = batch(&some).filter(|_| !by_mpirun) {
+        return Ok(job);
     }
     if let Some(namespace) = namespace {
         // prterun-HOST-PID@N; N counts what was spawned.
         let launcher = namespace.split('@').next().unwrap_or_default();
-        return Ok((word(launcher, launcher), by));
+        return Ok((word("mpi", launcher, launcher), by));
     }
-    let by = match (by, read("PMI_RANK")) {
-        (Launcher::OpenMpi, _) => Launcher::OpenMpi,
-        (_, Some(_)) => Launcher::Pmi,
-        _ => Launcher::Session,
-    };
+    // `none` unless the user gives one, which is then the same on all nodes.
+    if let Some(id) = some("TORCHELASTIC_RUN_ID").filter(|id| id != "none") {
+        return Ok((word("torch", &id, &id), Launcher::Torch));
+    }
+    let unnamed = [
+        ("OMPI_COMM_WORLD_RANK", Launcher::OpenMpi),
+        ("PALS_RANKID", Launcher::Pals),
+        ("PMI_RANK", Launcher::Pmi),
+        ("MV2_COMM_WORLD_RANK", Launcher::Pmi),
+        ("TORCHELASTIC_RUN_ID", Launcher::Torch),
+    ];
+    let by = unnamed.into_iter().find(|(name, _)| some(name).is_some()).map_or(Launcher::Session, |(_, by)| by);
     Ok((SESSION.to_owned(), by))
+}
+
+/// The name of a job of a batch system other than Slurm.
+fn batch(some: &dyn Fn(&str) -> Option<String>) -> Option<(String, Launcher)> {
+    // What `flux run` starts in a batch job is a job of the batch job's own Flux, as a step is.
+    if let Some(id) = some("FLUX_ENCLOSING_ID").or_else(|| some("FLUX_JOB_ID")) {
+        // An f, with a hook where the locale has one.
+        let id = id.strip_prefix(['\u{192}', 'f']).unwrap_or(&id);
+        return Some((word("flux", id, id), Launcher::Flux));
+    }
+    if let Some(id) = some("LSB_JOBID") {
+        // 0 but in an array.
+        let id = match some("LSB_JOBINDEX").filter(|index| index != "0") {
+            Some(index) => format!("{id}-{index}"),
+            None => id,
+        };
+        return Some((word("lsf", &id, &id), Launcher::Lsf));
+    }
+    // 4711.head, or 4711[3].head in an array.
+    let id = some("PBS_JOBID")?;
+    Some((word("pbs", &id, &id), Launcher::Pbs))
 }
 
 /// Name of what belongs to no job.
@@ -219,14 +269,14 @@ fn is_slurm_job(job: &str) -> bool {
     (1..=32).contains(&job.len()) && job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// A name that begins with `text`, as far as it may stand in one, and differs where `all` differs.
-fn word(text: &str, all: &str) -> String {
+/// A name that goes on with `text`, as far as it may stand in one, and differs where `all` differs.
+fn word(kind: &str, text: &str, all: &str) -> String {
     let is_whole = text == all && text.len() <= 48 && !text.is_empty() && text.bytes().all(is_of_id);
     if is_whole {
-        return format!("mpi-{text}");
+        return format!("{kind}-{text}");
     }
     let letters: String = text.bytes().filter(|byte| is_of_id(*byte)).take(40).map(char::from).collect();
-    format!("mpi-{letters}-{:08x}", crc32fast::hash(all.as_bytes()))
+    format!("{kind}-{letters}-{:08x}", crc32fast::hash(all.as_bytes()))
 }
 
 /// The nodes of the job; none where nobody tells.
@@ -256,7 +306,30 @@ fn nodes(read: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>> {
             nodes = expand(&list)?;
         }
     }
+    if nodes.is_empty() {
+        nodes = lsf_nodes(&some)?;
+    }
     Ok(nodes)
+}
+
+/// The hosts of a job of LSF's: a name and a number of slots each, or where these are few a name for each slot.
+///
+/// # Errors
+/// As [`expand`].
+fn lsf_nodes(some: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>> {
+    let (list, words) = match some("LSB_MCPU_HOSTS") {
+        Some(list) => (list, 2),
+        None => (some("LSB_HOSTS").unwrap_or_default(), 1),
+    };
+    let mut names: Vec<&str> = list.split_whitespace().step_by(words).collect();
+    // The first one runs the script, and jsrun starts nothing there.
+    if some("JSM_NAMESPACE_RANK").is_some() && names.len() > 1 {
+        let first = names[0];
+        names.retain(|name| *name != first);
+    }
+    let mut known = HashSet::new();
+    names.retain(|name| known.insert(*name));
+    if names.is_empty() { Ok(Vec::new()) } else { expand(&names.join(",")) }
 }
 
 /// Most groups of a heterogeneous job that are looked at; Slurm's own limit is 128.
@@ -398,14 +471,42 @@ mod tests {
     #[test]
     fn names_of_jobs() {
         for text in ["prterun-n1-4711", "ünder", "a b", "", "..", &"x".repeat(500)] {
-            assert!(is_id(&word(text, text)), "{}", word(text, text));
+            assert!(is_id(&word("torch", text, text)), "{}", word("torch", text, text));
         }
-        assert_eq!(word("prterun-n1-4711", "prterun-n1-4711"), "mpi-prterun-n1-4711");
-        assert_ne!(word("7", "7.0;tcp://a:1"), word("7", "7.0;tcp://a:2"));
-        assert_ne!(word("a b", "a b"), word("ab", "ab"));
+        let mpi = |text, all| word("mpi", text, all);
+        assert_eq!(mpi("prterun-n1-4711", "prterun-n1-4711"), "mpi-prterun-n1-4711");
+        assert_ne!(mpi("7", "7.0;tcp://a:1"), mpi("7", "7.0;tcp://a:2"));
+        assert_ne!(mpi("a b", "a b"), mpi("ab", "ab"));
         let namespace = |text| job(&[("PMIX_NAMESPACE", text), ("PMIX_RANK", "0")]).unwrap();
         assert_eq!(namespace("prterun-n1-4711@1").id, namespace("prterun-n1-4711@2").id);
         assert_eq!(namespace("prterun-n1-4711@1").kind, Launcher::Pmix);
+    }
+
+    #[test]
+    fn names_of_batch_jobs() {
+        let id = |environment: &[(&str, &str)]| job(environment).unwrap().id;
+        assert_eq!(id(&[("PBS_JOBID", "4711.head")]), "pbs-4711.head");
+        assert_ne!(id(&[("PBS_JOBID", "4711[1].head")]), id(&[("PBS_JOBID", "4711[2].head")]));
+        assert_eq!(id(&[("LSB_JOBID", "7"), ("LSB_JOBINDEX", "0")]), "lsf-7");
+        assert_eq!(id(&[("LSB_JOBID", "7"), ("LSB_JOBINDEX", "3")]), "lsf-7-3");
+        for id in [id(&[("FLUX_JOB_ID", "\u{192}2oLkTLb")]), id(&[("FLUX_JOB_ID", "f2oLkTLb")])] {
+            assert_eq!(id, "flux-2oLkTLb");
+        }
+        // mpirun by ssh: only the first node has the batch system's variables.
+        let mpirun = [("PMIX_NAMESPACE", "prterun-n1-4711@1"), ("PMIX_RANK", "0"), ("OMPI_COMM_WORLD_RANK", "0")];
+        assert_eq!(id(&mpirun), id(&[&mpirun[..], &[("PBS_JOBID", "4711.head")]].concat()));
+        assert_eq!(id(&[("TORCHELASTIC_RUN_ID", "none"), ("RANK", "0")]), SESSION);
+    }
+
+    #[test]
+    fn hosts_of_lsf() {
+        let nodes = |environment: &[(&str, &str)]| job(environment).unwrap().nodes;
+        assert_eq!(nodes(&[("LSB_HOSTS", "n1 n1 n2 n2")]), ["n1", "n2"]);
+        assert_eq!(nodes(&[("LSB_MCPU_HOSTS", "n1 2 n2 2 "), ("LSB_HOSTS", "x")]), ["n1", "n2"]);
+        let jsrun = ("JSM_NAMESPACE_RANK", "0");
+        assert_eq!(nodes(&[("LSB_MCPU_HOSTS", "login 1 n1 42 n2 42"), jsrun]), ["n1", "n2"]);
+        assert_eq!(nodes(&[("LSB_MCPU_HOSTS", "n1 42"), jsrun]), ["n1"]);
+        assert!(job(&[("LSB_HOSTS", "n[1")]).is_err());
     }
 
     #[test]

@@ -19,10 +19,10 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    /// The numbers of the innermost launcher: the user, MPI's, PMI's, PMIx's, then Slurm's.
+    /// The numbers of the innermost launcher: the user, torchrun's, MPI's, PMI's, PMIx's, then those of Flux or Slurm.
     ///
     /// A daemon of `mpirun` in a Slurm job is a task of Slurm's, and the processes below it inherit the daemon's `SLURM_PROCID`,
-    /// so Slurm's numbers count only where no other launcher left any, or they agree with them.
+    /// so Slurm's numbers count only where no other launcher left any, or they agree with them. Flux's likewise.
     ///
     /// # Errors
     /// `Config` for `PROXYSTORE_*` that make no sense. What launchers leave that makes none is passed over.
@@ -30,15 +30,16 @@ impl Ranks {
         if let Some(ranks) = Self::explicit(read)? {
             return Ok(Some(ranks));
         }
-        let launched = LAUNCHERS.iter().find_map(|(by, names)| Self::of(read, *by, *names));
-        let slurm = Self::slurm(read);
-        let Some(mut ranks) = launched else { return Ok(slurm) };
-        let is_same = |slurm: &Self| slurm.rank == ranks.rank && (ranks.size.is_none() || slurm.size == ranks.size);
-        if let Some(slurm) = slurm.filter(is_same) {
-            ranks.size = ranks.size.or(slurm.size);
-            ranks.local_rank = ranks.local_rank.or(slurm.local_rank);
-            ranks.local_size = ranks.local_size.or(slurm.local_size);
-            ranks.step = slurm.step;
+        let torch = read("TORCHELASTIC_RUN_ID").and_then(|_| Self::of(read, Launcher::Torch, TORCH));
+        let launched = torch.or_else(|| LAUNCHERS.iter().find_map(|(by, names)| Self::of(read, *by, *names)));
+        let system = Self::of(read, Launcher::Flux, FLUX).or_else(|| Self::slurm(read));
+        let Some(mut ranks) = launched else { return Ok(system) };
+        let is_same = |system: &Self| system.rank == ranks.rank && (ranks.size.is_none() || system.size == ranks.size);
+        if let Some(system) = system.filter(is_same) {
+            ranks.size = ranks.size.or(system.size);
+            ranks.local_rank = ranks.local_rank.or(system.local_rank);
+            ranks.local_size = ranks.local_size.or(system.local_size);
+            ranks.step = system.step;
         }
         Ok(Some(ranks))
     }
@@ -92,14 +93,29 @@ impl Ranks {
 }
 
 /// Rank, size, local rank, local size; the innermost first. The variable that does not exist has no name.
-const LAUNCHERS: [(Launcher, [&str; 4]); 3] = [
+const LAUNCHERS: [(Launcher, [&str; 4]); 6] = [
     (
         Launcher::OpenMpi,
         ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"],
     ),
+    (
+        Launcher::Pmi,
+        ["MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"],
+    ),
+    // How many there are is told by its PMI alone.
+    (Launcher::Pals, ["PALS_RANKID", "PMI_SIZE", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE"]),
     (Launcher::Pmi, ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
+    (
+        Launcher::Lsf,
+        ["JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_SIZE"],
+    ),
     (Launcher::Pmix, ["PMIX_RANK", "", "", ""]),
 ];
+
+/// Names that others may use too, so they count beside torchrun's own alone.
+const TORCH: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
+
+const FLUX: [&str; 4] = ["FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", ""];
 
 /// The number in one of our variables.
 ///

@@ -25,6 +25,13 @@ pub(crate) struct Address {
     pub(crate) place: u64,
 }
 
+/// A node, as others reach it: the first part of an address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Node {
+    pub(crate) contact: SocketAddr,
+    pub(crate) instance: u64,
+}
+
 /// Makes and checks keys of objects anywhere in the job.
 ///
 /// A key ends in eight bytes of SipHash-2-4 over locator and length, under a key that is derived from the job's secret: what
@@ -79,20 +86,46 @@ impl Address {
     /// # Errors
     /// `Invalid` for anything else.
     pub(crate) fn decode(input: &mut Reader<'_>) -> Result<Self> {
-        let ip = match input.byte()? {
-            4 => IpAddr::from(input.array::<4>()?),
-            6 => IpAddr::from(input.array::<16>()?),
-            _ => return Err(invalid("an address of no known family")),
-        };
-        let port = u16::from_le_bytes(input.array()?);
-        let instance = u64::from_le_bytes(input.array()?);
+        let Node { contact, instance } = Node::decode(input)?;
         let slot = u32::from_le_bytes(input.array()?);
         let generation = u64::from_le_bytes(input.array()?);
         let place = u64::from_le_bytes(input.array()?);
         if generation >> Id::GENERATION_BITS != 0 {
             return Err(invalid("an impossible generation"));
         }
-        Ok(Self { contact: SocketAddr::new(ip, port), instance, id: Id { slot, generation }, place })
+        Ok(Self { contact, instance, id: Id { slot, generation }, place })
+    }
+}
+
+impl Node {
+    /// Appends the binary form: that with which an address of an object there begins.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self.contact.ip() {
+            IpAddr::V4(ip) => {
+                out.push(4);
+                out.extend_from_slice(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                out.push(6);
+                out.extend_from_slice(&ip.octets());
+            }
+        }
+        out.extend_from_slice(&self.contact.port().to_le_bytes());
+        out.extend_from_slice(&self.instance.to_le_bytes());
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else.
+    pub(crate) fn decode(input: &mut Reader<'_>) -> Result<Self> {
+        let ip = match input.byte()? {
+            4 => IpAddr::from(input.array::<4>()?),
+            6 => IpAddr::from(input.array::<16>()?),
+            _ => return Err(invalid("an address of no known family")),
+        };
+        let port = u16::from_le_bytes(input.array()?);
+        Ok(Self { contact: SocketAddr::new(ip, port), instance: u64::from_le_bytes(input.array()?) })
     }
 }
 

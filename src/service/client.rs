@@ -37,6 +37,11 @@ use crate::sync::lock as locked;
 
 mod agent;
 mod arrival;
+#[cfg_attr(
+    not(feature = "tcp"),
+    allow(dead_code, reason = "only who fetches from other nodes has something that arrives")
+)]
+mod arriving;
 mod attach;
 mod cell;
 mod deferred;
@@ -49,6 +54,9 @@ mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
+#[cfg(feature = "tcp")]
+pub(crate) use arriving::Passage;
+pub(crate) use arriving::{Advance, Passing};
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;

@@ -14,17 +14,18 @@ use std::task::{Context, Poll, Wake};
 
 use bytes::Bytes;
 
-use super::address::Address;
-use super::client::{Arrival, Client, Expected, Sight};
+use super::address::{Address, Node};
+use super::client::{Arrival, Client, Expected, Passage, Sight};
 use super::locator::NO_PLACE;
 use super::question::{Pointer, Question, Verdict, Want};
+use super::relays::{self, Relays};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Incoming, Responder, Service};
 use crate::failpoint::failpoint;
 use crate::key::Format;
 use crate::pending::Pending;
 use crate::region::Region;
-use crate::shm::table::{Id, REDIRECT, Unbound};
+use crate::shm::table::{Id, Origin, REDIRECT, Unbound};
 use crate::sync::lock;
 
 /// Answers for the objects of one node's memory.
@@ -33,6 +34,8 @@ pub(crate) struct Export {
     /// Whom others ask for the objects here; known a moment after listening began.
     contact: OnceLock<SocketAddr>,
     winners: Mutex<Winners>,
+    /// Which nodes get large objects from which.
+    relays: Mutex<Relays>,
     /// Answers that wait for an object; those that nobody wants any more are dropped by the next.
     held: Mutex<Vec<Weak<Held>>>,
     closed: Arc<AtomicBool>,
@@ -44,6 +47,7 @@ impl Export {
             client,
             contact: OnceLock::new(),
             winners: Mutex::default(),
+            relays: Mutex::default(),
             held: Mutex::default(),
             closed: Arc::default(),
         })
@@ -150,19 +154,60 @@ impl Export {
         }
     }
 
+    /// Says from which node another one is to get an object.
+    fn join(&self, want: &Want, as_node: Node, lost: &[u64], connection: u64) -> Result<Verdict> {
+        Ok(match self.sight(want)? {
+            (Verdict::Yes { expires_in }, _) => {
+                let pieces = want.len.div_ceil(relays::piece(want.len));
+                match lock(&self.relays).join(want.id, pieces, as_node, connection, lost) {
+                    Some(node) => Verdict::From { expires_in, node },
+                    None => Verdict::Yes { expires_in },
+                }
+            }
+            (verdict, _) => {
+                lock(&self.relays).ended(want.id);
+                verdict
+            }
+        })
+    }
+
     /// Answers when something is committed to the declaration, or it is evicted.
     fn wait(self: &Arc<Self>, want: Want, responder: Responder) {
         let arrival = Arrival::new(Arc::clone(&self.client), want.id, Arc::clone(&self.closed), |_| Ok(()));
-        let held = Arc::new(Held {
-            export: Arc::clone(self),
-            want,
-            state: AtomicU32::new(IDLE),
-            waiting: Mutex::new(Some((Pending::from_source(arrival), responder))),
+        let export = Arc::clone(self);
+        let answer = Pending::from_source(arrival).and_then(move |()| {
+            let (verdict, _) = export.sight(&want)?;
+            failpoint!("export.wait.arrived");
+            Ok((verdict, None))
         });
-        if self.hold(&held) {
-            return held.wake();
+        self.answer_later(answer, responder);
+    }
+
+    /// Answers with bytes of another node's object, when they are here.
+    fn pass(self: &Arc<Self>, instance: u64, want: Want, responder: Responder) {
+        let origin = Origin { instance, id: want.id };
+        let end = want.from + want.count;
+        let passage = Passage::new(Arc::clone(&self.client), origin, end, Arc::clone(&self.closed));
+        let answer = Pending::from_source(passage).and_then(move |region| {
+            failpoint!("export.passing");
+            let bytes = region.filter(|region| end <= region.len() as u64);
+            Ok(match bytes {
+                Some(region) => (Verdict::Yes { expires_in: 0 }, Some(region.slice(want.from as usize..end as usize))),
+                None => (Verdict::Missing, None),
+            })
+        });
+        self.answer_later(answer, responder);
+    }
+
+    /// Answers when it is known what.
+    fn answer_later(&self, answer: Pending<(Verdict, Option<Bytes>)>, responder: Responder) {
+        let held = Arc::new(Held { state: AtomicU32::new(IDLE), waiting: Mutex::new(Some((answer, responder))) });
+        // Most of what is passed on is here.
+        Arc::clone(&held).wake();
+        if held.is_over() || self.hold(&held) {
+            return;
         }
-        let error = Error::new(ErrorKind::NoSpace, "get", "too many wait for declared objects of this node");
+        let error = Error::new(ErrorKind::NoSpace, "get", "too many wait for objects of this node");
         if let Some((_, responder)) = held.end() {
             responder.reply(Verdict::encode_all(&[Verdict::refused(&error)]), Vec::new());
         }
@@ -193,7 +238,7 @@ impl Export {
 
 impl Service for Arc<Export> {
     fn answer(&self, call: Incoming<'_>) {
-        let Incoming { head, responder, .. } = call;
+        let Incoming { head, responder, from, connection } = call;
         failpoint!("export.asked");
         let question = match Question::decode(head) {
             Ok(question) => question,
@@ -215,10 +260,26 @@ impl Service for Arc<Export> {
                 (or_refused(self.bind(&declared, format, &object)), Vec::new())
             }
             Question::Wait(want) => return self.wait(want, responder),
+            // Nobody speaks for another node.
+            Question::Join { as_node, .. } if as_node.instance != from => {
+                (vec![Verdict::Refused { kind: ErrorKind::Invalid }], Vec::new())
+            }
+            Question::Join { want, as_node, lost } => {
+                (or_refused(self.join(&want, as_node, &lost, connection)), Vec::new())
+            }
+            Question::Left { want, is_whole } => {
+                lock(&self.relays).left(want.id, from, is_whole);
+                (vec![Verdict::Yes { expires_in: 0 }], Vec::new())
+            }
+            Question::Pass { instance, want } => return self.pass(instance, want, responder),
         };
         failpoint!("export.answering");
         responder.reply(Verdict::encode_all(&verdicts), parts);
         failpoint!("export.answered");
+    }
+
+    fn gone(&self, connection: u64) {
+        lock(&self.relays).gone(connection);
     }
 }
 
@@ -236,10 +297,8 @@ impl fmt::Debug for Export {
 
 /// An answer that waits for an object; it is polled by whoever wakes it.
 struct Held {
-    export: Arc<Export>,
-    want: Want,
     state: AtomicU32,
-    waiting: Mutex<Option<(Pending<()>, Responder)>>,
+    waiting: Mutex<Option<(Pending<(Verdict, Option<Bytes>)>, Responder)>>,
 }
 
 /// Nobody polls; somebody does; and somebody was told to look once more.
@@ -256,28 +315,30 @@ impl Held {
         }
     }
 
+    fn is_over(&self) -> bool {
+        lock(&self.waiting).is_none()
+    }
+
     /// Takes what it waits for, and with that the waker that keeps this alive.
-    fn end(&self) -> Option<(Pending<()>, Responder)> {
+    fn end(&self) -> Option<(Pending<(Verdict, Option<Bytes>)>, Responder)> {
         lock(&self.waiting).take()
     }
 
     /// Looks whether it came; whether this is over.
     fn poll(self: &Arc<Self>) -> bool {
         let mut waiting = lock(&self.waiting);
-        let Some((arrival, responder)) = waiting.as_mut() else { return true };
+        let Some((answer, responder)) = waiting.as_mut() else { return true };
         if !responder.is_wanted() {
             drop(waiting);
             drop(self.end());
             return true;
         }
         let waker = Arc::clone(self).into();
-        let Poll::Ready(arrived) = Pin::new(arrival).poll(&mut Context::from_waker(&waker)) else { return false };
+        let Poll::Ready(answer) = Pin::new(answer).poll(&mut Context::from_waker(&waker)) else { return false };
         let Some((_, responder)) = waiting.take() else { return true };
         drop(waiting);
-        let verdict = arrived.and_then(|()| self.export.sight(&self.want)).map(|(verdict, _)| verdict);
-        let verdict = verdict.unwrap_or_else(|error| Verdict::refused(&error));
-        failpoint!("export.wait.arrived");
-        responder.reply(Verdict::encode_all(&[verdict]), Vec::new());
+        let (verdict, bytes) = answer.unwrap_or_else(|error| (Verdict::refused(&error), None));
+        responder.reply(Verdict::encode_all(&[verdict]), Vec::from_iter(bytes));
         true
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::{Claim, Client, Options, Replica};
+use bytes::BufMut as _;
+
+use super::client::{Advance, Claim, Client, Options, Passing, Replica};
 use super::directory::Directory;
 use super::stats::ServiceStats;
 use crate::error::Result;
 use crate::key::Format;
-use crate::region::Region;
+use crate::region::{Region, RegionMut};
 use crate::shm::layout::{self, Layout};
 use crate::shm::table::{Id, Label, Origin};
 
@@ -118,6 +120,17 @@ impl Replicas {
         self.0.refresh_replica(origin(remote), fresh_for)
     }
 
+    /// The first `end` bytes of one that landed or arrives, if they are here.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn pass(&self, remote: Remote, end: u64) -> Result<Option<Region>> {
+        Ok(match self.0.pass(origin(remote), end)? {
+            Passing::Here(region) => Some(region),
+            Passing::NotYet(_) | Passing::Missing => None,
+        })
+    }
+
     /// The object was evicted.
     ///
     /// # Errors
@@ -138,6 +151,16 @@ impl Awaited {
 }
 
 impl Fetching {
+    /// Makes memory in which the bytes arrive, piece by piece.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn open(self, len: u64) -> Result<Arriving> {
+        let Self(client, claim) = self;
+        let (region, advance) = claim.open(client.lease(len)?, len)?;
+        Ok(Arriving { client, claim, region, advance })
+    }
+
     /// Puts the bytes where all find them.
     ///
     /// # Errors
@@ -148,6 +171,34 @@ impl Fetching {
         lease.fill(bytes);
         let expires = lifetime.map_or(0, |lifetime| client.expiry(lifetime));
         claim.land(lease, Label { len: bytes.len() as u64, format: Format::RAW, flags: 0, expires }, fresh_for)
+    }
+}
+
+/// An object of another node of which some bytes have come.
+#[derive(Debug)]
+pub struct Arriving {
+    client: Arc<Client>,
+    claim: Claim,
+    region: RegionMut,
+    advance: Advance,
+}
+
+impl Arriving {
+    /// More of them.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.region.put_slice(bytes);
+        self.advance.to(self.region.len() as u64);
+    }
+
+    /// All came: puts the object where all find it.
+    ///
+    /// # Errors
+    /// When they did not.
+    pub fn land(self, fresh_for: Duration, lifetime: Option<Duration>) -> Result<Region> {
+        let Self { client, claim, region, .. } = self;
+        let expires = lifetime.map_or(0, |lifetime| client.expiry(lifetime));
+        let label = Label { len: region.len() as u64, format: Format::RAW, flags: 0, expires };
+        claim.land_arrived(region, label, fresh_for)
     }
 }
 

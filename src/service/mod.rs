@@ -27,6 +27,8 @@ pub(crate) mod message;
 pub(crate) mod namespace;
 #[cfg(feature = "tcp")]
 pub(crate) mod question;
+#[cfg(feature = "tcp")]
+pub(crate) mod relays;
 pub(crate) mod server;
 mod served;
 #[expect(unsafe_code, reason = "signalfd(2) and signal masks have no safe wrapper")]

@@ -3,7 +3,7 @@
 //! All little-endian and of fixed width. Decoding is strict: a head decodes to a message only if that message encodes to the
 //! same head. It never panics, and allocates in proportion to the head.
 
-use super::address::Address;
+use super::address::{Address, Node};
 use super::message::{kind_code, kind_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::MAX_HEAD;
@@ -25,6 +25,13 @@ pub(crate) enum Question {
     Wait(Want),
     /// Makes an object of any node that of a declared one; asked again with the same object, the answer is the same.
     Bind { declared: Want, format: Format, object: Pointer },
+    /// Wants to know from which node to get a large object, and will pass on what it has: `as_node` is where it is reached.
+    /// The nodes of the memories in `lost` did not serve it.
+    Join { want: Want, as_node: Node, lost: Vec<u64> },
+    /// Has all of the object, or gave it up.
+    Left { want: Want, is_whole: bool },
+    /// Wants bytes of an object of the node of another memory, which this one has or gets: the answer waits for them.
+    Pass { instance: u64, want: Want },
 }
 
 /// One object, or some of its bytes.
@@ -56,6 +63,8 @@ pub(crate) enum Verdict {
     Missing,
     /// There, or done. It ends by itself in so many milliseconds, 0 for never.
     Yes { expires_in: u64 },
+    /// There, and to be got from that node, which has or gets it too.
+    From { expires_in: u64, node: Node },
     /// Declared, and nothing was committed to it.
     Declared,
     /// Declared, and this is the object that was committed to it.
@@ -91,6 +100,9 @@ impl Want {
         Ok(Self { id: Id { slot, generation }, place, len, from, count })
     }
 }
+
+/// Most nodes of which one question says that they did not serve.
+pub(crate) const MAX_LOST: usize = 8;
 
 /// Most objects of one question.
 pub(crate) const MAX_WANTS: usize = 1024;
@@ -140,6 +152,7 @@ impl Question {
             Self::Evict(_) => "evict",
             Self::Retire { .. } => "take",
             Self::Bind { .. } => "commit_at",
+            Self::Join { .. } | Self::Left { .. } | Self::Pass { .. } => "get",
         }
     }
 
@@ -166,6 +179,24 @@ impl Question {
                 out.extend_from_slice(&format.fingerprint.to_le_bytes());
                 object.encode(&mut out);
             }
+            Self::Join { want, as_node, lost } => {
+                out.extend_from_slice(&[VERSION, 7]);
+                want.encode(&mut out);
+                as_node.encode(&mut out);
+                debug_assert!(lost.len() <= MAX_LOST);
+                out.push(lost.len() as u8);
+                lost.iter().for_each(|instance| out.extend_from_slice(&instance.to_le_bytes()));
+            }
+            Self::Left { want, is_whole } => {
+                out.extend_from_slice(&[VERSION, 8]);
+                want.encode(&mut out);
+                out.push(u8::from(*is_whole));
+            }
+            Self::Pass { instance, want } => {
+                out.extend_from_slice(&[VERSION, 9]);
+                out.extend_from_slice(&instance.to_le_bytes());
+                want.encode(&mut out);
+            }
         }
         out
     }
@@ -187,6 +218,26 @@ impl Question {
                 format: format(&mut input)?,
                 object: Pointer::decode(&mut input)?,
             },
+            7 => Self::Join {
+                want: Want::decode(&mut input)?,
+                as_node: Node::decode(&mut input)?,
+                lost: {
+                    let count = usize::from(input.byte()?);
+                    if count > MAX_LOST {
+                        return Err(invalid("too many lost nodes"));
+                    }
+                    (0..count).map(|_| Ok(u64::from_le_bytes(input.array()?))).collect::<Result<_>>()?
+                },
+            },
+            8 => Self::Left {
+                want: Want::decode(&mut input)?,
+                is_whole: match input.byte()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(invalid("neither yes nor no")),
+                },
+            },
+            9 => Self::Pass { instance: u64::from_le_bytes(input.array()?), want: Want::decode(&mut input)? },
             _ => return Err(invalid("no such question")),
         };
         input.finish()?;
@@ -213,6 +264,11 @@ impl Verdict {
             }
             Self::Taken => out.push(4),
             Self::Refused { kind } => out.extend_from_slice(&[5, kind_code(*kind)]),
+            Self::From { expires_in, node } => {
+                out.push(6);
+                out.extend_from_slice(&expires_in.to_le_bytes());
+                node.encode(out);
+            }
         }
     }
 
@@ -224,6 +280,7 @@ impl Verdict {
             3 => Self::Bound(Pointer::decode(input)?),
             4 => Self::Taken,
             5 => Self::Refused { kind: kind_of(input.byte()?) },
+            6 => Self::From { expires_in: u64::from_le_bytes(input.array()?), node: Node::decode(input)? },
             _ => return Err(invalid("no such verdict")),
         })
     }
@@ -250,6 +307,20 @@ impl Verdict {
         input.finish()?;
         Ok(verdicts)
     }
+
+    /// Reads the head of an answer to a question about one object.
+    ///
+    /// # Errors
+    /// As [`decode_all`](Self::decode_all).
+    pub(crate) fn decode_one(head: &[u8]) -> Result<Self> {
+        let mut input = opened(head)?;
+        if u32::from_le_bytes(input.array()?) != 1 {
+            return Err(invalid("an answer about more or fewer objects"));
+        }
+        let verdict = Self::decode(&mut input)?;
+        input.finish()?;
+        Ok(verdict)
+    }
 }
 
 /// Decodes the head of a question, or of an answer about one or two objects; whether it was one.
@@ -263,6 +334,7 @@ pub fn check_question(head: &[u8]) -> bool {
         assert_eq!(question.encode(), head, "{question:?}");
     }
     let answers = [1, 2].map(|count| Verdict::decode_all(head, count));
+    assert_eq!(Verdict::decode_one(head).ok().map(|one| vec![one]), answers[0].as_ref().ok().cloned());
     for verdicts in answers.iter().flatten() {
         // An unknown number of a kind is read as one that is known.
         let is_known = verdicts.iter().all(|verdict| *verdict != Verdict::Refused { kind: ErrorKind::Io });
@@ -307,7 +379,7 @@ fn invalid(what: &'static str) -> Error {
 }
 
 /// Version of the questions, in a byte that text and zeroed memory do not begin with.
-const VERSION: u8 = 0xc1;
+const VERSION: u8 = 0xc2;
 
 #[cfg(test)]
 mod tests {
@@ -364,7 +436,15 @@ mod tests {
                 format,
                 object
             }),
+            (want(), node(), prop::collection::vec(any::<u64>(), 0..=MAX_LOST))
+                .prop_map(|(want, as_node, lost)| Question::Join { want, as_node, lost }),
+            (want(), any::<bool>()).prop_map(|(want, is_whole)| Question::Left { want, is_whole }),
+            (any::<u64>(), want()).prop_map(|(instance, want)| Question::Pass { instance, want }),
         ]
+    }
+
+    fn node() -> impl Strategy<Value = Node> {
+        pointer().prop_map(|Pointer { address, .. }| Node { contact: address.contact, instance: address.instance })
     }
 
     fn verdict() -> impl Strategy<Value = Verdict> {
@@ -375,6 +455,7 @@ mod tests {
             pointer().prop_map(Verdict::Bound),
             Just(Verdict::Taken),
             Just(Verdict::Refused { kind: ErrorKind::NoSpace }),
+            (any::<u64>(), node()).prop_map(|(expires_in, node)| Verdict::From { expires_in, node }),
         ]
     }
 
@@ -395,7 +476,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_is_refused_or_encodes_to_itself(mut head in prop::collection::vec(any::<u8>(), 0..200), op in 0..8u8) {
+        fn anything_is_refused_or_encodes_to_itself(mut head in prop::collection::vec(any::<u8>(), 0..200), op in 0..11u8) {
             if let [version, first, ..] = &mut head[..] {
                 (*version, *first) = (VERSION, op);
             }

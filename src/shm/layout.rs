@@ -35,7 +35,7 @@ impl Layout {
         Self { segments: 1024, clients: 4096, pages: 32768, cells: 512, sets: 8192, ways: 8, slots: (1 << 24) - 1 };
 
     /// Version of layout and protocol: processes of different ones refuse each other.
-    pub(crate) const VERSION: u64 = 2;
+    pub(crate) const VERSION: u64 = 3;
 
     #[inline]
     pub(crate) const fn bucket(&self, bucket: usize) -> usize {
@@ -178,7 +178,7 @@ pub(crate) mod slot {
     pub(crate) const CLASS: usize = 3;
     /// Tag of the client that leased the slot, by the service.
     pub(crate) const OWNER: usize = 4;
-    /// Fingerprint of the object's type. In the slot of a replica: the original's slot.
+    /// Fingerprint of the object's type. In the slot of a replica: the original's slot, and above that where it arrives.
     pub(crate) const FINGERPRINT: usize = 5;
     /// Codec (16 bits), flags (16 bits), epoch of the last use (32 bits). In the slot of a replica the last are the time until
     /// which the original was there.

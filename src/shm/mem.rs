@@ -12,6 +12,16 @@ pub(crate) trait Mem: Send + Sync {
     /// When there is no such word: indices come from a [`Layout`](super::layout::Layout) that fits the memory, and from slot
     /// numbers that were checked against it.
     fn word(&self, index: usize) -> &AtomicU64;
+
+    /// Says that the caller soon reads and then writes the cache line of this word, so that it comes once and to write to.
+    ///
+    /// A hint, which orders nothing and is ignored by processors that have none.
+    ///
+    /// # Panics
+    /// As [`word`](Self::word).
+    fn anticipate(&self, index: usize) {
+        let _ = index;
+    }
 }
 
 /// Words in the memory of this process: for models and tests. Some may not be there, because every word costs a model time.

@@ -98,6 +98,8 @@ pub(crate) const REDIRECT: u16 = 1 << 3;
 
 /// The slot leads to an object of another node, or holds one.
 pub(crate) const REPLICA: u16 = 1 << 2;
+/// The object is not whole yet; see `table/arriving.rs`.
+pub(crate) const ARRIVING: u16 = 1 << 4;
 
 /// The words of a slot, read one by one and not checked.
 #[derive(Clone, Copy, Debug)]
@@ -234,6 +236,12 @@ impl<M: Mem> Table<M> {
 
     // ------------------------------------------------------------------------------------------------------------------
     // Clients.
+
+    /// Says that the caller soon uses a leased slot: the service wrote it last, on another processor.
+    #[inline]
+    pub(crate) fn anticipate(&self, slot: u32) {
+        self.mem.anticipate(self.layout.slot(slot));
+    }
 
     /// Makes what was written to the cell of a leased slot an object: the one step at which a put happens.
     #[inline]
@@ -552,6 +560,12 @@ const LINK_GENERATION: u64 = (1 << LINK_SLOT) - 1;
 
 #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
 mod replica;
+
+#[cfg_attr(
+    not(feature = "tcp"),
+    allow(dead_code, reason = "only who fetches from other nodes has something that arrives")
+)]
+mod arriving;
 
 #[cfg(test)]
 #[cfg_attr(not(shuttle), expect(unsafe_code, reason = "bytes of models, whose races checkers report"))]

@@ -179,8 +179,7 @@ impl Run<'_> {
             bares.push(self.fetch(65536, 64, 1, "hybrid", 2048).0);
             windows.push(number(&self.ours.ask(&format!("window 64 2048 {keys}"))) / 1e3);
             gathers.push(self.fetch(64 * 4096, 1, 64, "hybrid", 500).0);
-            let all = (0..50).map(|_| number(&self.ours.ask(&format!("batch {small}"))) / 1e3);
-            batches.push(median(all.collect()));
+            batches.push(number(&self.ours.ask(&format!("batches 500 {small}"))) / 1e3);
             alone.push(number(&self.ours.ask(&format!("crowd 1 2048 {keys}"))) / 1e3);
             crowds.push(number(&self.ours.ask(&format!("crowd 8 2048 {keys}"))) / 1e3);
         }

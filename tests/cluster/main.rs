@@ -1,7 +1,7 @@
 //! What happens between machines: several hosts on this one, made by the script `hosts` beside this file.
 //!
 //! `--bench` prints what gets between hosts cost beside a bare loop over sockets, `--bench ucx` what those of `ucx://` cost beside
-//! a bare loop on UCX's own interface too.
+//! a bare loop on UCX's own interface too, `--bench one-to-all` how long an object takes to one host and to eight at the same time.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unsafe_code, reason = "signals and sockets as tests need them have no safe wrapper")]
@@ -14,8 +14,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 mod bare;
 mod bench;
 mod chaos;
+mod crowd;
 #[path = "../shm/content.rs"]
 mod content;
+mod count;
 mod harness;
 mod hosts;
 mod interface;
@@ -32,11 +34,15 @@ mod ucp;
 mod ucx;
 mod worker;
 
+#[global_allocator]
+static ALLOCATOR: count::Counting = count::Counting;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--worker"] => std::process::exit(worker::run()),
         ["--bench"] => std::process::exit(bench::main(pair::TCP)),
+        ["--bench", "one-to-all"] => std::process::exit(crowd::bench()),
         ["--bench", "ucx"] => std::process::exit(bench::main(pair::UCX)),
         ["--node", url] => std::process::exit(node::run(url)),
         ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
@@ -49,6 +55,7 @@ fn main() {
         harness::trials()
             .into_iter()
             .chain(rows::trials())
+            .chain(crowd::trials())
             .chain(objects::trials())
             .chain(ucx::trials())
             .chain(margo::trials())

@@ -11,6 +11,7 @@ use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
 
 use crate::content::{Random, content, verify};
+use crate::count::allocations;
 use crate::proxy::Proxy;
 use crate::worker::say;
 
@@ -214,6 +215,21 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             assert!(found.iter().all(Option::is_some), "the objects are there");
             took.as_nanos().to_string()
         }
+        // The median of `count` batches of all of them, in nanoseconds; the first tenth warms up.
+        ["batches", count, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let mut times = Vec::new();
+            for at in 0..number(count) + number(count) / 10 {
+                let begun = Instant::now();
+                let found = store.get_batch(&keys).wait()?;
+                if at >= number(count) / 10 {
+                    times.push(begun.elapsed().as_nanos());
+                }
+                assert!(found.iter().all(Option::is_some), "the objects are there");
+            }
+            times.sort_unstable();
+            times[times.len() / 2].to_string()
+        }
         // Nanoseconds for each of `count` gets of the keys in turn, so many of them on their way at a time.
         ["window", window, count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -232,6 +248,7 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             })?;
             (begun.elapsed().as_nanos() as u64 / (threads * each) as u64).to_string()
         }
+        ["allocations"] => allocations().to_string(),
         // Processor time of this process, in ticks of 10 ms.
         ["ticks"] => {
             let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
@@ -257,9 +274,33 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         }
         ["descriptors"] => entries("/proc/self/fd").to_string(),
         ["threads"] => entries("/proc/self/task").to_string(),
+        ["set", name, value] => {
+            // SAFETY: of what UCX reads when it starts in this process; nothing else runs here that reads the environment.
+            unsafe { std::env::set_var(name, value) };
+            "done".to_owned()
+        }
+        ["lock_at_most", bytes] => lock_at_most(number(bytes)),
+        // The bare loop over UCX, in this process.
+        [order, ..] if order.starts_with("ucp_") => {
+            crate::worker::obey(words).map_err(|error| Error::io("bare", "UCX", error))?
+        }
         ["strangers", address, count, seed] => strangers(address, number(count), number(seed)),
         _ => panic!("no such order: {words:?}"),
     })
+}
+
+/// Lowers how many bytes this process can lock in memory; whether that is so.
+fn lock_at_most(bytes: u64) -> String {
+    // Version 3 of the header, of this thread and those that it starts; no capability at all.
+    let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    let page = vec![0u8; 1 << 20];
+    // SAFETY: system calls with memory that is there.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit), 0);
+        assert_eq!(libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()), 0);
+        (libc::mlock(page.as_ptr().cast(), page.len()) != 0).to_string()
+    }
 }
 
 fn fork(store: &DimConnector, url: String, key: &Key, seed: u64) -> String {

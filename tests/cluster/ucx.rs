@@ -22,6 +22,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         needs(&there, "ucx_owner_stopped_during_a_get", 60, stopped),
         needs(&there, "ucx_missing_where_objects_are", 30, missing_there),
         needs(&there, "ucx_missing_where_it_is_asked_for", 30, missing_here),
+        needs(&there, "ucx_could_not_start_and_can", 60, can_start_later),
+        needs(&there, "ucx_unused_connections_are_closed", 60, closed_when_unused),
+        needs(&there, "ucx_without_locked_memory", 60, without_locked_memory),
+        needs(&there, "ucx_beside_another_user", 60, beside_another_user),
         needs(&other, "ucx_of_two_versions", 60, two_versions),
     ]
 }
@@ -155,6 +159,98 @@ fn missing_here() {
     let said = one.try_start(&["--node", &UCX.direct()], &environment).map(|_| ()).unwrap_err();
     assert_error(&said, &["Unavailable"]);
     assert!(said.contains("/nonexistent (PROXYSTORE_UCX_LIB): is neither a file nor a directory"), "{said}");
+}
+
+/// What the owner's UCX lacked at first is there later.
+fn can_start_later() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut owner = node_with(UCX, &one, &[("UCX_TLS", "none_such")]);
+    let mut requester = node_with(UCX, &two, &[]);
+    let key = put(&mut owner, 1, 1000);
+    let (took, answer) = timed(&mut requester, &format!("get {key} 1"));
+    assert_error(&answer, &["Unavailable"]);
+    assert!(answer.contains("the owner has no UCX") && took < SILENCE, "{took:?} {answer}");
+    owner.expect("set UCX_TLS tcp", "done");
+    await_answer(&mut requester, &format!("get {key} 1"), "same", SILENCE * 2);
+}
+
+/// The endpoints and their control connections, at both ends.
+fn closed_when_unused() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let mut owner = node_with(UCX, &one, &[]);
+    let mut requester = two.start(&["--node", &UCX.url("test?replicas=off&idle=500ms")], ENVIRONMENT);
+    let key = put(&mut owner, 1, 100_000);
+    let established = |host: &Host| -> usize {
+        let count = "awk '$4 == \"01\"' /proc/net/tcp | wc -l";
+        host.print(&["sh", "-c", count]).parse().unwrap()
+    };
+    let await_established = |what: &str, is_enough: fn(usize) -> bool| {
+        let begun = std::time::Instant::now();
+        loop {
+            let all = [established(&one), established(&two)];
+            if all.into_iter().all(is_enough) {
+                return;
+            }
+            assert!(begun.elapsed() < SILENCE * 2, "{what}: {all:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    for _ in 0..3 {
+        requester.expect(&format!("get {key} 1"), "same");
+        await_established("connections of a get", |count| count > 0);
+        await_established("connections that nobody uses", |count| count == 0);
+    }
+    requester.expect("settled", "settled");
+    assert_unpinned(&mut owner, &key, SILENCE);
+}
+
+/// Neither side may lock memory, which over TCP nothing needs.
+fn without_locked_memory() {
+    let mut pair = Pair::new(UCX);
+    for worker in [&mut pair.owner, &mut pair.requester] {
+        worker.expect("lock_at_most 4096", "true");
+    }
+    for (seed, len) in [(1, 8), (2, 100_000), (3, 20_000_000)] {
+        let key = put(&mut pair.owner, seed, len);
+        let (took, answer) = timed(&mut pair.requester, &format!("get {key} {seed}"));
+        assert_eq!(answer, "same", "{len}");
+        assert!(took < SILENCE, "{took:?}");
+    }
+}
+
+/// Contexts of other features, made before, beside and after the library's, and ended before it is.
+fn beside_another_user() {
+    let mut pair = Pair::new(UCX);
+    let bare = |pair: &mut Pair, turn: bool| {
+        let (owner, asker) = match turn {
+            true => (&mut pair.owner, &mut pair.requester),
+            false => (&mut pair.requester, &mut pair.owner),
+        };
+        let contact = owner.ask("ucp_own 100000");
+        assert!(!contact.starts_with("error"), "{contact}");
+        let first = asker.ask(&format!("ucp_connect {contact} 100000"));
+        assert!(first.parse::<u64>().is_ok(), "{first}");
+        let fetched = asker.ask("ucp_fetch 100000 1 1 hybrid 20");
+        assert!(!fetched.starts_with("error"), "{fetched}");
+    };
+    bare(&mut pair, true);
+    let keys: Vec<(u64, String)> =
+        [(1, 8), (2, 100_000), (3, 5_000_000)].map(|(seed, len)| (seed, put(&mut pair.owner, seed, len))).to_vec();
+    for turn in [true, false] {
+        for (seed, key) in &keys {
+            pair.requester.expect(&format!("get {key} {seed}"), "same");
+        }
+        // The former endpoint of the bare loop ends.
+        bare(&mut pair, turn);
+        bare(&mut pair, !turn);
+    }
+    for (seed, key) in &keys {
+        pair.requester.expect(&format!("get {key} {seed}"), "same");
+    }
+    pair.requester.end();
+    pair.owner.end();
 }
 
 /// Nodes of a job need not have the same UCX.

@@ -24,7 +24,7 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(output, "{}", text.replace('\n', " ")).and_then(|()| output.flush());
 }
 
-fn obey(words: &[&str]) -> std::io::Result<String> {
+pub(crate) fn obey(words: &[&str]) -> std::io::Result<String> {
     let number = |text: &str| text.parse::<usize>().expect("a number");
     Ok(match *words {
         ["pid"] => std::process::id().to_string(),

@@ -1,4 +1,5 @@
-//! Discovery of the job on environments that launchers left, recorded from them. Each `*.env` says what it is of.
+//! Discovery of the job on environments that launchers left, recorded from them or, where we have none, put together from what is
+//! published of them. Each `*.env` says what it is of, and which.
 #![cfg(feature = "shm")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -79,6 +80,43 @@ fn tasks() {
     }
 }
 
+/// Where not everything is told: name, id and who gave it, who numbered, nodes and which of them this is, rank, size, and both on
+/// the node.
+type Told = (&'static str, &'static str, Launcher, Option<Launcher>, &'static [&'static str], Option<u32>, Numbers);
+type Numbers = [Option<u32>; 4];
+
+const OTHERS: &[Told] = {
+    use Launcher::{Flux, Lsf, OpenMpi, Pals, Pbs, Pmi, Slurm, Torch};
+    const N: &[&str] = &["n1", "n2"];
+    const fn numbers(rank: u32, size: u32, local_rank: u32, local_size: u32) -> Numbers {
+        [Some(rank), Some(size), Some(local_rank), Some(local_size)]
+    }
+    &[
+        ("openmpi5", "mpi-prterun-n1-220913", OpenMpi, Some(OpenMpi), &[], None, numbers(2, 4, 0, 2)),
+        ("openmpi5-in-pbs", "mpi-prterun-n1-220913", OpenMpi, Some(OpenMpi), &[], None, numbers(0, 4, 0, 2)),
+        ("hydra-in-pbs", "pbs-4711.head", Pbs, Some(Pmi), &[], None, numbers(6, 8, 3, 4)),
+        ("pals", "pbs-4711.polaris-pbs-01", Pbs, Some(Pals), &[], None, numbers(5, 8, 1, 4)),
+        // PALS tells the rank alone, and Slurm, of the same rank, the rest.
+        ("srun-cray", "slurm-7", Slurm, Some(Pals), N, Some(1), numbers(3, 4, 1, 2)),
+        ("jsrun", "lsf-4711", Lsf, Some(Lsf), &["h1", "h2"], Some(1), numbers(3, 4, 1, 2)),
+        ("lsf-array", "lsf-4711-2", Lsf, None, &["h1"], Some(0), [None; 4]),
+        ("flux", "flux-D2e73NP", Flux, Some(Pmi), &[], None, [Some(5), Some(8), Some(1), None]),
+        ("torchrun", "torch-train-7", Torch, Some(Torch), &[], None, numbers(3, 4, 1, 2)),
+        ("torchrun-in-slurm", "slurm-7", Slurm, Some(Torch), N, Some(1), numbers(6, 8, 2, 4)),
+        ("mvapich2", "default", Pmi, Some(Pmi), &[], None, numbers(2, 4, 0, 2)),
+    ]
+};
+
+#[test]
+fn others() {
+    for (name, id, kind, by, nodes, node_id, numbers) in OTHERS {
+        let job = recorded(name);
+        assert_eq!((job.id.as_str(), job.kind, job.numbered_by), (*id, *kind, *by), "{name}");
+        assert_eq!((job.nodes.join(" "), job.node_id), (nodes.join(" "), *node_id), "{name}");
+        assert_eq!([job.rank, job.size, job.local_rank, job.local_size], *numbers, "{name}");
+    }
+}
+
 #[test]
 fn shells_have_no_rank() {
     for name in SHELLS {
@@ -99,6 +137,7 @@ fn processes_of_a_job_agree() {
         &["het-shell", "het-all", "het-one"][..],
         &["srun-part", "hydra-in-slurm"],
         &["salloc-shell", "salloc-srun"],
+        &["openmpi5", "openmpi5-in-pbs"],
         &["batch-shell", "srun", "srun-pmi2", "mpirun-in-slurm", "mpirun-in-slurm-first"],
     ] {
         let answers: BTreeSet<_> = same.iter().map(|name| (recorded(name).id, recorded(name).nodes)).collect();
@@ -108,7 +147,7 @@ fn processes_of_a_job_agree() {
 
 #[test]
 fn every_variable_may_be_missing_or_nonsense() {
-    for name in EXPECTED.iter().map(|(name, _)| name).chain(SHELLS) {
+    for name in names() {
         let (whole, host) = recording(name);
         for broken in whole.keys() {
             for value in [None, Some(""), Some("-1"), Some("99999999999999999999"), Some("\u{fffd}[1-"), Some("0")] {
@@ -135,8 +174,13 @@ fn every_recording_is_tested() {
         .filter(|path| path.extension().is_some_and(|end| end == "env"))
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let tested = EXPECTED.iter().map(|(name, _)| name).chain(SHELLS).map(|name| name.to_string()).collect();
-    assert_eq!(recorded, tested);
+    assert_eq!(recorded, names().map(str::to_owned).collect());
+}
+
+/// Of all recordings.
+fn names() -> impl Iterator<Item = &'static str> {
+    let tasks = EXPECTED.iter().map(|(name, _)| *name).chain(OTHERS.iter().map(|told| told.0));
+    tasks.chain(SHELLS.iter().copied())
 }
 
 fn recorded(name: &str) -> Job {

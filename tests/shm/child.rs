@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
-use proxystore::service::inspect::{self, Fetching};
+use proxystore::service::inspect::{self, Arriving, Fetching};
 use proxystore::{Connector, Error, Format, Key, Region, RegionMut};
 
 use crate::audit;
@@ -21,6 +21,8 @@ pub(crate) struct Hand {
     pub(crate) regions: Vec<(RegionMut, u64)>,
     /// Objects of another node that it said it would fetch.
     pub(crate) claims: Vec<Fetching>,
+    /// Those of which some bytes have come: number, length, and how many.
+    pub(crate) arriving: Vec<(Arriving, u64, u64, u64)>,
     pub(crate) url: String,
 }
 
@@ -36,7 +38,14 @@ pub(crate) fn run(url: &str) -> i32 {
         }
     };
     say("ready");
-    let mut hand = Hand { store, views: Vec::new(), regions: Vec::new(), claims: Vec::new(), url: url.to_owned() };
+    let mut hand = Hand {
+        store,
+        views: Vec::new(),
+        regions: Vec::new(),
+        claims: Vec::new(),
+        arriving: Vec::new(),
+        url: url.to_owned(),
+    };
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         say(&obey(&mut hand, &words).unwrap_or_else(|error| format!("error {:?} {error}", error.kind())));

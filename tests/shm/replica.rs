@@ -19,6 +19,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("replica_claim_of_a_killed_host", 20, replica_claim_of_a_killed_host),
         row("replica_killed_while_ending", 30, replica_killed_while_ending),
         row("replica_waiter_is_bounded", 10, replica_waiter_is_bounded),
+        row("replica_is_passed_on_while_it_arrives", 10, replica_is_passed_on_while_it_arrives),
+        row("replica_of_a_fetcher_killed_while_it_arrives", 60, replica_of_a_fetcher_killed_while_it_arrives),
         row("replica_is_forgotten", 10, replica_is_forgotten),
         row("replica_expires_with_its_original", 10, replica_expires_with_its_original),
         row("replica_freshness_ends", 10, replica_freshness_ends),
@@ -86,6 +88,55 @@ fn replica_claims_of_the_killed_are_free_at_once() {
         host.expect("part replica_get 1 5000 0 0", "same");
         // The declaration, its object, and what the host put.
         site.check(vec![host, waiter], 3..=3);
+    }
+}
+
+fn replica_is_passed_on_while_it_arrives() {
+    let site = Site::new();
+    let (mut fetcher, mut other) = (site.client(), site.client());
+    fetcher.expect("part replica_claim 1", "claimed");
+    other.expect("part replica_pass 1 100000 0", "not yet");
+    fetcher.expect("part replica_open 1 100000 40000", "there");
+    other.expect("part replica_pass 1 100000 40000", "same");
+    other.expect("part replica_pass 1 100000 40001", "not yet");
+    fetcher.expect("part replica_finish", "same");
+    other.expect("part replica_pass 1 100000 100000", "same");
+    // Given up half way.
+    fetcher.expect("part replica_claim 2", "claimed");
+    fetcher.expect("part replica_open 2 100000 40000", "there");
+    fetcher.expect("part replica_abandon", "done");
+    other.expect("part replica_pass 2 100000 40000", "not yet");
+    other.expect("part replica_get 2 100000 0 0", "fetched");
+    site.check(vec![fetcher, other], 4..=4);
+}
+
+/// Every step: who waits has the duty soon after the death, and nothing is left.
+fn replica_of_a_fetcher_killed_while_it_arrives() {
+    let steps = [
+        ("client.arriving.published", "replica_open 1 5000 3000", "fetched"),
+        ("client.arriving.hinted", "replica_open 1 5000 3000", "fetched"),
+        ("client.arriving.advanced", "replica_open 1 5000 3000", "fetched"),
+        ("client.arriving.abandoned", "replica_abandon", "fetched"),
+        ("client.arriving.labelled", "replica_finish", "fetched"),
+        ("client.replica.bound", "replica_finish", "same"),
+    ];
+    for (failpoint, step, outcome) in steps {
+        let site = Site::new();
+        let (mut host, mut waiter) = (site.client(), site.client());
+        let mut victim = site.doomed(failpoint, 1);
+        victim.expect("part replica_claim 1", "claimed");
+        if !step.starts_with("replica_open") {
+            victim.expect("part replica_open 1 5000 3000", "there");
+        }
+        waiter.tell("part replica_get 1 5000 0 9000");
+        assert_eq!(waiter.reply_within(Duration::from_millis(100)), None, "{failpoint}");
+        victim.tell(&format!("part {step}"));
+        victim.dies();
+        let died = Instant::now();
+        assert_eq!(waiter.reply(), outcome, "{failpoint}");
+        assert!(died.elapsed() < SOON, "{failpoint}: {:?} after the death", died.elapsed());
+        host.expect("part replica_get 1 5000 0 0", "same");
+        site.check(vec![host, waiter], 2..=2);
     }
 }
 
@@ -299,8 +350,12 @@ pub(crate) fn part(hand: &mut Hand, name: &str, arguments: &[&str]) -> Option<St
             Shared::Claimed(claim) => land(claim, *n, *len, Some(Duration::from_millis(*millis))),
             other => Ok(format!("{other:?}")),
         }),
+        ("replica_open", [n, len, there]) => open(hand, *n, *len, *there),
+        ("replica_finish", []) => finish(hand),
+        ("replica_pass", [n, len, end]) => pass(*n, *len, *end),
         ("replica_abandon", []) => {
             hand.claims.clear();
+            hand.arriving.clear();
             Ok("done".to_owned())
         }
         ("replica_forget", [n]) => {
@@ -362,6 +417,32 @@ fn claim(n: u64) -> Result<Shared, Error> {
 fn land(claim: Fetching, n: u64, len: u64, lifetime: Option<Duration>) -> Result<String, Error> {
     let region = claim.land(&content(n, len as usize), FRESH, lifetime)?;
     Ok(verify(&region, n).map_or_else(|how| format!("other {how}"), |()| "same".to_owned()))
+}
+
+/// Lets the first bytes come of what was claimed last.
+fn open(hand: &mut Hand, n: u64, len: u64, there: u64) -> Result<String, Error> {
+    let mut arriving = hand.claims.pop().expect("a claim").open(len)?;
+    arriving.write(&content(n, len as usize)[..there as usize]);
+    hand.arriving.push((arriving, n, len, there));
+    Ok("there".to_owned())
+}
+
+/// Lets the others come.
+fn finish(hand: &mut Hand) -> Result<String, Error> {
+    let (mut arriving, n, len, there) = hand.arriving.pop().expect("something that arrives");
+    arriving.write(&content(n, len as usize)[there as usize..]);
+    let region = arriving.land(FRESH, None)?;
+    Ok(verify(&region, n).map_or_else(|how| format!("other {how}"), |()| "same".to_owned()))
+}
+
+/// The first bytes of what arrives.
+fn pass(n: u64, len: u64, end: u64) -> Result<String, Error> {
+    let end = end as usize;
+    Ok(match Replicas::of(NAMESPACE)?.pass(remote(n), end as u64)? {
+        None => "not yet".to_owned(),
+        Some(region) if region[..end] == content(n, len as usize)[..end] => "same".to_owned(),
+        Some(_) => "other".to_owned(),
+    })
 }
 
 /// The nth object of the other node.

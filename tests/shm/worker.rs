@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use proxystore::connectors::ShmConnector;
-use proxystore::service::inspect::{self, Remote, Replicas, Shared};
+use proxystore::service::inspect::{self, Fetching, Remote, Replicas, Shared};
 use proxystore::{Connector, ConnectorConfig, Error, ErrorKind, Format, Key, Region};
 
 use crate::chaos::NAMESPACE;
@@ -238,8 +238,12 @@ impl Worker {
         }
         let found = match Replicas::of(NAMESPACE).and_then(|replicas| replicas.get(remote)) {
             Ok(Shared::Landed(region, _)) => Ok(Some(region)),
-            Ok(Shared::InFlight(awaited)) => awaited.wait(Duration::from_millis(self.random.below(20))),
+            Ok(Shared::InFlight(awaited)) => {
+                self.pass(remote, seed, len);
+                awaited.wait(Duration::from_millis(self.random.below(20)))
+            }
             Ok(Shared::Claimed(_)) if self.random.below(8) == 0 => Ok(None),
+            Ok(Shared::Claimed(fetching)) if self.random.below(2) == 0 => self.arrive(fetching, &content(seed, len)),
             Ok(Shared::Claimed(fetching)) => fetching.land(&content(seed, len), Duration::ZERO, None).map(Some),
             Ok(Shared::Unshared) => Ok(None),
             Err(error) => Err(error),
@@ -256,6 +260,30 @@ impl Worker {
             Err(error) => return self.failed("replica", &error),
         }
         self.ledger.count(Count::Replicas);
+    }
+
+    /// Lets an object of another node come in pieces, now and then not to the end.
+    fn arrive(&mut self, fetching: Fetching, bytes: &[u8]) -> Result<Option<Region>, Error> {
+        let mut arriving = fetching.open(bytes.len() as u64)?;
+        for piece in bytes.chunks(1 + bytes.len() / 4) {
+            if self.random.below(32) == 0 {
+                return Ok(None);
+            }
+            arriving.write(piece);
+        }
+        arriving.land(Duration::ZERO, None).map(Some)
+    }
+
+    /// Reads of what arrives as much as is there.
+    fn pass(&mut self, remote: Remote, seed: u64, len: usize) {
+        let end = self.random.below(len as u64 + 1) as usize;
+        match Replicas::of(NAMESPACE).and_then(|replicas| replicas.pass(remote, end as u64)) {
+            Ok(Some(region)) if region[..end] != content(seed, len)[..end] => {
+                self.ledger.violate(Count::Corrupt, format_args!("the first {end} bytes of {remote:?} are other ones"));
+            }
+            Ok(_) => {}
+            Err(error) => self.failed("pass", &error),
+        }
     }
 
     /// What was evicted stays evicted.

@@ -70,7 +70,7 @@ fn fetch_from(
 ) -> Result<Vec<(usize, Option<Region>)>> {
     let mut done = Vec::new();
     let mut later = Vec::new();
-    let (mut transfers, mut looks) = (Vec::new(), Vec::new());
+    let (mut transfers, mut relayed, mut looks) = (Vec::new(), Vec::new(), Vec::new());
     let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::new();
     let mut stale: Vec<(usize, Pointer, Region)> = Vec::new();
     for (at, object) in objects {
@@ -98,17 +98,25 @@ fn fetch_from(
                 Replica::Unshared => None,
             },
         };
-        match object.len <= SMALL {
-            true => small.push((at, object, claim)),
-            false => transfers.push(Transfer {
+        match (object.len <= SMALL, claim) {
+            (true, claim) => small.push((at, object, claim)),
+            (false, Some(claim)) if all.relays(object.len) => {
+                let all = Arc::clone(all);
+                let fetch = Pending::blocking_until(move |_| all.fetch_relayed(object, claim, limit));
+                relayed.push((at, limit.start(fetch)));
+            }
+            (false, claim) => transfers.push(Transfer {
                 fetched: limit.start(all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one]))),
                 objects: vec![(at, object.format, claim)],
             }),
         }
     }
-    // Whole answers of one message each; the lanes carry them side by side.
+    // Whole answers of one message each; the lanes carry them side by side, and while one is on its way the next is gathered
+    // there, and the one before it put in its place here.
+    let bytes: u64 = small.iter().map(|(_, object, _)| object.len).sum();
+    let most = (bytes / OVERLAP).clamp(LEAST_TOGETHER, TOGETHER);
     for lane in 0.. {
-        let rest = small.split_off(small.len().min(together(&small)));
+        let rest = small.split_off(small.len().min(together(&small, most)));
         if small.is_empty() {
             break;
         }
@@ -135,6 +143,13 @@ fn fetch_from(
             }
         }
     }
+    for (at, fetched) in relayed {
+        match limit.wait(fetched)? {
+            Found::Object(region) => done.push((at, Some(region))),
+            Found::Missing => done.push((at, None)),
+            Found::Elsewhere(pointer) => later.push((at, pointer)),
+        }
+    }
     for Look { stale, asked, verdicts } in looks {
         for ((at, object, region), verdict) in stale.into_iter().zip(limit.wait(verdicts)?) {
             let exists = limit.wait(all.exists_as(&object, verdict, asked, 0))?;
@@ -147,13 +162,13 @@ fn fetch_from(
     Ok(done)
 }
 
-/// How many of the first objects travel together.
-fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
+/// How many of the first objects travel together, of so many bytes at most.
+fn together(objects: &[(usize, Pointer, Option<Claim>)], most: u64) -> usize {
     let mut bytes = 0u64;
     let fit = objects.iter().take(MAX_WANTS).take_while(|(_, object, _)| {
         let first = bytes == 0;
         bytes = bytes.saturating_add(object.len.max(1));
-        first || bytes <= TOGETHER
+        first || bytes <= most
     });
     fit.count()
 }
@@ -161,3 +176,9 @@ fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
 /// Objects up to this size travel together, and so many bytes at most.
 const SMALL: u64 = 256 << 10;
 const TOGETHER: u64 = 1 << 20;
+
+/// A message costs as much as some tens of kilobytes: so few are not cut.
+const LEAST_TOGETHER: u64 = 64 << 10;
+
+/// Into how many messages a batch is cut at least, where it is not short.
+const OVERLAP: u64 = 4;

@@ -11,7 +11,8 @@ use crate::sync::lock;
 
 /// One question for the bytes of several objects, and where they go.
 pub(super) struct Fetch {
-    wants: Vec<Want>,
+    /// Of the objects.
+    count: usize,
     parts: Arc<Mutex<Vec<Option<Parts>>>>,
     asked: Instant,
 }
@@ -28,12 +29,14 @@ pub(super) struct Fetched {
 impl Fetch {
     /// A call for the bytes of `wants`, each of which goes to the region beside it.
     pub(super) fn new(wants: Vec<(Want, RegionMut)>) -> (Self, Call) {
-        let parts: Arc<Mutex<Vec<Option<Parts>>>> = Arc::new(Mutex::new(wants.iter().map(|_| None).collect()));
+        let count = wants.len();
+        let parts: Arc<Mutex<Vec<Option<Parts>>>> = Arc::new(Mutex::new((0..count).map(|_| None).collect()));
         let (wants, regions): (Vec<Want>, Vec<Option<RegionMut>>) =
             wants.into_iter().map(|(want, region)| (want, Some(region))).unzip();
-        let head = Question::Get(wants.clone()).encode();
-        let land = Cells { wants: wants.clone(), regions, parts: Arc::clone(&parts) };
-        (Self { wants, parts, asked: Instant::now() }, Call { head, land: Box::new(land), lane: 0 })
+        let counts = wants.iter().map(|want| want.count).collect();
+        let head = Question::Get(wants).encode();
+        let land = Cells { counts, regions, parts: Arc::clone(&parts) };
+        (Self { count, parts, asked: Instant::now() }, Call { head, land: Box::new(land), lane: 0 })
     }
 
     /// What the answer says of each object, and its bytes.
@@ -41,13 +44,13 @@ impl Fetch {
     /// # Errors
     /// `Corrupt` when head and parts do not fit together.
     pub(super) fn finish(self, answer: Answer) -> Result<Vec<Fetched>> {
-        let verdicts = Verdict::decode_all(&answer.head, self.wants.len())?;
+        let verdicts = Verdict::decode_all(&answer.head, self.count)?;
         let parts = std::mem::take(&mut *lock(&self.parts));
         let mut landings = answer.parts.into_iter();
         let mut fetched = Vec::with_capacity(verdicts.len());
         for (verdict, parts) in verdicts.into_iter().zip(parts) {
             let region = match (&verdict, parts) {
-                (Verdict::Yes { .. }, Some(parts)) => Some(parts.join(landings.next().into_iter().collect())?),
+                (Verdict::Yes { .. }, Some(parts)) => Some(parts.join_one(landings.next().ok_or_else(mismatch)?)?),
                 (Verdict::Yes { .. }, None) => return Err(mismatch()),
                 _ => None,
             };
@@ -62,14 +65,15 @@ impl Fetch {
 
 /// Lands each object that is found in its own cell.
 struct Cells {
-    wants: Vec<Want>,
+    /// How many bytes of each are wanted.
+    counts: Vec<u64>,
     regions: Vec<Option<RegionMut>>,
     parts: Arc<Mutex<Vec<Option<Parts>>>>,
 }
 
 impl Land for Cells {
     fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
-        let verdicts = Verdict::decode_all(head, self.wants.len())?;
+        let verdicts = Verdict::decode_all(head, self.counts.len())?;
         let mut lens = lens.iter();
         let mut landings = Vec::with_capacity(lens.len());
         let mut parts = lock(&self.parts);
@@ -79,7 +83,7 @@ impl Land for Cells {
             }
             let region = self.regions[at].take();
             let (Some(region), Some(len)) = (region, lens.next()) else { return Err(mismatch()) };
-            if *len != self.wants[at].count {
+            if *len != self.counts[at] {
                 return Err(mismatch());
             }
             let (whole, landing) = Landing::whole(region, *len as usize)?;
@@ -93,16 +97,16 @@ impl Land for Cells {
     }
 }
 
-/// Lands a range of an object in its part of a cell.
+/// Lands an object, or a range of it, in its cell.
 pub(super) struct Range {
     pub(super) landing: Option<Landing>,
 }
 
 impl Land for Range {
     fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
-        match (&Verdict::decode_all(head, 1)?[..], lens, self.landing.take()) {
-            ([Verdict::Yes { .. }], [len], Some(landing)) if *len == landing.len() as u64 => Ok(vec![landing]),
-            ([Verdict::Yes { .. }], ..) => Err(mismatch()),
+        match (Verdict::decode_one(head)?, lens, self.landing.take()) {
+            (Verdict::Yes { .. }, [len], Some(landing)) if *len == landing.len() as u64 => Ok(vec![landing]),
+            (Verdict::Yes { .. }, ..) => Err(mismatch()),
             (_, [], _) => Ok(Vec::new()),
             _ => Err(mismatch()),
         }

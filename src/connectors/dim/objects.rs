@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::landings;
+use super::relayed;
 use super::remote::{Found, Limit, Remote, origin, refused, want};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::random_number;
@@ -107,8 +108,16 @@ impl Objects {
                 Replica::Claimed(claim) => Some(claim),
                 Replica::Unshared => None,
             };
-            return self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim);
+            return match claim {
+                Some(claim) if self.relays(len) => self.fetch_relayed(object, claim, limit),
+                claim => self.remote.found(limit.wait(self.remote.fetch(address, len))?, format, claim),
+            };
         }
+    }
+
+    /// Whether nodes pass an object of this length on to each other.
+    pub(super) fn relays(&self, len: u64) -> bool {
+        self.remote.relays && len >= relayed::LEAST
     }
 
     /// A copy that another process of this node made, if it is as long as the key says.
@@ -172,7 +181,7 @@ impl Objects {
             Verdict::Bound(_) => Err(self.corrupt("a declared object leads in circles")),
             Verdict::Missing | Verdict::Declared => Ok(false),
             Verdict::Refused { kind } => Err(refused("exists", kind, self.scheme)),
-            Verdict::Taken => Err(landings::mismatch()),
+            Verdict::Taken | Verdict::From { .. } => Err(landings::mismatch()),
         })
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Remote {
     pub(super) lease: Duration,
     /// Whether the processes of this node share what they fetch.
     pub(super) shares: bool,
+    /// Whether nodes pass on to others what they fetch.
+    pub(super) relays: bool,
 }
 
 /// An object of another node, or the news that there is none.
@@ -51,6 +53,11 @@ impl Limit {
     pub(super) fn half(self) -> Self {
         let now = Instant::now();
         Self(now + self.0.saturating_duration_since(now) / 2)
+    }
+
+    /// The same, but not later than in `span`.
+    pub(super) fn at_most(self, span: Duration) -> Self {
+        Self(self.0.min(Instant::now() + span))
     }
 
     /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.
@@ -157,10 +164,9 @@ impl Remote {
             counted.fetch_add(1, Relaxed);
             Arc::clone(peer).request(Call::small(head.clone()))
         });
-        asked.and_then(move |answer| match Verdict::decode_all(&answer.head, 1)?.pop() {
-            Some(Verdict::Refused { kind }) => Err(refused(op, kind, scheme)),
-            Some(verdict) => Ok(verdict),
-            None => Err(mismatch()),
+        asked.and_then(move |answer| match Verdict::decode_one(&answer.head)? {
+            Verdict::Refused { kind } => Err(refused(op, kind, scheme)),
+            verdict => Ok(verdict),
         })
     }
 
@@ -192,11 +198,7 @@ impl Remote {
             };
             match peer.lanes() {
                 lanes if lanes > 1 && len >= 2 * LEAST_RANGE => fetch_ranges(peer, &at, region, len, lanes),
-                _ => {
-                    let (fetch, call) = Fetch::new(vec![(want(&at, len), region)]);
-                    let one = move |answer| fetch.finish(answer)?.pop().ok_or_else(mismatch);
-                    Arc::clone(peer).request(call).and_then(one)
-                }
+                _ => fetch_whole(peer, &at, region, len),
             }
         })
     }
@@ -259,6 +261,27 @@ impl Remote {
     }
 }
 
+/// Fetches an object by one question.
+fn fetch_whole(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64) -> Pending<Fetched> {
+    let (parts, landing) = match usize::try_from(len).map(|len| Landing::whole(region, len)) {
+        Ok(Ok(whole)) => whole,
+        Ok(Err(error)) => return Pending::ready(Err(error)),
+        Err(_) => return Pending::ready(Err(mismatch())),
+    };
+    let asked = Instant::now();
+    let land = Box::new(Range { landing: Some(landing) });
+    let call = Call { head: Question::Get(vec![want(at, len)]).encode(), land, lane: 0 };
+    Arc::clone(peer).request(call).and_then(move |mut answer| {
+        let verdict = Verdict::decode_one(&answer.head)?;
+        let region = match (&verdict, answer.parts.pop()) {
+            (Verdict::Yes { .. }, Some(landing)) => Some(parts.join_one(landing)?),
+            (Verdict::Yes { .. }, None) | (_, Some(_)) => return Err(mismatch()),
+            (_, None) => None,
+        };
+        Ok(Fetched { verdict, region, asked })
+    })
+}
+
 /// Fetches a large object over several lanes, a range each.
 fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64, lanes: usize) -> Pending<Fetched> {
     let lanes = (len / LEAST_RANGE).min(lanes as u64);
@@ -285,14 +308,13 @@ fn joined(parts: Parts, answers: Vec<Answer>, asked: Instant) -> Result<Fetched>
     let mut landings: Vec<Landing> = Vec::with_capacity(answers.len());
     let mut verdict = None;
     for answer in answers {
-        match Verdict::decode_all(&answer.head, 1)?.pop() {
-            Some(yes @ Verdict::Yes { .. }) => {
+        match Verdict::decode_one(&answer.head)? {
+            yes @ Verdict::Yes { .. } => {
                 landings.extend(answer.parts);
                 verdict.get_or_insert(yes);
             }
             // It was evicted between two ranges, or never there: no bytes of it are shown.
-            Some(other) => return Ok(Fetched { verdict: other, region: None, asked }),
-            None => return Err(mismatch()),
+            other => return Ok(Fetched { verdict: other, region: None, asked }),
         }
     }
     let verdict = verdict.ok_or_else(mismatch)?;

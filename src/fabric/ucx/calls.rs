@@ -3,10 +3,11 @@
 //! One of those who wait drives, so that a thread that waits is not woken by another one; who waits meanwhile follows, and is
 //! promoted when the driver's own call has ended. A thread of the process drives only for tasks, and for what nobody waits for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::task::Waker;
 use std::thread::Thread;
 
+use super::numbered::Numbered;
 use super::operation::Data;
 use crate::error::{Error, Result};
 use crate::fabric::{Answer, Land, Landing, MAX_PARTS};
@@ -14,15 +15,15 @@ use crate::fabric::{Answer, Land, Landing, MAX_PARTS};
 /// See the module.
 #[derive(Default)]
 pub(super) struct Calls {
-    open: HashMap<u64, Entry>,
+    open: Numbered<Entry>,
     last: u64,
     /// How many of a connection have not ended.
-    running: HashMap<u64, usize>,
+    running: Numbered<usize>,
     /// How many of them a task waits for.
     watched: usize,
     /// Calls that nobody waits for any more, whose owners still owe an answer or parts of it: what comes has to be taken from
     /// UCX and given back, or the owner waits for that and takes this process for one that does not read.
-    left: HashMap<u64, Left>,
+    left: Numbered<Left>,
     /// Somebody drives.
     pub(super) led: bool,
     /// Threads that wait for others to drive, by their calls.
@@ -87,19 +88,44 @@ enum Waiter {
 #[must_use]
 #[derive(Default)]
 pub(super) struct After {
-    wake: Vec<Waiter>,
+    wake: Few<Waiter>,
     /// Dropped, not woken.
-    idle: Vec<Waiter>,
-    unused: Vec<Stage>,
-    lands: Vec<Box<dyn Land>>,
+    idle: Few<Waiter>,
+    unused: Few<Stage>,
+    lands: Few<Box<dyn Land>>,
     /// For the worker to take back.
     pub(super) data: Vec<Data>,
+}
+
+/// Almost always at most one, which takes no memory of its own.
+struct Few<T> {
+    first: Option<T>,
+    others: Vec<T>,
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self { first: None, others: Vec::new() }
+    }
+}
+
+impl<T> Few<T> {
+    fn push(&mut self, one: T) {
+        match &self.first {
+            None => self.first = Some(one),
+            Some(_) => self.others.push(one),
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        other.first.into_iter().chain(other.others).for_each(|one| self.push(one));
+    }
 }
 
 impl After {
     /// Wakes and drops; `data` must be gone by then.
     pub(super) fn run(self) {
-        for waiter in self.wake {
+        for waiter in self.wake.first.into_iter().chain(self.wake.others) {
             match waiter {
                 Waiter::None => {}
                 Waiter::Thread(thread) => thread.unpark(),
@@ -109,10 +135,10 @@ impl After {
     }
 
     pub(super) fn join(&mut self, other: Self) {
-        self.wake.extend(other.wake);
-        self.idle.extend(other.idle);
-        self.unused.extend(other.unused);
-        self.lands.extend(other.lands);
+        self.wake.join(other.wake);
+        self.idle.join(other.idle);
+        self.unused.join(other.unused);
+        self.lands.join(other.lands);
         self.data.extend(other.data);
     }
 
@@ -120,15 +146,26 @@ impl After {
         self.lands.push(land);
     }
 
+    fn wake(&mut self, waiter: Waiter) {
+        if !matches!(waiter, Waiter::None) {
+            self.wake.push(waiter);
+        }
+    }
+
+    fn idle(&mut self, waiter: Waiter) {
+        if !matches!(waiter, Waiter::None) {
+            self.idle.push(waiter);
+        }
+    }
+
     fn retire(&mut self, stage: Stage) {
-        let stage = match stage {
-            Stage::Asked { land, early, is_claimed } => {
+        match stage {
+            Stage::Asked { land, early, .. } => {
                 self.data.extend(early.into_iter().map(|(_, data)| data));
-                Stage::Asked { land, early: Vec::new(), is_claimed }
+                land.into_iter().for_each(|land| self.lands.push(land));
             }
-            stage => stage,
-        };
-        self.unused.push(stage);
+            stage => self.unused.push(stage),
+        }
     }
 }
 
@@ -279,7 +316,7 @@ impl Calls {
                 let waiter = std::mem::replace(&mut entry.waiter, Waiter::None);
                 self.watched -= usize::from(matches!(waiter, Waiter::Task(_)));
                 self.leave_behind(link, number, left);
-                after.wake.push(waiter);
+                after.wake(waiter);
             }
             Some(_) => after.unused.push(Stage::Ended(end)),
             None => {
@@ -375,7 +412,7 @@ impl Calls {
         if is_open {
             self.leave_behind(entry.link, number, entry.left(None));
         }
-        after.idle.push(entry.waiter);
+        after.idle(entry.waiter);
         after.retire(entry.stage);
         (after, is_open)
     }
@@ -414,7 +451,7 @@ impl Calls {
         if let Some(entry) = self.open.get_mut(&number) {
             let former = std::mem::replace(&mut entry.waiter, Waiter::Task(waker));
             self.watched += usize::from(!matches!(former, Waiter::Task(_)));
-            after.idle.push(former);
+            after.idle(former);
         }
         after
     }
@@ -439,7 +476,7 @@ impl Calls {
             match self.open.get(&number).map(|entry| &entry.waiter) {
                 Some(Waiter::Thread(thread)) => {
                     self.promoted = Some(number);
-                    after.wake.push(Waiter::Thread(thread.clone()));
+                    after.wake(Waiter::Thread(thread.clone()));
                     return after;
                 }
                 _ => drop(self.followers.pop_front()),

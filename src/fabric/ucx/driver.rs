@@ -1,6 +1,5 @@
 //! `Driver`: the requester's worker, driven by whoever waits.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -15,6 +14,7 @@ use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
 use super::message::{Hello, Kind, Message, Welcome};
+use super::numbered::Numbered;
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,7 +42,7 @@ pub(super) struct Driver {
 struct Core {
     worker: Worker,
     address: Vec<u8>,
-    links: HashMap<u64, Link>,
+    links: Numbered<Link>,
     calls: Calls,
     /// Who drives waits for the kernel.
     asleep: bool,
@@ -64,6 +64,8 @@ struct Link {
     said: Instant,
     /// Asked of the control connection while the owner takes long: it fails when the owner is dead or silent.
     watch: Option<Pending<Answer>>,
+    /// Since unused connections were last looked for.
+    is_used: bool,
 }
 
 impl Driver {
@@ -74,7 +76,7 @@ impl Driver {
         let address = worker.address()?;
         let (poke, bell) = (super::event()?, super::event()?);
         let events = worker.events();
-        let (links, calls) = (HashMap::new(), Calls::default());
+        let (links, calls) = (Numbered::default(), Calls::default());
         let core = Core { worker, address, links, calls, asleep: false, is_reactor: false, rests: true };
         let generation = crate::process::generation();
         let (core, options) = (Mutex::new(core), options.clone());
@@ -107,15 +109,20 @@ impl Driver {
         let mut core = lock(&self.core);
         core.worker.connect(token, &address)?;
         let now = Instant::now();
-        core.links.insert(token, Link { theirs, control, failed: None, since: now, said: now, watch: None });
+        let link = Link { theirs, control, failed: None, since: now, said: now, watch: None, is_used: true };
+        core.links.insert(token, link);
         // It is driven until it stands, also where nobody asks anything.
         self.rouse(&core);
         Ok(token)
     }
 
+    /// Whether a connection stands, for a while at least: who asks that is about to use it.
     pub(super) fn is_up(&self, link: u64) -> bool {
-        self.generation == crate::process::generation()
-            && lock(&self.core).links.get(&link).is_some_and(|link| link.failed.is_none() && link.control.is_up())
+        let is_up = |link: &mut Link| {
+            link.is_used = true;
+            link.failed.is_none() && link.control.is_up()
+        };
+        self.generation == crate::process::generation() && lock(&self.core).links.get_mut(&link).is_some_and(is_up)
     }
 
     /// Sends a question; the number of the call.
@@ -125,13 +132,14 @@ impl Driver {
     pub(super) fn ask(&self, link: u64, call: Call) -> Result<u64> {
         self.check_process()?;
         let mut core = lock(&self.core);
-        let Core { links, calls, .. } = &mut *core;
+        let Core { links, calls, worker, .. } = &mut *core;
         let Some(known) = links.get_mut(&link) else { return Err(closed()) };
         if let Some(error) = &known.failed {
             return Err(Error::new(ErrorKind::PeerDown, "request", error.context().to_owned()));
         }
+        known.is_used = true;
         let number = calls.number();
-        let encoded = Message::new(Kind::Ask, known.theirs, number).encode(&call.head, &[])?;
+        let encoded = Message::new(Kind::Ask, known.theirs, number).encode_in(&call.head, &[], worker.header())?;
         if !calls.are_open(link) {
             known.since = Instant::now();
         }
@@ -196,6 +204,36 @@ impl Driver {
         if let Some(control) = control {
             control.close();
         }
+    }
+
+    /// Ends connections that were not used since the last time; after how long to look again, if there are any.
+    fn sweep(&self, swept: &mut Instant) -> Option<Duration> {
+        let idle = Some(self.options.idle).filter(|idle| !idle.is_zero())?;
+        let mut core = lock(&self.core);
+        let is_due = swept.elapsed() >= idle;
+        let Core { links, calls, .. } = &mut *core;
+        let mut unused = Vec::new();
+        let mut are_any = false;
+        for (number, link) in links.iter_mut().filter(|(_, link)| link.failed.is_none()) {
+            let is_used = calls.are_open(*number) || !is_due || link.is_used;
+            link.is_used &= !is_due;
+            match is_used {
+                true => are_any = true,
+                false => unused.push((*number, Arc::clone(&link.control))),
+            }
+        }
+        let error = Error::new(ErrorKind::PeerDown, "request", "the connection was closed since nobody used it");
+        let mut afters = Vec::new();
+        for (link, _) in &unused {
+            afters.push(self.fail(&mut core, *link, &error));
+        }
+        drop(core);
+        afters.into_iter().for_each(After::run);
+        unused.into_iter().for_each(|(_, control)| control.close());
+        if is_due {
+            *swept = Instant::now();
+        }
+        are_any.then(|| idle.saturating_sub(swept.elapsed()))
     }
 
     /// Ends a connection of which nobody speaks any more.
@@ -292,7 +330,7 @@ impl Driver {
             core.asleep = true;
         }
         let left = until.map_or(LOOK, |until| until.saturating_duration_since(Instant::now()).min(LOOK));
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timeout = timespec(left);
         let mut descriptors = [PollFd::new(&self.events, PollFlags::IN), PollFd::new(&self.poke, PollFlags::IN)];
         let woken = poll(&mut descriptors, Some(&timeout));
         if woken.is_ok() && !descriptors[1].revents().is_empty() {
@@ -468,17 +506,20 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// The thread that drives when nobody else does, until the driver is gone. After the last call it looks a few times whether UCX
-/// has something left to do, which nothing tells.
+/// The thread that drives when nobody else does, until the driver is gone, and ends connections that are not used. After the
+/// last call it looks a few times whether UCX has something left to do, which nothing tells.
 fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
-    let tick = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
     let mut quiet = RESTFUL;
+    let (mut swept, mut sweep) = (Instant::now(), None);
     loop {
+        let pause = if quiet < RESTFUL { Some(LOOK) } else { sweep };
+        let pause = pause.map(timespec);
         let mut descriptors = [PollFd::new(bell, PollFlags::IN)];
-        if poll(&mut descriptors, (quiet < RESTFUL).then_some(&tick)).is_err() {
+        if poll(&mut descriptors, pause.as_ref()).is_err() {
             continue;
         }
         let Some(driver) = driver.upgrade() else { return };
+        sweep = driver.sweep(&mut swept);
         if rustix::io::read(bell, &mut [0u8; 8]).is_ok() {
             quiet = 0;
         }
@@ -530,6 +571,10 @@ impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Driver({:?})", self.context)
     }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
 pub(super) fn closed() -> Error {

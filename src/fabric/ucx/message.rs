@@ -49,10 +49,46 @@ pub(super) struct Encoded {
 }
 
 /// Head and lengths of parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Described {
-    pub(super) head: Vec<u8>,
-    pub(super) lengths: Vec<u64>,
+#[derive(Debug)]
+pub(super) struct Described<'a> {
+    pub(super) head: &'a [u8],
+    pub(super) lengths: Lengths,
+}
+
+/// Lengths of parts; a few take no memory of their own.
+#[derive(Debug)]
+pub(super) enum Lengths {
+    Few([u64; FEW], usize),
+    Many(Vec<u64>),
+}
+
+impl Lengths {
+    fn read(bytes: &[u8]) -> Self {
+        let lengths = bytes.chunks_exact(8).map(|length| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(length);
+            u64::from_le_bytes(bytes)
+        });
+        match lengths.len() {
+            count @ ..=FEW => {
+                let mut few = [0; FEW];
+                few.iter_mut().zip(lengths).for_each(|(place, length)| *place = length);
+                Self::Few(few, count)
+            }
+            _ => Self::Many(lengths.collect()),
+        }
+    }
+}
+
+impl std::ops::Deref for Lengths {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        match self {
+            Self::Few(few, count) => &few[..*count],
+            Self::Many(many) => many,
+        }
+    }
 }
 
 impl Message {
@@ -67,7 +103,12 @@ impl Message {
 
     /// # Errors
     /// `TooLarge` for a head or parts beyond the limits.
-    pub(super) fn encode(mut self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
+    pub(super) fn encode(self, head: &[u8], lengths: &[u64]) -> Result<Encoded> {
+        self.encode_in(head, lengths, Vec::new())
+    }
+
+    /// The same, with the header in memory that was used before.
+    pub(super) fn encode_in(mut self, head: &[u8], lengths: &[u64], mut header: Vec<u8>) -> Result<Encoded> {
         if head.len() > MAX_HEAD || lengths.len() > MAX_PARTS {
             let context = format!(
                 "{} bytes of head, {} parts: there may be {MAX_HEAD} and {MAX_PARTS}",
@@ -79,9 +120,10 @@ impl Message {
         (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
         self.checksum = 0;
         let long = self.is_long();
-        let mut header = Vec::with_capacity(HEADER + if long { 0 } else { self.described() });
+        header.clear();
+        header.reserve(HEADER + if long { 0 } else { self.described() });
         self.put(&mut header);
-        let mut prefix = Vec::new();
+        let mut prefix = Vec::with_capacity(if long { self.described() } else { 0 });
         let place = if long { &mut prefix } else { &mut header };
         place.extend_from_slice(head);
         lengths.iter().for_each(|length| place.extend_from_slice(&length.to_le_bytes()));
@@ -150,7 +192,7 @@ impl Message {
     ///
     /// # Errors
     /// `Corrupt` when they are not there whole, or not as they were sent.
-    pub(super) fn describe(&self, header: &[u8], bytes: &[u8]) -> Result<(Described, usize)> {
+    pub(super) fn describe<'a>(&self, header: &'a [u8], bytes: &'a [u8]) -> Result<(Described<'a>, usize)> {
         let long = self.is_long();
         let (place, from) = if long { (bytes, 0) } else { (header, HEADER) };
         let Some(described) = place.get(from..from + self.described()) else {
@@ -160,12 +202,7 @@ impl Message {
             self.verify(header, described)?;
         }
         let (head, lengths) = described.split_at(self.head as usize);
-        let lengths = lengths.chunks_exact(8).map(|length| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(length);
-            u64::from_le_bytes(bytes)
-        });
-        let described = Described { head: head.to_vec(), lengths: lengths.collect() };
+        let described = Described { head, lengths: Lengths::read(lengths) };
         Ok((described, if long { self.described() } else { 0 }))
     }
 
@@ -314,7 +351,7 @@ pub fn check_messages(bytes: &[u8]) -> bool {
     let Ok(message) = Message::decode(header) else { return false };
     let Ok((described, taken)) = message.describe(header, payload) else { return false };
     assert!(taken <= payload.len() && described.lengths.len() == message.parts());
-    let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(&described.head, &described.lengths);
+    let again = Message { head: 0, parts: 0, checksum: 0, ..message }.encode(described.head, &described.lengths);
     assert_eq!(
         again.map(|encoded| [encoded.header, encoded.prefix].concat()).ok(),
         Some([header, &payload[..taken]].concat())
@@ -334,6 +371,9 @@ const CHECKSUM: usize = 32;
 /// Head and lengths up to so many bytes are in the header, which every transport carries beside the first bytes.
 const MOST_IN_HEADER: usize = 512;
 
+/// Lengths of parts that take no memory of their own.
+const FEW: usize = 4;
+
 /// Longest address of a worker; with a dozen adapters one has some hundred bytes.
 const MAX_ADDRESS: usize = 16 << 10;
 
@@ -350,7 +390,7 @@ mod tests {
         assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, 7));
         let bytes = [&prefix[..], b"parts"].concat();
         let (described, taken) = decoded.describe(&header, &bytes).unwrap();
-        assert_eq!((described.head.as_slice(), described.lengths.as_slice(), taken), (head, lengths, prefix.len()));
+        assert_eq!((described.head, &described.lengths[..], taken), (head, lengths, prefix.len()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
@@ -93,6 +94,14 @@ pub(super) struct Inbox {
     events: RefCell<VecDeque<Event>>,
     /// Who takes messages that are here whole, during the call that is going on.
     taker: Cell<Option<*mut Taker<'static>>>,
+    spares: RefCell<Spares>,
+}
+
+/// Memory of operations that ended, for those to come.
+#[derive(Default)]
+struct Spares {
+    boxes: Vec<Box<MaybeUninit<Running>>>,
+    headers: Vec<Vec<u8>>,
 }
 
 /// Takes a message, by its header and bytes, or leaves it.
@@ -109,6 +118,11 @@ impl Inbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.events.borrow().is_empty()
+    }
+
+    /// Memory for a header.
+    pub(super) fn header(&self) -> Vec<u8> {
+        self.spares.borrow_mut().headers.pop().unwrap_or_default()
     }
 
     /// Has `taker` offered all messages that come whole during `call`.
@@ -212,20 +226,45 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// For UCX to hold until it ends.
+    pub(super) fn begin(self) -> Box<Self> {
+        // SAFETY: the inbox is the worker's, in one of whose calls this is.
+        match unsafe { &*self.inbox }.spares.borrow_mut().boxes.pop() {
+            Some(place) => Box::write(place, self),
+            None => Box::new(self),
+        }
+    }
+
     /// Notes its end.
     ///
     /// # Safety
     /// Its bytes are moved where `status` is `UCS_OK`.
-    pub(super) unsafe fn end(mut self, status: ucs_status_t, received: Option<usize>) -> Finished {
-        let is_whole = match (self.expected, received) {
+    pub(super) unsafe fn end(self: Box<Self>, status: ucs_status_t, received: Option<usize>) -> Finished {
+        let place = Box::into_raw(self);
+        // SAFETY: of a box, whose memory is taken back next as such that holds nothing.
+        let (mut this, place) = unsafe { (place.read(), Box::from_raw(place.cast::<MaybeUninit<Self>>())) };
+        // SAFETY: the inbox is the worker's, in one of whose calls this is.
+        let mut spares = unsafe { &*this.inbox }.spares.borrow_mut();
+        if spares.boxes.len() < MOST_SPARE {
+            spares.boxes.push(place);
+        }
+        // What was received is told from its header.
+        if this.expected.is_none() && spares.headers.len() < MOST_SPARE {
+            spares.headers.push(std::mem::take(&mut this.operation.header));
+        }
+        drop(spares);
+        let is_whole = match (this.expected, received) {
             (Some(expected), Some(received)) => expected == received,
             _ => true,
         };
         let status = if is_whole { status } else { ucx_sys::UCS_ERR_MESSAGE_TRUNCATED };
-        if let (Body::Landing(landing), UCS_OK) = (&mut self.operation.body, status) {
+        if let (Body::Landing(landing), UCS_OK) = (&mut this.operation.body, status) {
             // SAFETY: all its bytes were received, by the caller's word and the comparison above.
             unsafe { landing.filled(landing.len()) };
         }
-        Finished { operation: self.operation, status }
+        Finished { operation: this.operation, status }
     }
 }
+
+/// Most operations whose memory is kept for others.
+const MOST_SPARE: usize = 64;

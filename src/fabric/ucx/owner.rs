@@ -1,12 +1,12 @@
 //! `Owner`: the side that answers, on one thread of its own.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::context::Context;
 use super::message::{ENDED, Hello, Kind, Message, Welcome};
+use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Operation};
 use super::worker::Worker;
 use crate::error::Result;
@@ -38,11 +39,11 @@ pub(crate) struct Owner {
 struct Shared {
     options: Options,
     orders: Mutex<Vec<Order>>,
-    /// Questions that are not answered yet, by connection and number.
+    /// Questions that are not answered yet, by connection and number, which is the requester's choice.
     held: Mutex<HashSet<(u64, u64)>>,
     bell: OwnedFd,
     /// The thread's own: it need not wake itself.
-    thread: Mutex<Option<ThreadId>>,
+    thread: OnceLock<ThreadId>,
     generation: u32,
 }
 
@@ -62,7 +63,7 @@ impl Owner {
             orders: Mutex::default(),
             held: Mutex::default(),
             bell: super::event()?,
-            thread: Mutex::default(),
+            thread: OnceLock::new(),
             generation: crate::process::generation(),
         };
         let (shared, segments) = (Arc::new(shared), Mutex::default());
@@ -140,7 +141,7 @@ impl Shared {
             return;
         }
         lock(&self.orders).push(order);
-        if *lock(&self.thread) != Some(std::thread::current().id()) {
+        if self.thread.get() != Some(&std::thread::current().id()) {
             super::ring(&self.bell);
         }
     }
@@ -169,42 +170,48 @@ impl Respond for Duty {
 
 /// The thread: meets requesters, and answers until it is told to stop.
 fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn Segments>>) {
-    *lock(&shared.thread) = Some(std::thread::current().id());
+    let _ = shared.thread.set(std::thread::current().id());
     let begin = || -> Result<(Worker, Vec<u8>)> {
         let context = Arc::new(Context::new(&super::settings(&shared.options))?);
-        segments.into_iter().for_each(|segments| context.memory.add(segments));
+        segments.iter().for_each(|segments| context.memory.add(Arc::clone(segments)));
         let mut worker = Worker::new(&context)?;
         let address = worker.address()?;
         Ok((worker, address))
     };
-    match begin() {
-        Ok((worker, address)) => {
-            let mut desk = Desk {
-                shared: Arc::clone(shared),
-                service,
-                worker,
-                address,
-                clients: HashMap::new(),
-                tokens: HashMap::new(),
-            };
-            desk.run();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match begin() {
+            Ok((worker, address)) => {
+                let (clients, tokens, spare) = (Numbered::default(), Numbered::default(), Vec::new());
+                return Desk { shared: Arc::clone(shared), service, worker, address, clients, tokens, spare }.run();
+            }
+            // What was missing may be there by now: memory, descriptors, a device.
+            Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
+            Err(_) => pause = (pause * 2).min(LAST_PAUSE),
         }
-        Err(error) => refuse_all(shared, &error.to_string()),
     }
 }
 
-/// Tells everybody why there is no UCX here.
-fn refuse_all(shared: &Shared, reason: &str) {
+/// Tells everybody why there is no UCX here, until that time and until somebody asks after it, whose order is left; `false` for
+/// the end.
+fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
     loop {
-        let orders = std::mem::take(&mut *lock(&shared.orders));
-        for order in orders {
+        let is_over = Instant::now() >= until;
+        let mut meetings = Vec::new();
+        for order in std::mem::take(&mut *lock(&shared.orders)) {
             match order {
+                Order::Stop => return false,
+                Order::Meet { .. } if is_over => meetings.push(order),
                 Order::Meet { responder, .. } => {
                     responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
                 }
-                Order::Stop => return,
+                // Of requesters that were refused.
                 Order::Watch { .. } | Order::Gone { .. } | Order::Answer { .. } => {}
             }
+        }
+        if !meetings.is_empty() {
+            lock(&shared.orders).splice(0..0, meetings);
+            return true;
         }
         let _ = poll(&mut [PollFd::new(&shared.bell, PollFlags::IN)], None);
         let _ = rustix::io::read(&shared.bell, &mut [0u8; 8]);
@@ -218,9 +225,49 @@ struct Desk {
     worker: Worker,
     address: Vec<u8>,
     /// By our names of their connections.
-    clients: HashMap<u64, Client>,
-    /// Our names, by their control connections.
-    tokens: HashMap<u64, u64>,
+    clients: Numbered<Client>,
+    /// Our names, by the numbers of their control connections.
+    tokens: Numbered<u64>,
+    /// Memory for orders.
+    spare: Vec<Order>,
+}
+
+/// Takes a question from where UCX has it; `false` leaves another message for later.
+///
+/// It runs within a step of UCX. Services do not block, and what they answer is an order for after it.
+fn take(
+    shared: &Arc<Shared>,
+    service: &Arc<dyn Service>,
+    clients: &mut Numbered<Client>,
+    header: &[u8],
+    bytes: &[u8],
+) -> bool {
+    // What is no message, or of no connection, is thrown away.
+    let Ok(message) = Message::decode(header) else { return true };
+    let Some(client) = clients.get_mut(&message.token) else { return true };
+    if message.kind != Kind::Ask {
+        return false;
+    }
+    client.heard = Instant::now();
+    let Ok((described, _)) = message.describe(header, bytes) else { return true };
+    failpoint!("fabric.question");
+    let (token, number) = (message.token, message.number);
+    {
+        let mut held = lock(&shared.held);
+        if held.len() >= shared.options.held {
+            drop(held);
+            shared.order(Order::Answer { token, number, reply: None });
+            return true;
+        }
+        if !held.insert((token, number)) {
+            return true;
+        }
+    }
+    let responder = Responder::new(Box::new(Duty { shared: Arc::clone(shared), token, number }));
+    let call = Incoming { head: described.head, from: client.from, connection: token, responder };
+    // Its responder refuses as the panic drops it; others are answered on.
+    let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
+    true
 }
 
 /// A requester.
@@ -245,14 +292,17 @@ impl Desk {
         let mut spun = Instant::now();
         let mut looked = spun;
         loop {
-            let orders = std::mem::take(&mut *lock(&self.shared.orders));
+            let mut orders = std::mem::take(&mut self.spare);
+            std::mem::swap(&mut *lock(&self.shared.orders), &mut orders);
             let mut moved = !orders.is_empty();
-            for order in orders {
+            for order in orders.drain(..) {
                 if !self.obey(order) {
                     return self.end();
                 }
             }
-            moved |= self.worker.progress(&mut |_, _| false);
+            self.spare = orders;
+            let Self { shared, service, worker, clients, .. } = self;
+            moved |= worker.progress(&mut |header, bytes| take(shared, service, clients, header, bytes));
             while let Some(event) = self.worker.event() {
                 self.handle(event);
             }
@@ -357,49 +407,16 @@ impl Desk {
     }
 
     fn hear(&mut self, header: &[u8], data: Data) {
-        if let Some((message, head)) = self.read(header, &data) {
+        // Questions come whole, and were taken by then; of what is to be fetched there is nothing that is wanted.
+        if let (Ok(message), Some(_)) = (Message::decode(header), data.bytes()) {
             if let Some(client) = self.clients.get_mut(&message.token) {
                 client.heard = Instant::now();
-            }
-            match message.kind {
-                Kind::Ask => self.asked(message.token, message.number, &head),
-                Kind::Abandon => {
-                    if lock(&self.shared.held).remove(&(message.token, message.number)) {
-                        self.answer(message.token, message.number, None);
-                    }
+                if message.kind == Kind::Abandon && lock(&self.shared.held).remove(&(message.token, message.number)) {
+                    self.answer(message.token, message.number, None);
                 }
-                Kind::Alive | Kind::Answer | Kind::Apart | Kind::Part | Kind::Refusal => {}
             }
         }
         self.worker.release(data);
-    }
-
-    /// A message of a connection that there is; what is none is thrown away.
-    fn read(&self, header: &[u8], data: &Data) -> Option<(Message, Vec<u8>)> {
-        let message = Message::decode(header).ok().filter(|message| self.clients.contains_key(&message.token))?;
-        // Questions come whole; there is nothing to fetch.
-        let (described, _) = message.describe(header, data.bytes()?).ok()?;
-        Some((message, described.head))
-    }
-
-    fn asked(&mut self, token: u64, number: u64, head: &[u8]) {
-        let Some(client) = self.clients.get(&token) else { return };
-        failpoint!("fabric.question");
-        let from = client.from;
-        {
-            let mut held = lock(&self.shared.held);
-            if held.len() >= self.shared.options.held {
-                drop(held);
-                return self.answer(token, number, None);
-            }
-            if !held.insert((token, number)) {
-                return;
-            }
-        }
-        let duty = Duty { shared: Arc::clone(&self.shared), token, number };
-        let call = Incoming { head, from, connection: token, responder: Responder::new(Box::new(duty)) };
-        // Its responder refuses as the panic drops it; others are answered on.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.service.answer(call)));
     }
 
     fn answer(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {
@@ -437,9 +454,10 @@ impl Desk {
         // One part behind a short head needs no message of its own: it goes where it belongs as it is.
         let is_one = parts.len() == 1 && !Message::is_long_with(head.len(), 1);
         let comes_apart = total > self.shared.options.packed && !is_one;
+        let mut is_packed = false;
         let kind = if comes_apart { Kind::Apart } else { Kind::Answer };
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
-        let Ok(encoded) = Message::new(kind, theirs, number).encode(&head, &lengths) else {
+        let Ok(encoded) = Message::new(kind, theirs, number).encode_in(&head, &lengths, self.worker.header()) else {
             return self.refuse(token, number);
         };
         let own = (encoded.header.len() + encoded.prefix.len()) as u64;
@@ -459,8 +477,10 @@ impl Desk {
         let body = match (prefix.is_empty(), parts.len()) {
             (true, 0) => Body::None,
             (true, 1) => Body::Shared(parts.remove(0)),
-            // Many small pieces: one copy of all of them is quicker than a list.
+            // Many small pieces: one copy of all of them is quicker than a list, and one message than a rendezvous, whose
+            // receiver would copy them as well.
             _ => {
+                is_packed = true;
                 let mut packed = Vec::with_capacity(prefix.len() + total as usize);
                 packed.extend_from_slice(&prefix);
                 parts.iter().for_each(|part: &Bytes| packed.extend_from_slice(part));
@@ -468,12 +488,12 @@ impl Desk {
             }
         };
         failpoint!("fabric.answer.half");
-        self.begin(token, Operation { about: about(own + total), header, body }, false);
+        self.begin(token, Operation { about: about(own + total), header, body }, is_packed);
     }
 
     fn refuse(&mut self, token: u64, number: u64) {
         let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
-        if let Ok(encoded) = Message::new(Kind::Refusal, theirs, number).encode(&[], &[]) {
+        if let Ok(encoded) = Message::new(Kind::Refusal, theirs, number).encode_in(&[], &[], self.worker.header()) {
             let about = About::Answer { connection: token, bytes: encoded.header.len() as u64 };
             self.begin(token, Operation { about, header: encoded.header, body: Body::None }, true);
         }
@@ -529,3 +549,7 @@ impl Desk {
 
 /// How often requesters are looked at.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long it is left alone that UCX could not start, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);

@@ -12,6 +12,8 @@ use crate::launch::Secret;
 #[expect(unsafe_code, reason = "peers that use all of UCX")]
 mod hostile;
 #[cfg(test)]
+mod idle;
+#[cfg(test)]
 mod owners;
 #[cfg(test)]
 mod unread;

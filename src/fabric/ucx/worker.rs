@@ -1,6 +1,5 @@
 //! `Worker`: where UCX's messages come and go. Whoever holds it is the only one who calls UCX for it.
 
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
@@ -19,13 +18,14 @@ use ucx_sys::{
 
 use super::context::{Context, check, failed};
 use super::endpoint::Endpoint;
+use super::numbered::Numbered;
 use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker};
 use crate::error::Result;
 
 /// A worker, its endpoints by the numbers that the caller chose for them, and what happened.
 pub(super) struct Worker {
     raw: Arc<Raw>,
-    endpoints: HashMap<u64, Endpoint>,
+    endpoints: Numbered<Endpoint>,
     /// Operations that UCX has.
     running: usize,
     /// Endpoints that are being closed.
@@ -81,7 +81,7 @@ impl Worker {
         // SAFETY: the worker was made for waking up, by its context's features.
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
-        Ok(Self { raw, endpoints: HashMap::new(), running: 0, closing: 0, meeting: 0, descriptor, generation })
+        Ok(Self { raw, endpoints: Numbered::default(), running: 0, closing: 0, meeting: 0, descriptor, generation })
     }
 
     fn ucx(&self) -> &'static Ucx {
@@ -136,10 +136,15 @@ impl Worker {
         self.running > 0 || self.closing > 0 || self.meeting > 0
     }
 
+    /// Memory for a header of a message.
+    pub(super) fn header(&self) -> Vec<u8> {
+        self.raw.inbox.header()
+    }
+
     /// Begins to send a message, or sends it: then its end is the result. To a link that is closed nothing is sent.
     ///
     /// # Cost
-    /// An allocation, and what UCX does.
+    /// What UCX does; its memory is that of operations that ended.
     pub(super) fn send(&mut self, link: u64, operation: Operation, whole: bool) -> Option<Finished> {
         let Some(endpoint) = self.endpoints.get(&link).map(|endpoint| endpoint.raw) else {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_NOT_CONNECTED });
@@ -232,7 +237,7 @@ impl Worker {
     }
 
     fn running(&self, operation: Operation, expected: Option<usize>) -> Box<Running> {
-        Box::new(Running { operation, inbox: &raw const *self.raw.inbox, expected })
+        Running { operation, inbox: &raw const *self.raw.inbox, expected }.begin()
     }
 
     /// The parameters for an operation's bytes, and where they lie.

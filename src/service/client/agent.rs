@@ -120,6 +120,17 @@ impl Client {
         id
     }
 
+    #[cfg(test)]
+    pub(super) fn has_no_requests(&self) -> bool {
+        lock(&self.requests.open).is_empty()
+    }
+
+    /// Goes up with each request.
+    #[cfg(test)]
+    pub(super) fn next_request(&self) -> u64 {
+        self.requests.next.load(Relaxed)
+    }
+
     /// Tells the service something that has no answer.
     pub(super) fn tell(&self, request: Request) {
         self.send(packet_of(&request), true);

@@ -36,7 +36,8 @@ pub(super) struct Waiting {
 #[derive(Default)]
 struct Tasks {
     next: u64,
-    wakers: HashMap<u64, (Id, Waker)>,
+    /// What is waited for: the declaration, and how many bytes of its object, `u64::MAX` for the end of the declaration.
+    wakers: HashMap<u64, (Id, u64, Waker)>,
     /// Whether a thread looks after them.
     watched: bool,
 }
@@ -92,7 +93,7 @@ where
         }
         let client = Arc::clone(&self.client);
         let token = *self.token.get_or_insert_with(|| client.waiting.token());
-        if let Err(error) = client.watch(token, self.id, cx.waker().clone()) {
+        if let Err(error) = client.watch(token, self.id, u64::MAX, cx.waker().clone()) {
             return Poll::Ready(Err(error));
         }
         // It may have come between the look and the registration.
@@ -112,13 +113,13 @@ impl<F> Drop for Arrival<F> {
 }
 
 impl Waiting {
-    fn token(&self) -> u64 {
+    pub(super) fn token(&self) -> u64 {
         let mut tasks = lock(&self.tasks);
         tasks.next += 1;
         tasks.next
     }
 
-    fn forget(&self, token: u64) {
+    pub(super) fn forget(&self, token: u64) {
         let waker = lock(&self.tasks).wakers.remove(&token);
         // Foreign code, outside the lock.
         drop(waker);
@@ -126,24 +127,27 @@ impl Waiting {
 
     /// Makes all tasks look again.
     pub(super) fn wake_all(&self) {
-        let wakers: Vec<Waker> = lock(&self.tasks).wakers.values().map(|(_, waker)| waker.clone()).collect();
+        let wakers: Vec<Waker> = lock(&self.tasks).wakers.values().map(|(_, _, waker)| waker.clone()).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Those whose declaration is not one any more.
-    fn arrived(&self, is_declared: impl Fn(Id) -> bool) -> Vec<Waker> {
-        let mut tasks = lock(&self.tasks);
+    /// Those for whom so much has come.
+    fn arrived(&self, has_come: impl Fn(Id, u64) -> bool) -> Vec<Waker> {
+        let waiting: Vec<(u64, Id, u64)> =
+            lock(&self.tasks).wakers.iter().map(|(token, (id, end, _))| (*token, *id, *end)).collect();
+        // Outside the lock: to look may take a pin cell, for which the service may be asked.
         let arrived: Vec<u64> =
-            tasks.wakers.iter().filter(|(_, (id, _))| !is_declared(*id)).map(|(token, _)| *token).collect();
-        arrived.into_iter().filter_map(|token| tasks.wakers.remove(&token)).map(|(_, waker)| waker).collect()
+            waiting.into_iter().filter(|(_, id, end)| has_come(*id, *end)).map(|(token, ..)| token).collect();
+        let mut tasks = lock(&self.tasks);
+        arrived.into_iter().filter_map(|token| tasks.wakers.remove(&token)).map(|(_, _, waker)| waker).collect()
     }
 }
 
 impl Client {
-    /// Sees to it that `waker` is woken when the declaration is not one any more.
-    fn watch(self: &Arc<Self>, token: u64, id: Id, waker: Waker) -> Result<()> {
+    /// Sees to it that `waker` is woken when the declaration is not one any more, or so many bytes of its object are there.
+    pub(super) fn watch(self: &Arc<Self>, token: u64, id: Id, end: u64, waker: Waker) -> Result<()> {
         let mut tasks = lock(&self.waiting.tasks);
-        let former = tasks.wakers.insert(token, (id, waker));
+        let former = tasks.wakers.insert(token, (id, end, waker));
         let starts = !std::mem::replace(&mut tasks.watched, true);
         drop(tasks);
         drop(former);
@@ -159,11 +163,11 @@ impl Client {
     }
 
     /// Sleeps until anything happens to any declared key, and wakes whom it concerns; ends when nobody waits.
-    fn look_after_tasks(&self) {
+    fn look_after_tasks(self: &Arc<Self>) {
         loop {
             let counter = self.table.any_bucket();
             let seen = futex::load(counter);
-            let arrived = self.waiting.arrived(|id| !self.is_lost() && self.is_declared(id));
+            let arrived = self.waiting.arrived(|id, end| self.is_lost() || self.has_come(id, end));
             arrived.into_iter().for_each(Waker::wake);
             {
                 let mut tasks = lock(&self.waiting.tasks);
@@ -177,7 +181,7 @@ impl Client {
     }
 
     /// Whether it is a declaration whose object has not come.
-    fn is_declared(&self, id: Id) -> bool {
+    pub(super) fn is_declared(&self, id: Id) -> bool {
         self.table.state(id.slot) == Some((id.generation, State::Declared)) && !self.table.is_bound(id.slot)
     }
 }

@@ -75,14 +75,20 @@ impl Client {
         };
         let pool = self.pool(class);
         loop {
-            let (slot, left) = {
+            let (slot, next, left) = {
                 let mut slots = lock(&pool.slots);
-                (slots.pop(), slots.len())
+                (slots.pop(), slots.last().copied(), slots.len())
             };
             let Some(slot) = slot else {
                 self.fetch(class, pool)?;
                 continue;
             };
+            // Of `knows` slots only. One transfer from the service's processor, where a read and the write of a commit would be
+            // two; and that of the next one goes on beside what is done with this one.
+            self.table.anticipate(slot);
+            if let Some(next) = next {
+                self.table.anticipate(next);
+            }
             if left <= pool.batch.load(Relaxed) as usize / 4 && !pool.asked.load(Relaxed) {
                 self.prefetch(class, pool);
             }
@@ -177,7 +183,9 @@ impl Client {
     /// Most leases of a class that this process keeps unused.
     fn room(&self, class: Class) -> usize {
         let bytes = (self.table.header(word::BUDGET).load(Relaxed) / 64).min(RECYCLED);
-        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize)
+        // And what has to be left, or whoever takes the last of them asks for more.
+        let left = class.batch() as usize / 4 + 1;
+        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize + left)
     }
 
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
@@ -324,6 +332,22 @@ mod tests {
             assert!(next.id.slot != slot && next.place != place);
             word_of_slot.store(before, Relaxed);
         }
+    }
+
+    #[test]
+    fn what_comes_back_is_enough_to_go_on_with() {
+        let client = client("going-on");
+        let len = 1 << 20;
+        let at_once = client.table.header(word::BUDGET).load(Relaxed) / 64 / len;
+        let lease = |count| (0..count).map(|_| client.lease(len).unwrap()).collect::<Vec<Lease>>();
+        let leases = lease(client.room(Class::of(len).unwrap()) as u64);
+        while !client.has_no_requests() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(leases);
+        let before = client.next_request();
+        drop(lease(at_once));
+        assert_eq!(client.next_request(), before, "it asked the service for more");
     }
 
     #[test]

@@ -34,10 +34,10 @@ pub(crate) enum Replica {
 ///
 /// Dropped, it is given up, and one of those who wait gets it. So it is, by the node service, when this process is killed.
 pub(crate) struct Claim {
-    client: Arc<Client>,
+    pub(super) client: Arc<Client>,
     origin: Origin,
-    declared: Id,
-    landed: bool,
+    pub(super) declared: Id,
+    pub(super) landed: bool,
 }
 
 impl Client {
@@ -228,7 +228,7 @@ fn now() -> u32 {
 }
 
 /// The end of freshness: rounded so that it is over early rather than late.
-fn until(fresh_for: Duration) -> u32 {
+pub(super) fn until(fresh_for: Duration) -> u32 {
     let millis = u64::try_from(fresh_for.as_millis()).unwrap_or(u64::MAX);
     u32::try_from(clock::boot_millis().saturating_add(millis) / Origin::FRESH_MILLIS).unwrap_or(u32::MAX)
 }

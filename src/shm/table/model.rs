@@ -28,6 +28,7 @@ use crate::shm::futex;
 use crate::shm::mem::Heap;
 use crate::sync::modelled::Arc;
 
+mod arriving;
 #[cfg(shuttle)]
 mod crowd;
 mod replica;

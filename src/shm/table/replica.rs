@@ -62,7 +62,8 @@ impl Origin {
 
     /// `None` for a slot whose words are not those of a replica.
     fn of(label: &Label) -> Option<Self> {
-        let slot = u32::try_from(label.format.fingerprint).ok()?;
+        // Above is a hint; see `arriving`.
+        let slot = label.format.fingerprint as u32;
         (label.flags & REPLICA != 0).then_some(Self { instance: label.len, id: Id { slot, generation: label.expires } })
     }
 

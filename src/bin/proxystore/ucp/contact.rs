@@ -49,8 +49,11 @@ pub(super) enum Ask {
     /// The answer is one piece of the owner's memory.
     Eager,
     Rendezvous,
-    /// It is so many pieces, copied together.
-    Gathered(u32),
+    /// It is so many pieces, copied together, and comes within the answer or as UCX likes.
+    Gathered {
+        pieces: u32,
+        eager: bool,
+    },
     /// No answer: only `spin` counts.
     Spin,
 }
@@ -62,7 +65,8 @@ impl Request {
         let (code, pieces) = match self.ask {
             Ask::Eager => (0, 0),
             Ask::Rendezvous => (1, 0),
-            Ask::Gathered(pieces) => (2, pieces),
+            Ask::Gathered { pieces, eager: false } => (2, pieces),
+            Ask::Gathered { pieces, eager: true } => (4, pieces),
             Ask::Spin => (3, 0),
         };
         let mut bytes = [0; Self::LEN];
@@ -80,7 +84,7 @@ impl Request {
         let ask = match code {
             0 => Ask::Eager,
             1 => Ask::Rendezvous,
-            2 if pieces > 0 => Ask::Gathered(pieces),
+            2 | 4 if pieces > 0 => Ask::Gathered { pieces, eager: code == 4 },
             3 => Ask::Spin,
             _ => return None,
         };
@@ -98,16 +102,17 @@ mod tests {
 
     #[test]
     fn what_is_said_is_heard() {
-        for ask in [Ask::Eager, Ask::Rendezvous, Ask::Gathered(64), Ask::Spin] {
+        let gathered = |eager| Ask::Gathered { pieces: 64, eager };
+        for ask in [Ask::Eager, Ask::Rendezvous, gathered(false), gathered(true), Ask::Spin] {
             let request = Request { ask, id: 7, len: 1 << 40, spin: 20 };
             assert_eq!(Request::from_bytes(&request.to_bytes()), Some(request));
         }
-        let bytes = Request { ask: Ask::Gathered(1), id: 0, len: 0, spin: 0 }.to_bytes();
+        let bytes = Request { ask: Ask::Gathered { pieces: 1, eager: false }, id: 0, len: 0, spin: 0 }.to_bytes();
         assert_eq!(Request::from_bytes(&bytes[1..]), None);
         let mut wrong = bytes;
         wrong[4] = 0;
         assert_eq!(Request::from_bytes(&wrong), None, "no pieces");
-        wrong[0] = 4;
+        wrong[0] = 5;
         assert_eq!(Request::from_bytes(&wrong), None, "an unknown question");
 
         let contact = Contact { address: vec![1, 2, 3], memory: 4, key: vec![5, 6] };

@@ -125,12 +125,13 @@ unsafe extern "C" fn asked(
         Ask::Spin => return UCS_OK,
         Ask::Eager => (&state.memory, UCP_AM_SEND_FLAG_EAGER),
         Ask::Rendezvous => (&state.memory, UCP_AM_SEND_FLAG_RNDV),
-        Ask::Gathered(_) => (&state.gathered, 0),
+        Ask::Gathered { eager: true, .. } => (&state.gathered, UCP_AM_SEND_FLAG_EAGER),
+        Ask::Gathered { .. } => (&state.gathered, 0),
     };
     if len > memory.len() || params.recv_attr & u64::from(UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0 {
         return UCS_OK;
     }
-    if let Ask::Gathered(pieces) = request.ask {
+    if let Ask::Gathered { pieces, .. } = request.ask {
         let piece = len / pieces as usize;
         for at in (0..pieces as usize).map(|at| at * piece) {
             // SAFETY: both are `len` long at least.

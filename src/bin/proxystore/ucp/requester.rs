@@ -183,7 +183,7 @@ impl Requester {
                         let ask = match (shape.pieces, way) {
                             (0..=1, Way::Eager) => Ask::Eager,
                             (0..=1, _) => Ask::Rendezvous,
-                            (pieces, _) => Ask::Gathered(pieces as u32),
+                            (pieces, way) => Ask::Gathered { pieces: pieces as u32, eager: way == Way::Eager },
                         };
                         self.ask(Request { ask, id, len: shape.len as u64, spin: progress.spin() })?;
                     }

@@ -1,6 +1,5 @@
 //! What comes from owners: answers, their parts, refusals, and ends of connections.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::MutexGuard;
 use std::time::Instant;
@@ -12,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::ucx::calls::{After, Calls};
 use crate::fabric::ucx::context::failed;
 use crate::fabric::ucx::message::{Described, Kind, Message};
+use crate::fabric::ucx::numbered::Numbered;
 use crate::fabric::ucx::operation::{About, Body, Data, Event, Finished, Operation};
 use crate::fabric::{Answer, Land, Landing};
 use crate::failpoint::failpoint;
@@ -21,7 +21,7 @@ use crate::sync::lock;
 ///
 /// It runs within a step of UCX and under the driver's lock: what chooses memory does not wait, and knows nothing of this.
 pub(super) fn take(
-    links: &mut HashMap<u64, Link>,
+    links: &mut Numbered<Link>,
     calls: &mut Calls,
     after: &mut After,
     header: &[u8],
@@ -42,7 +42,7 @@ pub(super) fn take(
     let answer = message.describe(header, bytes).and_then(|(described, _)| {
         let mut landings = choose(&mut *land, &described)?;
         fill(&message, bytes, &mut landings)?;
-        Ok(Answer { head: described.head, parts: landings })
+        Ok(Answer { head: described.head.to_vec(), parts: landings })
     });
     after.join(calls.end(message.number, answer));
     after.drop_later(land);
@@ -50,13 +50,13 @@ pub(super) fn take(
 }
 
 /// Memory for the parts of an answer.
-fn choose(land: &mut dyn Land, described: &Described) -> Result<Vec<Landing>> {
-    let landed = catch_unwind(AssertUnwindSafe(|| land.land(&described.head, &described.lengths)));
+fn choose(land: &mut dyn Land, described: &Described<'_>) -> Result<Vec<Landing>> {
+    let landed = catch_unwind(AssertUnwindSafe(|| land.land(described.head, &described.lengths)));
     let landings = landed.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Cancelled, "request", "what chooses memory for the answer panicked"))
     })?;
     let fits = landings.len() == described.lengths.len()
-        && landings.iter().zip(&described.lengths).all(|(landing, len)| landing.len() as u64 == *len);
+        && landings.iter().zip(&*described.lengths).all(|(landing, len)| landing.len() as u64 == *len);
     match fits {
         true => Ok(landings),
         false => Err(Error::new(ErrorKind::Corrupt, "request", "the memory that was chosen does not fit the answer")),
@@ -167,7 +167,7 @@ impl Driver {
             // The one part goes where it belongs.
             let Some((described, landings)) = self.land(message, header, &[]) else { return self.release(data) };
             let mut core = lock(&self.core);
-            let early = match core.calls.expect(number, described.head, landings) {
+            let early = match core.calls.expect(number, described.head.to_vec(), landings) {
                 Ok(early) => early,
                 Err(unused) => {
                     core.calls.settle(Some(link), number);
@@ -209,10 +209,10 @@ impl Driver {
         let Some((described, mut landings)) = self.land(message, header, bytes) else { return };
         if message.kind == Kind::Apart {
             if landings.is_empty() {
-                return self.end(number, Ok(Answer { head: described.head, parts: landings }));
+                return self.end(number, Ok(Answer { head: described.head.to_vec(), parts: landings }));
             }
             let mut core = lock(&self.core);
-            let early = core.calls.expect(number, described.head, landings);
+            let early = core.calls.expect(number, described.head.to_vec(), landings);
             if early.is_err() {
                 core.calls.announced(message.token, number, message.parts());
             }
@@ -222,12 +222,13 @@ impl Driver {
             }
             return;
         }
-        let end = fill(message, bytes, &mut landings).map(|()| Answer { head: described.head, parts: landings });
+        let end =
+            fill(message, bytes, &mut landings).map(|()| Answer { head: described.head.to_vec(), parts: landings });
         self.end(number, end);
     }
 
     /// Where the parts of an answer go; `None` when that ended the call, or nobody wants them.
-    fn land(&self, message: &Message, header: &[u8], bytes: &[u8]) -> Option<(Described, Vec<Landing>)> {
+    fn land<'a>(&self, message: &Message, header: &'a [u8], bytes: &'a [u8]) -> Option<(Described<'a>, Vec<Landing>)> {
         let number = message.number;
         let described = match message.describe(header, bytes) {
             Ok((described, _)) => described,

@@ -113,7 +113,7 @@ impl Memory {
         for slot in 0..self.slots.len() as u32 {
             let id = Id { slot, generation: self.slots[slot as usize].generation };
             if self.table.state(slot) == Some((id.generation, State::Live)) {
-                let expires = self.table.read(id).label.expires;
+                let expires = self.table.expires(slot);
                 if expires != 0 && expires <= now && self.table.retire_object(id) {
                     self.counters.expired += 1;
                     self.queue(slot);
