@@ -24,7 +24,7 @@ use super::poller::Poller;
 use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, MAX_HEAD, Peer};
+use crate::fabric::{Answer, Call, MAX_HEAD, Peer, Spot};
 use crate::failpoint::failpoint;
 use crate::pending::{Pending, Source};
 use crate::sync::lock;
@@ -60,6 +60,10 @@ struct State {
     in_flight: usize,
     /// The owner's memory, as it was described before.
     sources: HashMap<u32, Arc<Bulk>>,
+    /// By the number of a segment in keys, the source that it is, and how far from its beginning.
+    spots: HashMap<u16, (u32, u64)>,
+    /// Whether what was found out about spots was wrong once.
+    is_misled: bool,
     transfers: HashMap<u64, Arc<Transfer>>,
     watch: Option<Arc<Poller>>,
     /// Numbers of answers whose parts the owner may let go of, which the next question says.
@@ -177,7 +181,11 @@ impl Link {
         if state.in_flight < AT_ONCE {
             state.in_flight += 1;
             drop(state);
+            let early = ask.prepare_early();
             self.post(&ask);
+            if let Some(piece) = early {
+                ask.pull_early(piece);
+            }
         } else {
             state.queue.push_back(Arc::clone(&ask));
         }
@@ -259,6 +267,28 @@ impl Link {
             lock(&self.state).sources.insert(id, Arc::clone(&source));
         }
         Ok(source)
+    }
+
+    /// The source that holds a spot, its number, and where in it; as answers before have shown.
+    pub(super) fn place_of(&self, spot: Spot) -> Option<(Arc<Bulk>, u32, u64)> {
+        let state = lock(&self.state);
+        let (id, base) = state.spots.get(&spot.segment)?;
+        Some((Arc::clone(state.sources.get(id)?), *id, base.checked_add(spot.offset)?))
+    }
+
+    /// An answer has shown where in a source a spot is.
+    pub(super) fn learn(&self, spot: Spot, source: u32, offset: u64) {
+        let mut state = lock(&self.state);
+        if let Some(base) = offset.checked_sub(spot.offset).filter(|_| source > 0 && !state.is_misled) {
+            state.spots.insert(spot.segment, (source, base));
+        }
+    }
+
+    /// Nothing is pulled any more before the answer says where from.
+    pub(super) fn unlearn(&self) {
+        let mut state = lock(&self.state);
+        state.is_misled = true;
+        state.spots.clear();
     }
 
     /// Tells the owner that the parts of an answer are not needed any more: with the next question, or soon.
