@@ -126,6 +126,31 @@ pub(crate) trait Peer: Send + Sync + fmt::Debug + 'static {
 
     /// Ends the connection; open requests end in `PeerDown`.
     fn close(&self);
+
+    /// Whether memory of the owner can be read by an adapter, or the kernel, without its process.
+    fn reads(&self) -> bool {
+        false
+    }
+
+    /// Reads what is at `spot` by now, which nobody pins: it may be another object's, or of two.
+    ///
+    /// Blocks until `deadline`. What fails once is not tried again on this connection: [`reads`](Self::reads) says so.
+    ///
+    /// # Errors
+    /// `Unavailable` where it cannot be read so, and the owner has to be asked; its kind tells no more.
+    fn read(&self, spot: Spot, into: Landing, deadline: Instant) -> Result<Landing> {
+        let _ = (spot, into, deadline);
+        Err(Error::new(ErrorKind::Unavailable, "get", "the fabric reads no memory of others"))
+    }
+}
+
+/// A place in an owner's memory, as keys name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spot {
+    /// Number of the segment.
+    pub(crate) segment: u16,
+    /// Bytes from its beginning.
+    pub(crate) offset: u64,
 }
 
 /// Where a fabric answers.
@@ -186,15 +211,6 @@ pub(crate) trait Land: Send + 'static {
     fn give_back(&mut self, landing: Landing) {
         drop(landing);
     }
-}
-
-/// A place in an owner's memory, as keys name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Spot {
-    /// Number of the segment.
-    pub(crate) segment: u16,
-    /// Bytes from its beginning.
-    pub(crate) offset: u64,
 }
 
 /// Refuses parts.
@@ -287,6 +303,12 @@ impl fmt::Debug for Responder {
 pub(crate) trait Segments: Send + Sync + 'static {
     /// The segment in which an address lies, of either mapping.
     fn segment_of(&self, address: usize) -> Option<Segment>;
+
+    /// The segment of a number, as in a [`Spot`]; it holds bytes of objects and nothing else.
+    fn numbered(&self, number: u16) -> Option<Segment> {
+        let _ = number;
+        None
+    }
 }
 
 /// A segment, mapped twice.

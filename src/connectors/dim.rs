@@ -29,16 +29,21 @@ use crate::service::question::{Pointer, Question, Verdict, Want};
 use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
+mod digest;
 #[cfg(test)]
 mod crowd;
 #[cfg(test)]
 mod faults;
+mod known;
 mod landings;
 mod objects;
 mod peers;
+#[cfg(test)]
+mod reads;
 mod relayed;
 mod remote;
 
+use known::Known;
 use objects::{HOPS, Objects};
 use peers::Peers;
 use remote::{Found, Limit, Remote, want};
@@ -60,9 +65,10 @@ use remote::{Found, Limit, Remote, want};
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice |
 /// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
 /// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
+/// | `one_sided=auto` | `ucx`: what a process has got twice it reads from its owner's memory, without a question for as long as `lease` allows, where an adapter (or cma) does that; `on`: or the store is not opened; see docs/ucx.md | `off` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |
 /// | `relays=off` | objects of 4 MiB and more come from their owner alone; `on`: nodes that fetch one at the same time pass it on to each other, piece by piece | `on` |
-/// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read; `on`: one fetch a node | `on` |
+/// | `replicas=off` | each get fetches for itself, and nothing that was evicted is read (with `one_sided`, for as long as `lease` says, if it is given); `on`: one fetch a node | `on` |
 pub struct DimConnector {
     config: ConnectorConfig,
     /// Where the objects of this node were reached when this was opened.
@@ -88,7 +94,7 @@ impl DimConnector {
             return Err(Error::new(ErrorKind::UnknownScheme, "open", context));
         };
         let (options, mut canonical) = attachment(scheme, config)?;
-        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle", "protocol"] {
+        for name in ["lease", "replicas", "relays", "devices", "tls", "rndv", "spin", "idle", "one_sided", "protocol"] {
             if let Some(value) = config.option(name) {
                 canonical = canonical.with_option(name, value);
             }
@@ -111,8 +117,7 @@ impl DimConnector {
         fabric: Arc<dyn Fabric>,
     ) -> Result<Self> {
         let scheme = fabric.scheme();
-        let lease =
-            config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?.unwrap_or(LEASE);
+        let lease = config.parse_option("lease", "a duration such as 10s", environment::parse_duration)?;
         let switch = |name| {
             let is_on = config.parse_option(name, "on or off", |text| match text {
                 "on" => Some(true),
@@ -122,8 +127,18 @@ impl DimConnector {
             is_on.map(|is_on| is_on.unwrap_or(true))
         };
         let (shares, relays) = (switch("replicas")?, switch("relays")?);
-        let peers = Peers::new(fabric);
-        let remote = Remote { scheme, client: Arc::clone(&client), peers, lease, shares, relays };
+        // Without copies nothing that was evicted is read, unless the user says how long it may be.
+        let trust = lease.unwrap_or(if shares { LEASE } else { Duration::ZERO });
+        let remote = Remote {
+            scheme,
+            client: Arc::clone(&client),
+            peers: Peers::new(fabric),
+            lease: lease.unwrap_or(LEASE),
+            shares,
+            relays,
+            trust,
+            known: Known::default(),
+        };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.
         let words = contact::words(client.table());

@@ -14,7 +14,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -42,6 +42,7 @@ mod numbered;
 mod operation;
 mod owner;
 mod peer;
+mod reader;
 #[cfg(test)]
 mod tests;
 #[expect(unsafe_code, reason = "calls of UCX")]
@@ -52,6 +53,7 @@ use driver::Driver;
 #[doc(hidden)]
 pub use message::check_messages;
 pub(crate) use owner::Owner;
+use reader::Reader;
 
 /// The fabric of UCX's transports.
 pub(crate) struct Ucx {
@@ -60,6 +62,8 @@ pub(crate) struct Ucx {
     segments: Mutex<Vec<Arc<dyn Segments>>>,
     /// Made with the first connection: it costs some ten milliseconds.
     driver: Mutex<Option<Arc<Driver>>>,
+    /// The same, where owners' memory is to be read; `None` inside where that is impossible here.
+    reader: OnceLock<Option<Arc<Reader>>>,
 }
 
 /// What may be chosen.
@@ -83,6 +87,17 @@ pub(crate) struct Options {
     pub(crate) transports: Option<String>,
     /// From how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH`.
     pub(crate) rendezvous: Option<u64>,
+    pub(crate) one_sided: OneSided,
+}
+
+/// Whether owners' memory is read without their processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OneSided {
+    Off,
+    /// Where an adapter, or the kernel, does it.
+    Auto,
+    /// Or the store is not opened.
+    On,
 }
 
 impl Default for Options {
@@ -97,6 +112,7 @@ impl Default for Options {
             devices: Vec::new(),
             transports: None,
             rendezvous: None,
+            one_sided: OneSided::Off,
         }
     }
 }
@@ -114,6 +130,14 @@ impl Options {
             devices: config.parse_option("devices", "names as in UCX_NET_DEVICES", list)?.unwrap_or_default(),
             transports: config.parse_option("tls", "names as in UCX_TLS", text)?,
             rendezvous: config.parse_option("rndv", "a number of bytes such as 64KiB", environment::parse_bytes)?,
+            one_sided: config
+                .parse_option("one_sided", "auto, on or off", |text| match text {
+                    "off" => Some(OneSided::Off),
+                    "auto" => Some(OneSided::Auto),
+                    "on" => Some(OneSided::On),
+                    _ => None,
+                })?
+                .unwrap_or(default.one_sided),
             spin: config
                 .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
                 .unwrap_or(default.spin),
@@ -127,12 +151,28 @@ impl Options {
 
 impl Ucx {
     /// # Errors
-    /// `Unavailable` where there is no UCX, with all places that were tried.
+    /// `Unavailable` where there is no UCX, with all places that were tried; where memory has to be read one-sided, and cannot.
     pub(crate) fn new(identity: Identity, options: Options) -> Result<Self> {
         context::load()?;
         let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options };
         let control = Tcp::new(identity, tcp::Options { silence: options.silence, ..tcp::Options::default() });
-        Ok(Self { control, options, segments: Mutex::default(), driver: Mutex::default() })
+        let reader = OnceLock::new();
+        if options.one_sided == OneSided::On {
+            let _ = reader.set(Some(Reader::new(&options)?));
+        }
+        Ok(Self { control, options, segments: Mutex::default(), driver: Mutex::default(), reader })
+    }
+
+    fn reader(&self) -> Option<Arc<Reader>> {
+        let make = || {
+            let reader = match self.options.one_sided {
+                OneSided::Off => return None,
+                OneSided::Auto | OneSided::On => Reader::new(&self.options).ok()?,
+            };
+            lock(&self.segments).iter().for_each(|segments| reader.register(Arc::clone(segments)));
+            Some(reader)
+        };
+        self.reader.get_or_init(make).clone()
     }
 
     fn driver(&self) -> Result<Arc<Driver>> {
@@ -157,6 +197,9 @@ impl Fabric for Ucx {
     }
 
     fn register(&self, memory: Arc<dyn Segments>) {
+        if let Some(Some(reader)) = self.reader.get() {
+            reader.register(Arc::clone(&memory));
+        }
         lock(&self.segments).push(memory);
     }
 
@@ -168,7 +211,7 @@ impl Fabric for Ucx {
 
     fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
         let control = self.control.control(Purpose::Ucx, contact, deadline)?;
-        Ok(Arc::new(peer::UcxPeer::meet(&self.driver()?, control, contact, deadline)?))
+        Ok(Arc::new(peer::UcxPeer::meet(&self.driver()?, self.reader(), control, contact, deadline)?))
     }
 }
 
@@ -185,6 +228,14 @@ impl fmt::Debug for Ucx {
 pub(crate) fn owner(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Owner>> {
     let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options.clone() };
     Owner::new(&options, service)
+}
+
+/// By which transports memory of other nodes would be read from this one.
+///
+/// # Errors
+/// `Unavailable` where nothing does that, with the reason.
+pub(crate) fn one_sided() -> Result<String> {
+    reader::probe(&Options::default())
 }
 
 /// What holds where the user does not say otherwise by `UCX_NAME`.

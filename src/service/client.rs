@@ -248,9 +248,13 @@ impl Client {
         let (_, held) = self
             .held_segments()
             .find(|(_, held)| held.write.get().is_some_and(contains) || held.read.get().is_some_and(contains))?;
-        let write = held.mapping(Access::Write).ok()?;
-        let start = write.as_ptr().addr().get();
-        Some((start..start + write.len(), held.read.get().map(|read| read.as_ptr().addr().get())))
+        held.mappings()
+    }
+
+    /// The same of a data segment that has come to this process.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn mappings_of_segment(&self, index: u16) -> Option<(std::ops::Range<usize>, Option<usize>)> {
+        self.segments.get(usize::from(index))?.get()?.mappings()
     }
 
     // ------------------------------------------------------------------------------------------------------------------
@@ -588,6 +592,14 @@ impl Held {
     }
 
     #[inline]
+    /// Addresses at which it is written, and the first at which it is viewed.
+    #[cfg(feature = "tcp")]
+    fn mappings(&self) -> Option<(std::ops::Range<usize>, Option<usize>)> {
+        let write = self.mapping(Access::Write).ok()?;
+        let start = write.as_ptr().addr().get();
+        Some((start..start + write.len(), self.read.get().map(|read| read.as_ptr().addr().get())))
+    }
+
     fn mapping(&self, access: Access) -> Result<&Mapping> {
         let place = match access {
             Access::Read => &self.read,

@@ -115,6 +115,11 @@ impl Segments for Mapped {
         let (addresses, views) = self.0.mappings_of(address)?;
         Some(Segment { addresses, views })
     }
+
+    fn numbered(&self, number: u16) -> Option<Segment> {
+        let (addresses, views) = self.0.mappings_of_segment(number)?;
+        Some(Segment { addresses, views })
+    }
 }
 
 /// Where this node may listen, in the order of trying.

@@ -26,6 +26,7 @@ mod node;
 mod objects;
 mod pair;
 mod proxy;
+mod reads;
 mod rows;
 #[cfg(feature = "ucx")]
 #[path = "../../src/bin/proxystore/ucp/mod.rs"]
@@ -57,6 +58,7 @@ fn main() {
             .chain(rows::trials())
             .chain(crowd::trials())
             .chain(objects::trials())
+            .chain(reads::trials())
             .chain(ucx::trials())
             .chain(margo::trials())
             .chain(interface::trials())

@@ -174,6 +174,33 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             }
             format!("all {count}")
         }
+        // Gets of all keys, one after another, for so long, each of which is whole or gone; how many were which.
+        ["whole", seed, millis, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let (begun, mut same, mut gone) = (Instant::now(), 0, 0);
+            while begun.elapsed() < Duration::from_millis(number(millis)) {
+                for (key, seed) in keys.iter().zip(number(seed)..) {
+                    match &verdict(hand.limited(store.get(key))?.as_ref(), seed)[..] {
+                        "same" => same += 1,
+                        "none" => gone += 1,
+                        other => return Ok(format!("after {same} and {gone}: {other}")),
+                    }
+                }
+            }
+            format!("same {same} none {gone}")
+        }
+        // Ends each object and puts others of that length in their place.
+        ["recycle", seed, len, keys] => {
+            for (key, seed) in keys.split(',').zip(number(seed)..) {
+                hand.limited(store.evict(&parse(key)?))?;
+                for other in 0..3 {
+                    let key =
+                        hand.limited(store.put(&content(seed + 100 * other, number(len) as usize), Format::RAW))?;
+                    hand.limited(store.evict(&key))?;
+                }
+            }
+            "done".to_owned()
+        }
         // Median time of a get, in nanoseconds; the first tenth warms up.
         ["latency", key, count] => {
             let key = parse(key)?;

@@ -239,7 +239,9 @@ impl Worker {
         let found = match Replicas::of(NAMESPACE).and_then(|replicas| replicas.get(remote)) {
             Ok(Shared::Landed(region, _)) => Ok(Some(region)),
             Ok(Shared::InFlight(awaited)) => {
-                self.pass(remote, seed, len);
+                for _ in 0..4 {
+                    self.pass(remote, seed, len);
+                }
                 awaited.wait(Duration::from_millis(self.random.below(20)))
             }
             Ok(Shared::Claimed(_)) if self.random.below(8) == 0 => Ok(None),
@@ -266,8 +268,11 @@ impl Worker {
     fn arrive(&mut self, fetching: Fetching, bytes: &[u8]) -> Result<Option<Region>, Error> {
         let mut arriving = fetching.open(bytes.len() as u64)?;
         for piece in bytes.chunks(1 + bytes.len() / 4) {
-            if self.random.below(32) == 0 {
-                return Ok(None);
+            match self.random.below(16) {
+                0..4 => return Ok(None),
+                // Time for the others to want of it what is there.
+                4..10 => std::thread::sleep(Duration::from_micros(500)),
+                _ => {}
             }
             arriving.write(piece);
         }

@@ -9,6 +9,7 @@ use super::relayed;
 use super::remote::{Found, Limit, Remote, origin, refused, want};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::random_number;
+use crate::mutant::mutant;
 use crate::pending::Pending;
 use crate::region::Region;
 use crate::service::address::{Address, Signer};
@@ -211,6 +212,9 @@ impl Objects {
 
     /// Ends this node's copy of an object that another node has no more.
     pub(super) fn forget(&self, at: &Address) {
+        if !mutant!("read_forgotten") {
+            self.remote.known.forget(at);
+        }
         if !self.is_here(at) && at.place != NO_PLACE {
             // What stays is stale no longer than its lease.
             let _ = self.client.forget_replica(origin(at));

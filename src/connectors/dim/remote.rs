@@ -5,18 +5,22 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::digest::Digest;
+use super::known::{Known, Sighted};
 use super::landings::{Fetch, Fetched, Range, mismatch};
 use super::peers::Peers;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Landing, Parts, Peer};
+use crate::fabric::{Answer, Call, Landing, Parts, Peer, Spot};
 use crate::key::Format;
+use crate::mutant::mutant;
 use crate::pending::Pending;
 use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
 use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{MAX_ASKED, Pointer, Question, Verdict, Want};
+use crate::shm::class::Place;
 use crate::shm::table::{Label, Origin};
 
 /// What operations on other nodes' objects need.
@@ -30,6 +34,9 @@ pub(super) struct Remote {
     pub(super) shares: bool,
     /// Whether nodes pass on to others what they fetch.
     pub(super) relays: bool,
+    /// How long the owner's word that an object is there lets its memory be read without asking again.
+    pub(super) trust: Duration,
+    pub(super) known: Known,
 }
 
 /// An object of another node, or the news that there is none.
@@ -187,7 +194,77 @@ impl Remote {
     }
 
     /// The bytes of an object, in memory of this node that nobody else knows of.
+    ///
+    /// What came before, and would be known again, is read where it was.
     pub(super) fn fetch(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
+        let sighted = self.known.sighted(&at).filter(|_| self.reader(&at).is_some());
+        let remote = Arc::clone(self);
+        match sighted {
+            Some(sighted) => {
+                Pending::blocking_until(move |deadline| remote.fetch_again(at, len, &sighted, Limit::new(deadline)))
+            }
+            None => self.fetch_by_answer(at, len).and_then(move |fetched| {
+                if let (Verdict::Yes { expires_in }, Some(region)) = (&fetched.verdict, &fetched.region) {
+                    if remote.reader(&at).is_some() {
+                        remote.known.came(&at, fetched.asked, *expires_in, region.as_slice());
+                    }
+                }
+                Ok(fetched)
+            }),
+        }
+    }
+
+    /// The peer that has an object, where its memory can be read without it.
+    fn reader(&self, at: &Address) -> Option<Arc<dyn Peer>> {
+        self.peers.current(at.contact).filter(|peer| peer.instance() == at.instance && peer.reads())
+    }
+
+    fn fetch_again(self: &Arc<Self>, at: Address, len: u64, sighted: &Sighted, limit: Limit) -> Result<Fetched> {
+        let now = Instant::now();
+        let is_fresh = sighted.asked.elapsed() < self.trust && sighted.expires_in.is_some() || mutant!("read_unasked");
+        // At the same time: bytes that are the object's are that whenever they were read.
+        let asking = (!is_fresh).then(|| self.ask(at, Question::Exists(vec![want(&at, len)])));
+        let read = self.read(&at, len, sighted.digest, limit);
+        let (asked, verdict) = match asking {
+            Some(asking) => (now, limit.wait(asking)?),
+            None => (sighted.asked, Verdict::Yes { expires_in: sighted.expires_in.unwrap_or(0) }),
+        };
+        match (&verdict, read) {
+            (Verdict::Yes { expires_in }, Ok(region)) => {
+                if !is_fresh {
+                    self.known.confirmed(&at, asked, *expires_in, sighted.digest);
+                }
+                Ok(Fetched { verdict, region: Some(region), asked })
+            }
+            (Verdict::Yes { .. }, Err(_)) => limit.wait(self.fetch_by_answer(at, len)),
+            _ => {
+                self.known.forget(&at);
+                Ok(Fetched { verdict, region: None, asked })
+            }
+        }
+    }
+
+    /// The bytes of an object from where it was, if they are its own.
+    ///
+    /// Nobody pins them: what was read may be another object's by now, or of two. The digest alone decides.
+    fn read(&self, at: &Address, len: u64, digest: Digest, limit: Limit) -> Result<RegionMut> {
+        let Some(peer) = self.reader(at) else {
+            return Err(Error::new(ErrorKind::Unavailable, "get", "the connection was lost"));
+        };
+        let place = Place::from_bits(at.place);
+        let len = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
+        let (parts, landing) = Landing::whole(self.client.reserve(len)?, len)?;
+        let spot = Spot { segment: place.segment(), offset: place.offset() };
+        let landing = peer.read(spot, landing, limit.half().0)?;
+        let region = parts.join(vec![landing])?;
+        if Digest::of(region.as_slice()) == digest || mutant!("read_unverified") {
+            return Ok(region);
+        }
+        self.known.forget(at);
+        Err(Error::new(ErrorKind::Corrupt, "get", "the object's memory was used again"))
+    }
+
+    fn fetch_by_answer(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
         self.with_peer("get", at, move |remote, peer| {
             let reserved = usize::try_from(len)
                 .map_err(|_| too_large(len, remote.scheme))

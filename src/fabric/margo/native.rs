@@ -192,14 +192,6 @@ impl Instance {
             .map_err(|_| Error::new(ErrorKind::Unavailable, "listen", "Mercury's own address is no text"))
     }
 
-    /// Pulls that were begun, as Mercury counts them, and RPCs that came and are not answered; nothing where it does not count.
-    #[cfg(test)]
-    pub(super) fn counts(&self) -> Option<(u64, u64)> {
-        // SAFETY: the instance lives.
-        let counters = unsafe { self.margo.counters(self.mid) }?;
-        Some((counters.bulk_count, counters.rpc_req_recv_active_count))
-    }
-
     /// Longest answer that is sent at once.
     pub(super) fn inline(&self) -> usize {
         self.inline

@@ -1,28 +1,42 @@
 //! `Context`: UCX with this process's choice of transports, and the memory that it knows.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ucx_sys::{
-    UCP_FEATURE_AM, UCP_FEATURE_WAKEUP, UCP_PARAM_FIELD_FEATURES, UCS_OK, Ucx, Version, ucp_config_t, ucp_context_h,
-    ucp_params_t, ucs_status_t,
+    UCP_ERR_HANDLING_MODE_NONE, UCP_ERR_HANDLING_MODE_PEER, UCP_FEATURE_AM, UCP_FEATURE_RMA, UCP_FEATURE_WAKEUP,
+    UCP_PARAM_FIELD_FEATURES, UCS_OK, Ucx, Version, ucp_config_t, ucp_context_h, ucp_err_handling_mode_t, ucp_params_t,
+    ucs_status_t,
 };
 
 use super::memory::Registered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::generation;
 
-/// A context for active messages alone.
+/// A context for active messages alone, or for reading others' memory.
 ///
-/// UCX's one-sided operations are never enabled: over TCP and shared memory its handlers for them check no key, so any peer
-/// could read and write all memory of the process.
+/// Where peers connect to, UCX's one-sided operations are never enabled: over TCP and shared memory its handlers for them check
+/// no key, so any peer could read and write all memory of the process. Reading needs nothing of that at the owner.
 pub(super) struct Context {
     ucx: &'static Ucx,
     raw: ucp_context_h,
+    aim: Aim,
     pub(super) memory: Registered,
+}
+
+/// What a context is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To send and take messages.
+    Messages,
+    /// To read others' memory; nothing connects to it.
+    Reads {
+        /// Whether UCX tells the failure of a peer, as it does not over what moves bytes within a node.
+        tells_failures: bool,
+    },
 }
 
 // SAFETY: UCX guards a context by locks of its own where workers of several threads share it; each worker is used by one
@@ -45,11 +59,23 @@ impl Context {
     /// # Errors
     /// `Unavailable` where no UCX can be loaded, naming what was tried, or none of its transports can be used.
     pub(super) fn new(settings: &[Setting]) -> Result<Self> {
+        Self::of(Aim::Messages, settings, &[])
+    }
+
+    /// A context in which `fixed` holds whatever the user set.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); `Unavailable` where this UCX does not know a setting of `fixed`.
+    pub(super) fn of(aim: Aim, settings: &[Setting], fixed: &[Setting]) -> Result<Self> {
         let ucx = load()?;
         USED_IN.store(generation(), Relaxed);
+        let feature = match aim {
+            Aim::Messages => UCP_FEATURE_AM,
+            Aim::Reads { .. } => UCP_FEATURE_RMA,
+        };
         let params = ucp_params_t {
             field_mask: u64::from(UCP_PARAM_FIELD_FEATURES),
-            features: u64::from(UCP_FEATURE_AM | UCP_FEATURE_WAKEUP),
+            features: u64::from(feature | UCP_FEATURE_WAKEUP),
             ..Default::default()
         };
         let mut config: *mut ucp_config_t = ptr::null_mut();
@@ -57,16 +83,37 @@ impl Context {
         check(ucx, "read the UCX_ settings", unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &mut config) })?;
         for setting in settings {
             if !is_set_by_user(setting.name) {
-                modify(ucx, config, setting);
+                // A name that this version does not know is an error that changes nothing.
+                let _ = modify(ucx, config, setting);
             }
         }
+        let unknown = fixed.iter().find(|setting| modify(ucx, config, setting) != UCS_OK);
         let mut raw = ptr::null_mut();
-        // SAFETY: `params` says which of its fields count, `config` was read above.
-        let status = unsafe { ucx.ucp_init(&params, config, &mut raw) };
+        let status = match unknown {
+            // SAFETY: `params` says which of its fields count, `config` was read above.
+            None => unsafe { ucx.ucp_init(&params, config, &mut raw) },
+            Some(_) => ucx_sys::UCS_ERR_UNSUPPORTED,
+        };
         // SAFETY: read above, and used for the last time.
         unsafe { ucx.ucp_config_release(config) };
+        if let Some(setting) = unknown {
+            let context = format!("this UCX knows no UCX_{}", setting.name);
+            return Err(Error::new(ErrorKind::Unavailable, "open", context));
+        }
         check(ucx, "begin", status)?;
-        Ok(Self { ucx, raw, memory: Registered::default() })
+        Ok(Self { ucx, raw, aim, memory: Registered::default() })
+    }
+
+    pub(super) fn takes_messages(&self) -> bool {
+        self.aim == Aim::Messages
+    }
+
+    /// How endpoints are told of their peers' failures.
+    pub(super) fn failures(&self) -> ucp_err_handling_mode_t {
+        match self.aim {
+            Aim::Messages | Aim::Reads { tells_failures: true } => UCP_ERR_HANDLING_MODE_PEER,
+            Aim::Reads { tells_failures: false } => UCP_ERR_HANDLING_MODE_NONE,
+        }
     }
 
     pub(super) fn ucx(&self) -> &'static Ucx {
@@ -107,20 +154,27 @@ pub(super) fn load() -> Result<&'static Ucx> {
     ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
 }
 
-fn modify(ucx: &Ucx, config: *mut ucp_config_t, setting: &Setting) {
+fn modify(ucx: &Ucx, config: *mut ucp_config_t, setting: &Setting) -> ucs_status_t {
     // Before 1.17 what belongs to a transport had no prefix here, though it had one in the environment.
     let is_old = ucx.version() < Version { major: 1, minor: 17, release: 0 };
     let name = match setting.name.strip_prefix("TCP_") {
         Some(bare) if is_old => bare,
         _ => setting.name,
     };
-    let (Ok(name), Ok(value)) = (CString::new(name), CString::new(setting.value.as_str())) else { return };
-    // SAFETY: both strings outlive the call. A name that this version does not know is an error that changes nothing.
-    let _ = unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) };
+    let (Ok(name), Ok(value)) = (CString::new(name), CString::new(setting.value.as_str())) else {
+        return ucx_sys::UCS_ERR_INVALID_PARAM;
+    };
+    // SAFETY: both strings outlive the call.
+    unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) }
 }
 
 fn is_set_by_user(name: &str) -> bool {
-    std::env::var_os(format!("UCX_{name}")).is_some()
+    user_setting(name).is_some()
+}
+
+/// What the user set as `UCX_NAME`.
+pub(super) fn user_setting(name: &str) -> Option<OsString> {
+    std::env::var_os(format!("UCX_{name}"))
 }
 
 /// An error for a status that is none of success.

@@ -90,11 +90,12 @@ impl Driver {
         Ok(this)
     }
 
-    /// Agrees with an owner, over a control connection, on how to name each other; the connection's number.
+    /// Agrees with an owner, over a control connection, on how to name each other; the connection's number, and the owner's
+    /// worker.
     ///
     /// # Errors
     /// `Unavailable` when the owner has no UCX, `PeerDown`, `Timeout`, `Corrupt`.
-    pub(super) fn meet(&self, control: Arc<dyn Peer>, deadline: Instant) -> Result<u64> {
+    pub(super) fn meet(&self, control: Arc<dyn Peer>, deadline: Instant) -> Result<(u64, Vec<u8>)> {
         self.check_process()?;
         let token = random_number();
         let hello = Hello::Meet { token, address: lock(&self.core).address.clone() };
@@ -105,6 +106,10 @@ impl Driver {
             Welcome::Refused(reason) => {
                 return Err(Error::new(ErrorKind::Unavailable, "connect", format!("the owner has no UCX: {reason}")));
             }
+            Welcome::Segment(_) => {
+                let context = "the owner answers something else than was asked";
+                return Err(Error::new(ErrorKind::Corrupt, "connect", context));
+            }
         };
         let mut core = lock(&self.core);
         core.worker.connect(token, &address)?;
@@ -113,7 +118,7 @@ impl Driver {
         core.links.insert(token, link);
         // It is driven until it stands, also where nobody asks anything.
         self.rouse(&core);
-        Ok(token)
+        Ok((token, address))
     }
 
     /// Whether a connection stands, for a while at least: who asks that is about to use it.

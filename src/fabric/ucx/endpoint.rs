@@ -1,25 +1,36 @@
 //! `Endpoint`: the way to a worker of another process, and how it ends.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
 
 use ucx_sys::{
     UCP_EP_CLOSE_FLAG_FORCE, UCP_EP_PARAM_FIELD_ERR_HANDLER, UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE,
-    UCP_EP_PARAM_FIELD_REMOTE_ADDRESS, UCP_ERR_HANDLING_MODE_PEER, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS,
+    UCP_EP_PARAM_FIELD_REMOTE_ADDRESS, UCP_ERR_HANDLING_MODE_NONE, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS,
     UCP_OP_ATTR_FIELD_USER_DATA, UCS_PTR_IS_PTR, Ucx, ucp_ep_h, ucp_ep_params_t, ucp_err_handler_t,
-    ucp_request_param_t, ucp_request_param_t__bindgen_ty_1, ucs_status_t,
+    ucp_err_handling_mode_t, ucp_request_param_t, ucp_request_param_t__bindgen_ty_1, ucp_rkey_h, ucs_status_t,
 };
 
 use super::context::check;
 use super::operation::{Event, Inbox, Raw};
 use crate::error::Result;
 
-/// An endpoint that reports its failure; it belongs to the worker, which closes it.
+/// An endpoint that reports its failure, where UCX can tell it; it belongs to the worker, which closes it.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) raw: ucp_ep_h,
     tag: *mut Tag,
+    failures: ucp_err_handling_mode_t,
+    /// What lets the peer's segments be read, by their numbers; the worker destroys them.
+    pub(super) keys: HashMap<u16, RemoteKey>,
 }
+
+/// UCX's name for memory of a peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RemoteKey(pub(super) ucp_rkey_h);
+
+// SAFETY: used by the worker alone, under its lock.
+unsafe impl Send for RemoteKey {}
 
 // SAFETY: used by the worker alone, under its lock.
 unsafe impl Send for Endpoint {}
@@ -38,7 +49,7 @@ impl Endpoint {
     /// # Errors
     /// `PeerDown` where no transport leads there.
     pub(super) fn new(raw: &Raw, link: u64, address: &[u8]) -> Result<Self> {
-        let ucx = raw.context.ucx();
+        let (ucx, failures) = (raw.context.ucx(), raw.context.failures());
         // Room behind, against addresses that say they are longer than they are.
         let mut padded = vec![0u8; address.len() + ROOM];
         padded[..address.len()].copy_from_slice(address);
@@ -50,7 +61,7 @@ impl Endpoint {
                     | UCP_EP_PARAM_FIELD_ERR_HANDLER,
             ),
             address: padded.as_ptr().cast(),
-            err_mode: UCP_ERR_HANDLING_MODE_PEER,
+            err_mode: failures,
             err_handler: ucp_err_handler_t { cb: Some(broken), arg: tag.cast() },
             ..Default::default()
         };
@@ -62,7 +73,7 @@ impl Endpoint {
             drop(unsafe { Box::from_raw(tag) });
             return Err(error);
         }
-        Ok(Self { raw: endpoint, tag })
+        Ok(Self { raw: endpoint, tag, failures, keys: HashMap::new() })
     }
 
     /// Has [`Event::Met`] come when the connection stands, or cannot; whether it is still to come.
@@ -82,10 +93,13 @@ impl Endpoint {
     }
 
     /// Closes it at once: its operations end in errors, and then [`Event::Closed`] comes. Whether that is still to come.
+    ///
+    /// Where UCX tells no failures it cannot be closed by force: then its operations end first, each in its own way.
     pub(super) fn close(self, ucx: &Ucx) -> bool {
+        let by_force = self.failures != UCP_ERR_HANDLING_MODE_NONE;
         let params = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-            flags: UCP_EP_CLOSE_FLAG_FORCE,
+            flags: if by_force { UCP_EP_CLOSE_FLAG_FORCE } else { 0 },
             cb: ucp_request_param_t__bindgen_ty_1 { send: Some(closed) },
             user_data: self.tag.cast(),
             ..Default::default()

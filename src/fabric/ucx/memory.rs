@@ -10,6 +10,8 @@ use ucx_sys::{
     ucp_mem_map_params_t,
 };
 
+use super::context::check;
+use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Segment, Segments};
 use crate::sync::lock;
 
@@ -48,6 +50,16 @@ pub(super) struct Place {
     pub(super) handle: Option<ucp_mem_h>,
 }
 
+/// A segment of an owner, as it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packed {
+    /// Its first address in the owner's process.
+    pub(super) base: u64,
+    pub(super) len: u64,
+    /// UCX's, for its transports.
+    pub(super) key: Vec<u8>,
+}
+
 impl Registered {
     /// Makes segments known, which are registered when something in them is first moved.
     pub(super) fn add(&self, source: Arc<dyn Segments>) {
@@ -71,6 +83,33 @@ impl Registered {
             }
         }
         Place { address, handle: None }
+    }
+
+    /// A segment as peers are told of it, so that they can read it; registers it.
+    ///
+    /// # Errors
+    /// `NotFound` for a number that no segment has; `Unavailable` where it cannot be registered.
+    pub(super) fn packed(&self, ucx: &Ucx, context: ucp_context_h, number: u16) -> Result<Packed> {
+        let mut known = lock(&self.0);
+        let Some(segment) = known.sources.iter().find_map(|source| source.numbered(number)) else {
+            return Err(Error::new(ErrorKind::NotFound, "get", format!("there is no segment {number}")));
+        };
+        let (base, len) = (segment.addresses.start, segment.addresses.len());
+        if known.find(base, len).is_none() {
+            known.register(ucx, context, &segment);
+        }
+        let Some(Place { handle: Some(handle), .. }) = known.find(base, len) else {
+            let context = format!("segment {number} could not be registered");
+            return Err(Error::new(ErrorKind::Unavailable, "get", context));
+        };
+        let (mut bytes, mut size) = (ptr::null_mut(), 0);
+        // SAFETY: the handle is mapped in this context; the bytes are copied before they are released.
+        unsafe {
+            check(ucx, "describe memory", ucx.ucp_rkey_pack(context, handle, &mut bytes, &mut size))?;
+            let key = std::slice::from_raw_parts(bytes.cast::<u8>(), size).to_vec();
+            ucx.ucp_rkey_buffer_release(bytes);
+            Ok(Packed { base: base as u64, len: len as u64, key })
+        }
     }
 
     /// Forgets everything.

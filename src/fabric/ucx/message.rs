@@ -6,6 +6,7 @@
 //!   its bytes             head and lengths of parts, where they are long; then the parts, or none where they come apart
 //! ```
 
+use super::memory::Packed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{MAX_HEAD, MAX_PARTS};
 use crate::key::Reader;
@@ -246,6 +247,8 @@ pub(super) enum Hello {
     /// Say that you live, by the beats of the control connection, until I ask no more; [`ENDED`] when you have no such
     /// connection any more.
     Watch,
+    /// Describe the segment of that number, so that it can be read.
+    Segment(u16),
 }
 
 impl Hello {
@@ -253,6 +256,7 @@ impl Hello {
         match self {
             Self::Meet { token, address } => checked(1, *token, address),
             Self::Watch => vec![2],
+            Self::Segment(number) => [&[3], &number.to_le_bytes()[..]].concat(),
         }
     }
 
@@ -262,6 +266,7 @@ impl Hello {
         match bytes {
             [1, ..] => unchecked(bytes).map(|(token, address)| Self::Meet { token, address }),
             [2] => Ok(Self::Watch),
+            [3, low, high] => Ok(Self::Segment(u16::from_le_bytes([*low, *high]))),
             _ => Err(nonsense("a greeting of no kind")),
         }
     }
@@ -274,8 +279,9 @@ pub(super) enum Welcome {
         token: u64,
         address: Vec<u8>,
     },
-    /// Why this node does not speak UCX.
+    /// Why this node does not speak UCX, or describes no memory.
     Refused(String),
+    Segment(Packed),
 }
 
 impl Welcome {
@@ -289,6 +295,10 @@ impl Welcome {
                 }
                 [&[2], &text.as_bytes()[..end]].concat()
             }
+            Self::Segment(Packed { base, len, key }) => {
+                let described = [&base.to_le_bytes()[..], &len.to_le_bytes(), key].concat();
+                [&[3], &crc32fast::hash(&described).to_le_bytes()[..], &described].concat()
+            }
         }
     }
 
@@ -300,6 +310,7 @@ impl Welcome {
             [2, text @ ..] if text.len() <= MAX_ADDRESS => {
                 Ok(Self::Refused(String::from_utf8_lossy(text).into_owned()))
             }
+            [3, ..] => segment(bytes).map(Self::Segment),
             _ => Err(nonsense("a welcome of no kind")),
         }
     }
@@ -324,6 +335,24 @@ fn unchecked(bytes: &[u8]) -> Result<(u64, Vec<u8>)> {
         return Err(nonsense("a worker's address that is none"));
     }
     Ok((token, address.to_vec()))
+}
+
+fn segment(bytes: &[u8]) -> Result<Packed> {
+    let mut reader = Reader::new(bytes, "a description of memory");
+    reader.byte().map_err(corrupt)?;
+    let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+    let described = &bytes[1 + 4..];
+    let base = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+    let len = u64::from_le_bytes(reader.array().map_err(corrupt)?);
+    let key = &described[8 + 8..];
+    if key.is_empty()
+        || key.len() > MAX_ADDRESS
+        || base.checked_add(len).is_none()
+        || crc32fast::hash(described) != checksum
+    {
+        return Err(nonsense("a description of memory that is none"));
+    }
+    Ok(Packed { base, len, key: key.to_vec() })
 }
 
 fn corrupt(error: Error) -> Error {
@@ -434,12 +463,27 @@ mod tests {
 
     #[test]
     fn greetings_come_back() {
-        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch] {
+        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch, Hello::Segment(0x1234)] {
             assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
         }
-        for welcome in [Welcome::Meet { token: 9, address: vec![1] }, Welcome::Refused("no \u{fc}cx".to_owned())] {
+        let packed = Packed { base: 1 << 40, len: 1 << 30, key: vec![7; 40] };
+        for welcome in [
+            Welcome::Meet { token: 9, address: vec![1] },
+            Welcome::Refused("no \u{fc}cx".to_owned()),
+            Welcome::Segment(packed.clone()),
+        ] {
             assert_eq!(Welcome::decode(&welcome.encode()).unwrap(), welcome);
         }
+        let encoded = Welcome::Segment(packed.clone()).encode();
+        for at in 1..encoded.len() {
+            let mut changed = encoded.clone();
+            changed[at] ^= 1;
+            assert_eq!(Welcome::decode(&changed).unwrap_err().kind(), ErrorKind::Corrupt, "{at}");
+            assert!(Welcome::decode(&encoded[..at]).is_err(), "{at}");
+        }
+        let beyond = Packed { base: u64::MAX, ..packed.clone() };
+        assert!(Welcome::decode(&Welcome::Segment(beyond).encode()).is_err());
+        assert!(Welcome::decode(&Welcome::Segment(Packed { key: Vec::new(), ..packed }).encode()).is_err());
         let mut changed = Hello::Meet { token: 9, address: vec![1; 300] }.encode();
         changed[100] ^= 1;
         assert_eq!(Hello::decode(&changed).unwrap_err().kind(), ErrorKind::Corrupt);

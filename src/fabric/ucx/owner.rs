@@ -51,6 +51,7 @@ struct Shared {
 enum Order {
     Meet { connection: u64, from: u64, token: u64, address: Vec<u8>, responder: Responder },
     Watch { connection: u64, responder: Responder },
+    Segment { connection: u64, number: u16, responder: Responder },
     Gone { connection: u64 },
     Answer { token: u64, number: u64, reply: Option<Outgoing> },
     Stop,
@@ -104,6 +105,7 @@ impl Service for Owner {
                 self.shared.order(Order::Meet { connection, from, token, address, responder });
             }
             Ok(Hello::Watch) => self.shared.order(Order::Watch { connection, responder }),
+            Ok(Hello::Segment(number)) => self.shared.order(Order::Segment { connection, number, responder }),
             Err(error) => responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new()),
         }
     }
@@ -202,7 +204,7 @@ fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
             match order {
                 Order::Stop => return false,
                 Order::Meet { .. } if is_over => meetings.push(order),
-                Order::Meet { responder, .. } => {
+                Order::Meet { responder, .. } | Order::Segment { responder, .. } => {
                     responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
                 }
                 // Of requesters that were refused.
@@ -360,6 +362,9 @@ impl Desk {
                     None => responder.reply(ENDED.to_vec(), Vec::new()),
                 }
             }
+            Order::Segment { connection, number, responder } => {
+                responder.reply(self.segment(connection, number).encode(), Vec::new());
+            }
             Order::Meet { connection, from, token, address, responder } => {
                 self.meet(connection, from, token, &address, responder);
             }
@@ -380,6 +385,18 @@ impl Desk {
         }
         responder.reply(Welcome::Meet { token, address: self.address.clone() }.encode(), Vec::new());
         failpoint!("fabric.proved");
+    }
+
+    /// How a segment is read. No more is given than what UCX itself tells the peer with each answer that it fetches.
+    fn segment(&self, connection: u64, number: u16) -> Welcome {
+        if !self.tokens.contains_key(&connection) {
+            return Welcome::Refused("the connection has not met this worker".to_owned());
+        }
+        let context = self.worker.context();
+        match context.memory.packed(context.ucx(), context.raw(), number) {
+            Ok(packed) => Welcome::Segment(packed),
+            Err(error) => Welcome::Refused(error.to_string()),
+        }
     }
 
     /// Ends a connection; what was on its way is released when UCX is done with it.

@@ -7,8 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::driver::Driver;
-use crate::error::Result;
-use crate::fabric::{Answer, Call, Peer};
+use super::reader::{Reader, Reading};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::{Answer, Call, Landing, Peer, Spot};
 use crate::pending::{Pending, Source};
 
 /// A connection of this process.
@@ -17,6 +18,7 @@ pub(super) struct UcxPeer {
     link: u64,
     instance: u64,
     contact: SocketAddr,
+    reading: Option<Reading>,
 }
 
 impl UcxPeer {
@@ -26,13 +28,15 @@ impl UcxPeer {
     /// As [`Driver::meet`].
     pub(super) fn meet(
         driver: &Arc<Driver>,
+        reader: Option<Arc<Reader>>,
         control: Arc<dyn Peer>,
         contact: SocketAddr,
         deadline: Instant,
     ) -> Result<Self> {
         let instance = control.instance();
-        let link = driver.meet(control, deadline)?;
-        Ok(Self { driver: Arc::clone(driver), link, instance, contact })
+        let (link, address) = driver.meet(Arc::clone(&control), deadline)?;
+        let reading = reader.map(|reader| Reading::new(reader, link, address, control));
+        Ok(Self { driver: Arc::clone(driver), link, instance, contact, reading })
     }
 }
 
@@ -54,6 +58,17 @@ impl Peer for UcxPeer {
 
     fn close(&self) {
         self.driver.close(self.link);
+    }
+
+    fn reads(&self) -> bool {
+        self.reading.as_ref().is_some_and(Reading::is_possible)
+    }
+
+    fn read(&self, spot: Spot, into: Landing, deadline: Instant) -> Result<Landing> {
+        match &self.reading {
+            Some(reading) => reading.read(spot, into, deadline),
+            None => Err(Error::new(ErrorKind::Unavailable, "get", "memory is read by answers alone: one_sided=off")),
+        }
     }
 }
 

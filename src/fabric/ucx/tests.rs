@@ -16,6 +16,8 @@ mod idle;
 #[cfg(test)]
 mod owners;
 #[cfg(test)]
+mod reads;
+#[cfg(test)]
 mod unread;
 
 /// A module of its own, since a case is named as a function that is used here.

@@ -17,10 +17,12 @@ use ucx_sys::{
 };
 
 use super::context::{Context, check, failed};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, RemoteKey};
 use super::numbered::Numbered;
 use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker};
 use crate::error::Result;
+
+mod read;
 
 /// A worker, its endpoints by the numbers that the caller chose for them, and what happened.
 pub(super) struct Worker {
@@ -32,6 +34,8 @@ pub(super) struct Worker {
     closing: usize,
     /// Endpoints that do not know yet whether they reach their peers.
     meeting: usize,
+    /// Of endpoints that are closed, or replaced by others: destroyed when nothing is under way.
+    retired: Vec<RemoteKey>,
     descriptor: RawFd,
     /// The process that made it: in a forked child nothing of UCX may be touched.
     generation: u32,
@@ -66,26 +70,33 @@ impl Worker {
         // SAFETY: the context lives as long as `raw`, which is made next.
         check(ucx, "make a worker", unsafe { ucx.ucp_worker_create(context.raw(), &params, &mut worker) })?;
         let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
-        let handler = ucp_am_handler_param_t {
-            field_mask: u64::from(
-                UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-            ),
-            id: MESSAGE,
-            cb: Some(arrived),
-            arg: Arc::as_ptr(&raw).cast_mut().cast(),
-            ..Default::default()
-        };
-        // SAFETY: `raw` stays where it is as long as the worker lives.
-        check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
+        if context.takes_messages() {
+            let handler = ucp_am_handler_param_t {
+                field_mask: u64::from(
+                    UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                ),
+                id: MESSAGE,
+                cb: Some(arrived),
+                arg: Arc::as_ptr(&raw).cast_mut().cast(),
+                ..Default::default()
+            };
+            // SAFETY: `raw` stays where it is as long as the worker lives.
+            check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
+        }
         let mut descriptor: c_int = -1;
         // SAFETY: the worker was made for waking up, by its context's features.
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
-        Ok(Self { raw, endpoints: Numbered::default(), running: 0, closing: 0, meeting: 0, descriptor, generation })
+        let (endpoints, retired) = (Numbered::default(), Vec::new());
+        Ok(Self { raw, endpoints, running: 0, closing: 0, meeting: 0, retired, descriptor, generation })
     }
 
     fn ucx(&self) -> &'static Ucx {
         self.raw.context.ucx()
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.raw.context
     }
 
     pub(super) fn events(&self) -> Events {
@@ -117,9 +128,11 @@ impl Worker {
     /// As [`Endpoint::new`].
     pub(super) fn connect(&mut self, link: u64, address: &[u8]) -> Result<()> {
         let endpoint = Endpoint::new(&self.raw, link, address)?;
-        self.meeting += usize::from(endpoint.meet(&self.raw));
+        if self.raw.context.takes_messages() {
+            self.meeting += usize::from(endpoint.meet(&self.raw));
+        }
         if let Some(former) = self.endpoints.insert(link, endpoint) {
-            self.closing += usize::from(former.close(self.ucx()));
+            self.end(former);
         }
         Ok(())
     }
@@ -127,8 +140,13 @@ impl Worker {
     /// Ends a connection by force: its operations end in errors.
     pub(super) fn close(&mut self, link: u64) {
         if let Some(endpoint) = self.endpoints.remove(&link) {
-            self.closing += usize::from(endpoint.close(self.ucx()));
+            self.end(endpoint);
         }
+    }
+
+    fn end(&mut self, mut endpoint: Endpoint) {
+        self.retired.extend(endpoint.keys.drain().map(|(_, key)| key));
+        self.closing += usize::from(endpoint.close(self.ucx()));
     }
 
     /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
@@ -315,7 +333,10 @@ impl Drop for Worker {
         if !is_ours || !self.wind_up(WIND_UP) {
             // UCX still has memory of operations: it keeps its worker, for good. So does a forked child.
             std::mem::forget(Arc::clone(&self.raw));
-        } else {
+            return;
+        }
+        self.bury();
+        if self.raw.context.takes_messages() {
             // Or a message that comes while the last holder destroys the worker would be given that.
             let none = ucp_am_handler_param_t {
                 field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),

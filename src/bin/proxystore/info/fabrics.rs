@@ -24,6 +24,8 @@ pub(super) struct Library {
     devices: Vec<String>,
     /// What it would use to a peer on a node like this one, and for what.
     to_a_peer: Vec<String>,
+    /// Whether `one_sided=auto` would read memory of other nodes, and by what, or why not.
+    one_sided: Option<String>,
     /// Variables of its own that are set.
     variables: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Library {
             lines.push((self.name, format!("{version}, {file}, by {}", self.found_by.as_deref().unwrap_or("chance"))));
             lines.push(("  devices", self.devices.join(" ")));
             lines.extend(self.to_a_peer.iter().map(|lane| ("  to a peer", lane.clone())));
+            lines.extend(self.one_sided.iter().map(|said| ("  one-sided get", said.clone())));
         }
         lines.extend(self.error.iter().map(|error| (self.name, error.clone())));
         lines.extend(self.variables.iter().map(|variable| ("  set", variable.clone())));
@@ -103,6 +106,10 @@ fn ucx() -> Option<Library> {
             found_by: Some(look.origin),
             devices: look.devices,
             to_a_peer: look.lanes,
+            one_sided: Some(match proxystore::connectors::ucx::one_sided() {
+                Ok(transports) => format!("works here by {transports}; used with one_sided=auto in the URL"),
+                Err(error) => format!("not used: {}", error.context()),
+            }),
             ..library
         },
         Err(error) => Library { error: Some(error), ..library },

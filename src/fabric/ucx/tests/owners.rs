@@ -48,6 +48,7 @@ impl Service for Door {
                     lock(watches).push(call.responder);
                 }
             }
+            hello @ Hello::Segment(_) => panic!("{hello:?}"),
         }
     }
 }
