@@ -25,6 +25,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("launch", launch),
     ("frame", frame),
     ("question", question),
+    #[cfg(feature = "margo")]
+    ("margo", margo),
 ];
 
 /// Both forms of a key, and the binary form behind a checksum that is right.
@@ -209,6 +211,32 @@ pub fn frame(data: &[u8]) {
         let prefix = [*side, 0xf4, b'p', b'x', b'h', 1, 0, 1, *kind];
         proxystore::service::check_handshake(&[&prefix, rest].concat());
     }
+}
+
+/// What `margo://` says in RPCs and on its control connections: as it is, and behind checksums that are right.
+#[cfg(feature = "margo")]
+pub fn margo(data: &[u8]) {
+    proxystore::service::check_margo(data);
+    let crc = |bytes: &[u8]| crc32fast::hash(bytes).to_le_bytes();
+    // A message's is of all that follows.
+    proxystore::service::check_margo(&[&crc(data), data].concat());
+    // A description's is of its table, whose end its counts and lengths give.
+    if let Some(end) = described(data) {
+        proxystore::service::check_margo(&[&crc(&data[..end]), data].concat());
+    }
+}
+
+/// Where the table of an answer's description ends that begins behind its checksum.
+#[cfg(feature = "margo")]
+fn described(data: &[u8]) -> Option<usize> {
+    let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?) as usize);
+    let short = |at: usize| Some(usize::from(u16::from_le_bytes(data.get(at..at + 2)?.try_into().ok()?)));
+    let (head, parts, sources) = (number(0)?, number(4)?, short(8)?);
+    let mut at = 12_usize.checked_add(head)?;
+    for _ in 0..sources {
+        at = at.checked_add(6)?.checked_add(short(at.checked_add(4)?)?)?;
+    }
+    at.checked_add(parts.checked_mul(18)?).filter(|end| *end <= data.len())
 }
 
 /// One of everything that a codec treats differently.

@@ -236,7 +236,7 @@ impl Fetch {
                 let context = "the memory of a transfer that failed is still in use";
                 return Pending::ready(Err(Error::new(ErrorKind::Unavailable, "get", context)));
             };
-            let land = Box::new(Range { landing: Some(landing) });
+            let land = Box::new(Range { landing: Some(landing), spot: None });
             Arc::clone(peer).request(Call { head: head.clone(), land, lane: piece })
         });
         limit.start(asked)

@@ -355,8 +355,9 @@ fn fetch_whole(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64) 
         Err(_) => return Pending::ready(Err(mismatch())),
     };
     let asked = Instant::now();
-    let land = Box::new(Range { landing: Some(landing) });
-    let call = Call { head: Question::Get(vec![want(at, len)]).encode(), land, lane: 0 };
+    let want = want(at, len);
+    let land = Box::new(Range::new(landing, &want));
+    let call = Call { head: Question::Get(vec![want]).encode(), land, lane: 0 };
     Arc::clone(peer).request(call).and_then(move |mut answer| {
         let verdict = Verdict::decode_one(&answer.head)?;
         let region = match (&verdict, answer.parts.pop()) {
@@ -383,7 +384,7 @@ fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64,
     let asked = Instant::now();
     let calls = ranges.into_iter().zip(landings).enumerate().map(|(lane, ((from, count), landing))| {
         let want = Want { from, count, ..want(at, len) };
-        let land = Box::new(Range { landing: Some(landing) });
+        let land = Box::new(Range::new(landing, &want));
         Arc::clone(peer).request(Call { head: Question::Get(vec![want]).encode(), land, lane })
     });
     Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers, asked))
