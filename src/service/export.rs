@@ -298,8 +298,11 @@ impl fmt::Debug for Export {
 /// An answer that waits for an object; it is polled by whoever wakes it.
 struct Held {
     state: AtomicU32,
-    waiting: Mutex<Option<(Pending<(Verdict, Option<Bytes>)>, Responder)>>,
+    waiting: Mutex<Option<Owed>>,
 }
+
+/// What will be said, and to whom.
+type Owed = (Pending<(Verdict, Option<Bytes>)>, Responder);
 
 /// Nobody polls; somebody does; and somebody was told to look once more.
 const IDLE: u32 = 0;
@@ -320,7 +323,7 @@ impl Held {
     }
 
     /// Takes what it waits for, and with that the waker that keeps this alive.
-    fn end(&self) -> Option<(Pending<(Verdict, Option<Bytes>)>, Responder)> {
+    fn end(&self) -> Option<Owed> {
         lock(&self.waiting).take()
     }
 

@@ -315,7 +315,7 @@ proptest! {
     fn every_get_is_whole_or_nothing(len in 1..10_000usize, steps in prop::collection::vec(between(), 1..20)) {
         static SITE: std::sync::OnceLock<Site> = std::sync::OnceLock::new();
         let site = SITE.get_or_init(|| Site::new("reads-any", FOR_LONG));
-        let bytes: Vec<u8> = (0..len).map(|i| (i * 7 ^ i >> 8) as u8).collect();
+        let bytes: Vec<u8> = (0..len).map(|i| ((i * 7) ^ (i >> 8)) as u8).collect();
         let key = site.put(&bytes);
         let mut is_live = true;
         for step in steps {

@@ -12,8 +12,16 @@ use crate::launch::{self, Job};
 pub(super) fn of_this_node() -> Vec<String> {
     let interfaces = Job::discover().and_then(|job| launch::interfaces(&job)).map(|(interfaces, _)| interfaces);
     let names = interfaces.unwrap_or_default().into_iter().map(|interface| interface.name);
-    names.chain(adapters(Path::new("/sys/class/infiniband"))).collect()
+    names.chain(adapters(Path::new(ADAPTERS))).collect()
 }
+
+/// Whether this node has an adapter that is up.
+pub(super) fn has_adapter() -> bool {
+    !adapters(Path::new(ADAPTERS)).is_empty()
+}
+
+/// Where the kernel lists them.
+const ADAPTERS: &str = "/sys/class/infiniband";
 
 /// Ports of adapters that are up, as `mlx5_0:1`.
 fn adapters(class: &Path) -> Vec<String> {

@@ -100,6 +100,7 @@ pub(super) struct Inbox {
 /// Memory of operations that ended, for those to come.
 #[derive(Default)]
 struct Spares {
+    #[expect(clippy::vec_box, reason = "the boxes are what is spared: UCX is told their addresses")]
     boxes: Vec<Box<MaybeUninit<Running>>>,
     headers: Vec<Vec<u8>>,
 }
@@ -230,7 +231,11 @@ impl Running {
     pub(super) fn begin(self) -> Box<Self> {
         // SAFETY: the inbox is the worker's, in one of whose calls this is.
         match unsafe { &*self.inbox }.spares.borrow_mut().boxes.pop() {
-            Some(place) => Box::write(place, self),
+            Some(mut place) => {
+                place.write(self);
+                // SAFETY: it was written just now.
+                unsafe { place.assume_init() }
+            }
             None => Box::new(self),
         }
     }

@@ -21,6 +21,7 @@ use ucx_sys::{UCS_OK, Version};
 
 use super::Options;
 use super::context::{self, Aim, Context, Setting, failed};
+use super::devices;
 use super::message::{Hello, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::worker::{Events, Worker};
@@ -62,6 +63,10 @@ impl Reader {
         }
         let set = context::user_setting("TLS").map(|set| set.to_string_lossy().into_owned());
         let transports = Transports::of(set.as_deref().or(options.transports.as_deref()))?;
+        // UCX would complain on standard error.
+        if transports.need_an_adapter() && !devices::has_adapter() {
+            return Err(Error::new(ErrorKind::Unavailable, "open", "this node has no RDMA adapter that is up"));
+        }
         Self::over(options, &transports)
     }
 
@@ -358,6 +363,10 @@ impl Transports {
         }
     }
 
+    fn need_an_adapter(&self) -> bool {
+        !self.0.iter().any(|name| ["cma", "xpmem", "knem"].iter().any(|one| name.starts_with(one)))
+    }
+
     fn are_within_a_node(&self) -> bool {
         self.0.iter().any(|name| WITHIN_A_NODE.iter().any(|one| name.starts_with(one)))
     }
@@ -400,5 +409,7 @@ mod tests {
         }
         let is_within = |allowed| Transports::of(Some(allowed)).unwrap().are_within_a_node();
         assert!(is_within("sysv,cma") && !is_within("rc_mlx5,ud"));
+        let needs = |allowed| Transports::of(Some(allowed)).unwrap().need_an_adapter();
+        assert!(needs("^sm") && needs("rc,tcp") && !needs("tcp,sysv,cma"));
     }
 }

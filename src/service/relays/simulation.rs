@@ -69,7 +69,7 @@ impl Host {
 
 impl Service for Arc<Host> {
     fn answer(&self, call: Incoming<'_>) {
-        let piece = u32::from_le_bytes(call.head.try_into().unwrap());
+        let piece = u32::from_le_bytes(call.head.try_into().expect("a number"));
         let mut pieces = lock(&self.pieces);
         if piece < pieces.there {
             drop(pieces);
@@ -116,7 +116,7 @@ impl Fetch {
             let Some(first) = flight.flying.front_mut() else { return };
             match Pin::new(first).poll(&mut Context::from_waker(&waker)) {
                 Poll::Pending => return,
-                Poll::Ready(answer) => drop(answer.unwrap()),
+                Poll::Ready(answer) => drop(answer.expect("nobody fails")),
             }
             flight.flying.pop_front();
             flight.there += 1;
@@ -149,7 +149,7 @@ fn run(nodes: u32) -> Outcome {
     let listen = |number: u32, there: u32| -> (Arc<Host>, Box<dyn Listener>) {
         let host = Host::new(there);
         let fabric = net.node(address(number)).instance(number.into());
-        let listener = fabric.listen(&[(address(number), 0).into()], Arc::new(Arc::clone(&host))).unwrap();
+        let listener = fabric.listen(&[(address(number), 0).into()], Arc::new(Arc::clone(&host))).expect("a port");
         (host, listener)
     };
     let hosts: Vec<_> = (0..=nodes).map(|number| listen(number, if number == 0 { PIECES } else { 0 })).collect();
@@ -162,7 +162,7 @@ fn run(nodes: u32) -> Outcome {
             let source = relays.join(OBJECT, PIECES.into(), node, number.into(), &[]);
             let source = source.map_or(hosts[0].1.contact(), |source| source.contact);
             let fabric = net.node(address(number)).instance(number.into());
-            let source = fabric.connect(source, later).unwrap();
+            let source = fabric.connect(source, later).expect("it listens");
             let host = Arc::clone(&hosts[number as usize].0);
             Arc::new(Fetch { host, source, net: net.clone(), state: Mutex::default() })
         })

@@ -15,9 +15,10 @@ use super::identity;
 use crate::error::Result;
 use crate::fabric::handshake::Purpose;
 use crate::fabric::tcp::{self, Tcp};
+use crate::fabric::ucx::memory::Packed;
 use crate::fabric::ucx::message::{Encoded, Hello, Kind, Message, Welcome};
 use crate::fabric::ucx::{Options, Ucx};
-use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Parts, Peer, Service};
+use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Parts, Peer, Segment, Segments, Service};
 use crate::key::random_number;
 use crate::launch::Secret;
 use crate::region::RegionMut;
@@ -28,6 +29,7 @@ struct Site {
     contact: SocketAddr,
     secret: Arc<Secret>,
     echo: Arc<Echo>,
+    memory: Arc<Described>,
     _listener: Box<dyn Listener>,
 }
 
@@ -43,16 +45,38 @@ impl Service for Echo {
     }
 }
 
+/// A segment of the owner's.
+struct Described(Box<[AtomicU64]>);
+
+impl Described {
+    const NUMBER: u16 = 5;
+}
+
+impl Segments for Described {
+    fn segment_of(&self, _: usize) -> Option<Segment> {
+        None
+    }
+
+    fn numbered(&self, number: u16) -> Option<Segment> {
+        let start = self.0.as_ptr().expose_provenance();
+        let addresses = start..start + size_of_val(&self.0[..]);
+        (number == Self::NUMBER).then_some(Segment { addresses, views: None })
+    }
+}
+
 impl Site {
     fn new() -> Self {
         let secret = Arc::new(Secret::random());
         let options = Options { devices: vec!["lo".to_owned()], ..Options::default() };
         let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
         let echo = Arc::new(Echo::default());
-        let listener = ucx(2).listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&echo) as _).unwrap();
+        let memory = Arc::new(Described((0..512).map(|_| AtomicU64::new(UNTOUCHED)).collect()));
+        let owner = ucx(2);
+        owner.register(Arc::clone(&memory) as _);
+        let listener = owner.listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&echo) as _).unwrap();
         let contact = listener.contact();
         let honest = ucx(1).connect(contact, soon()).unwrap();
-        Self { honest, contact, secret, echo, _listener: listener }
+        Self { honest, contact, secret, echo, memory, _listener: listener }
     }
 
     /// The owner lives, and answers whom it should.
@@ -287,13 +311,13 @@ fn messages_that_make_no_sense_are_thrown_away() {
     site.assert_alive();
 }
 
-/// UCX's own handlers for these check no key and no address: they must not be there.
+/// UCX's own handlers for these check no key and no address: they must not be there. Nor is there a way by a key that the owner gave.
 #[test]
 fn memory_is_out_of_reach() {
-    static TARGET: AtomicU64 = AtomicU64::new(0x1111);
+    static TARGET: AtomicU64 = AtomicU64::new(UNTOUCHED);
     let site = Site::new();
     let mut raw = Raw::new();
-    let (_control, _, address) = site.meet(&raw.address());
+    let (control, _, address) = site.meet(&raw.address());
     raw.connect(&address);
     // A key of memory of its own stands for one of the owner's.
     let own = raw.keep(&[0; 4096]);
@@ -311,7 +335,12 @@ fn memory_is_out_of_reach() {
         assert_eq!(raw.ucx.ucp_ep_rkey_unpack(raw.endpoint, packed, &mut key), UCS_OK);
         raw.ucx.ucp_rkey_buffer_release(packed);
     }
-    let target = TARGET.as_ptr() as u64;
+    let described = describe(&control, Described::NUMBER).unwrap();
+    assert_eq!(described.base, site.memory.0.as_ptr() as u64);
+    let (mut given, padded) = (ptr::null_mut(), raw.keep(&[&described.key[..], &[0; 1024]].concat()));
+    // SAFETY: a key that the owner's UCX packed.
+    assert_eq!(unsafe { raw.ucx.ucp_ep_rkey_unpack(raw.endpoint, padded.cast(), &mut given) }, UCS_OK);
+    let (target, segment) = (TARGET.as_ptr() as u64, described.base);
     let none = ucp_request_param_t::default();
     let reply = ucp_request_param_t {
         op_attr_mask: UCP_OP_ATTR_FIELD_REPLY_BUFFER | UCP_OP_ATTR_FIELD_DATATYPE,
@@ -321,8 +350,9 @@ fn memory_is_out_of_reach() {
     };
     let (eights, into) = (raw.keep(&[0x22; 65536]), raw.keep(&[0; 65536]));
     // What a broken endpoint would end comes last.
-    for address in [target, 8, u64::MAX - 8, target & !4095] {
-        let len = if address == target { 8 } else { 65536 };
+    let places = [(target, key), (segment, given), (8, key), (u64::MAX - 8, key), (target & !4095, given)];
+    for (address, key) in places {
+        let len = if address == target || address == segment { 8 } else { 65536 };
         // SAFETY: what is here stays; what is there is the owner's affair.
         unsafe {
             let put = raw.ucx.ucp_put_nbx(raw.endpoint, eights.cast(), len, address, key, &none);
@@ -340,16 +370,49 @@ fn memory_is_out_of_reach() {
     }
     raw.progress(Duration::from_millis(300));
     site.assert_alive();
-    assert_eq!(TARGET.load(SeqCst), 0x1111, "the owner's memory was written to");
+    let now = [&TARGET, &site.memory.0[0]].map(|word| word.load(SeqCst));
+    assert_eq!(now, [UNTOUCHED; 2], "the owner's memory was written to");
     // SAFETY: written to by the operations alone, and they were given time.
     let read = unsafe { std::slice::from_raw_parts(into, 8) };
     assert_eq!(read, [0; 8], "the owner's memory was read");
     // SAFETY: of this endpoint and context; the memory stays.
     unsafe {
         raw.ucx.ucp_rkey_destroy(key);
+        raw.ucx.ucp_rkey_destroy(given);
         let _ = raw.ucx.ucp_mem_unmap(raw.context, memory);
     }
     drop(raw);
+    site.assert_alive();
+}
+
+const UNTOUCHED: u64 = 0x1111;
+
+/// Asks an owner for the description of a segment.
+fn describe(control: &Arc<dyn Peer>, number: u16) -> std::result::Result<Packed, String> {
+    let call = Call::small(Hello::Segment(number).encode());
+    let answer = Arc::clone(control).request(call).deadline(Duration::from_secs(10)).wait().unwrap();
+    match Welcome::decode(&answer.head).unwrap() {
+        Welcome::Segment(packed) => Ok(packed),
+        Welcome::Refused(reason) => Err(reason),
+        welcome @ Welcome::Meet { .. } => panic!("{welcome:?}"),
+    }
+}
+
+/// Descriptions are for connections that have met the owner's worker, and of segments that there are.
+#[test]
+fn memory_is_described_to_peers_alone() {
+    let site = Site::new();
+    let stranger = Tcp::new(identity(&site.secret, 8), tcp::Options::default());
+    let stranger = stranger.control(Purpose::Ucx, site.contact, soon()).unwrap();
+    assert!(describe(&stranger, Described::NUMBER).is_err());
+    let raw = Raw::new();
+    let (control, ..) = site.meet(&raw.address());
+    assert!(describe(&stranger, Described::NUMBER).is_err());
+    for number in [0, Described::NUMBER - 1, u16::MAX] {
+        assert!(describe(&control, number).is_err(), "{number}");
+    }
+    let len = describe(&control, Described::NUMBER).unwrap().len;
+    assert_eq!(len, size_of_val(&site.memory.0[..]) as u64);
     site.assert_alive();
 }
 

@@ -42,7 +42,7 @@ impl Service for Nobody {
 
 /// What is in that segment.
 fn content() -> Vec<u8> {
-    (0..4 << 20).map(|i: usize| (i.wrapping_mul(31) ^ i >> 9) as u8).collect()
+    (0..4 << 20).map(|i: usize| (i.wrapping_mul(31) ^ (i >> 9)) as u8).collect()
 }
 
 fn options(transports: &str, one_sided: OneSided) -> Options {
