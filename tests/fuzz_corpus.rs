@@ -86,9 +86,32 @@ fn samples_of_the_frame_target_are_valid() {
 
 #[test]
 fn samples_of_the_question_target_are_valid() {
-    for name in ["get", "exists-two", "retire", "wait", "bind", "yes", "bound-missing", "huge"] {
+    let questions = ["get", "exists-two", "retire", "wait", "bind", "join", "left", "pass"];
+    for name in questions.into_iter().chain(["yes", "bound-missing", "from", "huge"]) {
         let input = fs::read(fuzz().join("corpus/question").join(name)).unwrap();
         assert_eq!(proxystore::service::check_question(&input), name != "huge", "{name}");
+    }
+}
+
+#[cfg(feature = "ucx")]
+#[test]
+fn samples_of_the_ucx_target_are_valid() {
+    for (name, is_message) in [
+        ("ask", true),
+        ("answer", true),
+        ("answer-long", true),
+        ("apart", true),
+        ("part", true),
+        ("refusal", true),
+        ("abandon", true),
+        ("alive", true),
+        ("meet", false),
+        ("welcome", false),
+        ("refused", false),
+        ("changed", false),
+    ] {
+        let input = fs::read(fuzz().join("corpus/ucx").join(name)).unwrap();
+        assert_eq!(proxystore::service::check_messages(&input), is_message, "{name}");
     }
 }
 

@@ -250,6 +250,11 @@ fn settings(options: &Options) -> Vec<Setting> {
         Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
     ];
     let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
+    // Named as `mlx5_0:1`, where interfaces are named as `eth0`. Those that read keep the right to write to the landings where it
+    // belongs; UCX would now and then have the owner write. Over TCP, where it is all the same, reading is slower.
+    if devices.iter().any(|device| device.contains(':')) {
+        settings.push(Setting { name: "RNDV_SCHEME", value: "get_zcopy".to_owned() });
+    }
     if !devices.is_empty() {
         settings.push(Setting { name: "NET_DEVICES", value: devices.join(",") });
     }

@@ -54,3 +54,14 @@ fn ends() -> Ends {
         settle: Box::new(|| {}),
     }
 }
+
+#[test]
+fn the_requester_reads_where_there_is_an_adapter() {
+    let scheme = |devices: &[&str]| {
+        let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+        let settings = super::settings(&Options { devices, ..Options::default() });
+        settings.into_iter().find(|setting| setting.name == "RNDV_SCHEME").map(|setting| setting.value)
+    };
+    assert_eq!(scheme(&["eth0", "mlx5_0:1"]).as_deref(), Some("get_zcopy"));
+    assert_eq!(scheme(&["eth0", "ib0"]), None);
+}

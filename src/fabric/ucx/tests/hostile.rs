@@ -421,12 +421,7 @@ fn memory_is_described_to_peers_alone() {
 #[test]
 #[ignore = "a stranger at its port ends UCX 1.13 with assertions (uct/tcp/tcp_ep.c:1404), and the process with it"]
 fn strangers_at_the_port_of_ucx_change_nothing() {
-    let before = listening();
-    let site = Site::new();
-    site.assert_alive();
-    let ports: Vec<u16> =
-        listening().into_iter().filter(|port| !before.contains(port) && *port != site.contact.port()).collect();
-    assert!(!ports.is_empty(), "UCX does not listen");
+    let (site, ports) = listening_site();
     let noise = |len: u64| -> Vec<u8> { (0..random_number() % len).map(|_| random_number() as u8).collect() };
     for round in 0..40 {
         for port in &ports {
@@ -444,6 +439,40 @@ fn strangers_at_the_port_of_ucx_change_nothing() {
         }
         site.assert_alive();
     }
+}
+
+/// UCX's transport over TCP has a message of its own for writing: bytes behind an address, which is not looked at. No feature of
+/// a context is asked, so what keeps the one-sided operations of UCP out does not help.
+#[test]
+#[ignore = "UCX's transport tcp writes where whoever connects to its port says (uct/tcp/tcp_ep.c, PUT_REQ)"]
+fn strangers_at_the_port_of_ucx_write_nothing() {
+    let (site, ports) = listening_site();
+    let target = Box::new(std::sync::atomic::AtomicU64::new(7));
+    let address = std::ptr::from_ref(&*target).expose_provenance() as u64;
+    for port in ports {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+        // Kind 1, length 4 of what follows: address 8, length 8, number 4; then the bytes.
+        let mut bytes = [&MAGIC.to_le_bytes()[..], &[33], &20u32.to_le_bytes()].concat();
+        bytes.extend_from_slice(&[address.to_le_bytes(), 8u64.to_le_bytes()].concat());
+        bytes.extend_from_slice(&1u32.to_le_bytes());
+        bytes.extend_from_slice(&0x4242_u64.to_le_bytes());
+        let _ = stream.write_all(&bytes);
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
+        let _ = stream.read(&mut [0; 100]);
+    }
+    assert_eq!(target.load(std::sync::atomic::Ordering::SeqCst), 7, "a stranger wrote to memory of the process");
+    site.assert_alive();
+}
+
+/// A site, and the ports at which its UCX listens.
+fn listening_site() -> (Site, Vec<u16>) {
+    let before = listening();
+    let site = Site::new();
+    site.assert_alive();
+    let ports: Vec<u16> =
+        listening().into_iter().filter(|port| !before.contains(port) && *port != site.contact.port()).collect();
+    assert!(!ports.is_empty(), "UCX does not listen");
+    (site, ports)
 }
 
 /// The number of the fabric's messages among all that one can send to a worker.
