@@ -132,6 +132,7 @@ impl DimConnector {
         let remote = Remote {
             scheme,
             client: Arc::clone(&client),
+            contact,
             peers: Peers::new(fabric),
             lease: lease.unwrap_or(LEASE),
             shares,

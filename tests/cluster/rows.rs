@@ -299,7 +299,11 @@ fn row_32_requester(fabric: Fabric) {
     for (at, place) in fabric.places(REQUESTER_PLACES, &["fabric.asked:2", "fabric.answered:2"]).iter().enumerate() {
         let seed = at as u64 + 1;
         let key = put(&mut pair.owner, seed, 24 << 20);
-        let url = if place.starts_with("client.replica") { fabric.url("test") } else { fabric.direct() };
+        let url = match () {
+            () if place.starts_with("client.replica") => fabric.url("test?relays=off"),
+            () if place.starts_with("client.arriving") => fabric.url("test"),
+            () => fabric.direct(),
+        };
         let environment = [ENVIRONMENT, &[("PROXYSTORE_FAILPOINT", place)]].concat();
         let mut victim = pair.hosts[1].start(&["--node", &url], &environment);
         victim.tell(&format!("get {key} {seed}"));
@@ -707,4 +711,7 @@ const REQUESTER_PLACES: &[&str] = &[
     "client.replica.claimed",
     "client.replica.published",
     "client.replica.bound",
+    "client.arriving.hinted",
+    "client.arriving.advanced:5",
+    "client.arriving.labelled",
 ];

@@ -42,7 +42,6 @@ impl Crowd {
             let export = Export::new(Arc::clone(&client));
             let listener = fabric.listen(&[(host, 0).into()], Arc::new(Arc::clone(&export))).unwrap();
             export.set_contact(listener.contact());
-            contact::write(client.table(), listener.contact());
             let config = ConnectorConfig::new("fake", test);
             let connector =
                 DimConnector::new(config, Arc::clone(&client), listener.contact(), &[7; 16], fabric).unwrap();

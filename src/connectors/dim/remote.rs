@@ -1,5 +1,6 @@
 //! `Remote`: operations on objects of other nodes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,6 +28,8 @@ use crate::shm::table::{Label, Origin};
 pub(super) struct Remote {
     pub(super) scheme: &'static str,
     pub(super) client: Arc<Client>,
+    /// Where this node was reached when the store was opened.
+    pub(super) contact: SocketAddr,
     pub(super) peers: Peers,
     /// How long a copy of another node's object is used before that node is asked again.
     pub(super) lease: Duration,
