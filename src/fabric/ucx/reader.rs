@@ -120,16 +120,17 @@ impl Reader {
         };
         let mut spun = Instant::now();
         loop {
-            let (moved, ended) = {
+            let (moved, ended, now) = {
                 let mut desk = lock(&self.desk);
                 let moved = desk.step();
                 let ended = desk.reads.get_mut(&read).and_then(Option::take);
-                if ended.is_some() || Instant::now() >= deadline {
+                // One look at the clock: who gives up has nothing left here.
+                let now = Instant::now();
+                if ended.is_some() || now >= deadline {
                     desk.reads.remove(&read);
                 }
-                (moved, ended)
+                (moved, ended, now)
             };
-            let now = Instant::now();
             match ended {
                 Some(finished) => return self.landed(finished),
                 // The operation keeps its memory until it ends.
@@ -143,6 +144,16 @@ impl Reader {
                     spun = Instant::now();
                 }
             }
+        }
+    }
+
+    /// Ends a link, and what is on its way over it; nobody else may call for long.
+    fn close(&self, link: u64) {
+        let mut desk = lock(&self.desk);
+        desk.worker.close(link);
+        let until = Instant::now() + CLOSING;
+        while Instant::now() < until {
+            desk.step();
         }
     }
 
@@ -285,7 +296,7 @@ impl Reading {
             }
             let reason = state.failed.get_or_insert_with(|| error.context().to_owned()).clone();
             if std::mem::take(&mut state.is_connected) && self.reader.is_ours() {
-                lock(&self.reader.desk).worker.close(self.link);
+                self.reader.close(self.link);
             }
             Error::new(ErrorKind::Unavailable, "get", reason)
         })
@@ -332,10 +343,13 @@ impl Drop for Reading {
     fn drop(&mut self) {
         let is_connected = lock(&self.state).is_connected;
         if is_connected && self.reader.is_ours() {
-            lock(&self.reader.desk).worker.close(self.link);
+            self.reader.close(self.link);
         }
     }
 }
+
+/// How long the end of a link is driven.
+const CLOSING: Duration = Duration::from_millis(2);
 
 /// Names of transports that read memory without the process whose it is, and of what they need beside that.
 #[derive(Debug, PartialEq, Eq)]
