@@ -1,7 +1,7 @@
-//! Gets between two hosts beside bare loops, in one run: `cluster --bench [ucx]`.
+//! Gets between two hosts beside bare loops, in one run: `cluster --bench [ucx|margo]`.
 
 use crate::hosts::{Cluster, Worker, missing};
-use crate::pair::{ENVIRONMENT, Fabric, UCX};
+use crate::pair::{ENVIRONMENT, Fabric, MARGO, UCX};
 
 /// Prints the tables; the exit status.
 pub(crate) fn main(fabric: Fabric) -> i32 {
@@ -34,6 +34,12 @@ pub(crate) fn main(fabric: Fabric) -> i32 {
             fresh.push(number(&worker.ask(&format!("singles {key}"))) / 1e6);
         }
         println!("\nfirst get of a process {:.2} ms, bare endpoint and first byte {first:.2} ms", median(fresh));
+        idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+    } else if fabric == MARGO {
+        let contact = server.ask(&format!("margo_own {LARGEST}"));
+        run.bare.expect(&format!("margo_connect {contact} {LARGEST}"), "done");
+        run.margo();
+        run.batch();
         idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
     } else {
         run.latencies();
@@ -100,6 +106,25 @@ impl Run<'_> {
             "\n1000 objects of 4096 bytes: {single:.2} ms one by one, {batch:.2} ms as a batch: {:.1} times",
             single / batch
         );
+    }
+
+    /// Of means: below 64 KiB the times of a get and of an RPC with such an answer, from there on the bandwidths of a get and of
+    /// a pull.
+    fn margo(&mut self) {
+        println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
+        for len in SMALL.into_iter().chain(LARGE) {
+            let key = put(self.owner, len);
+            let count = if len < LARGE[0] { 2000 } else { often(len) };
+            let (mut times, mut bares) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                bares.push(number(&self.bare.ask(&format!("margo_fetch {len} {count}"))) / 1e3);
+                times.push(number(&self.ours.ask(&format!("latency {key} {count}"))) / 1e3);
+            }
+            let (bare, ours) = (median(bares), median(times));
+            let ratio = if len < 64 << 10 { ours / bare } else { bare / ours };
+            println!("{len:>10}  {bare:>12.1}  {ours:>12.1}  {ratio:>6.2}");
+            self.owner.expect(&format!("evict {key}"), "done");
+        }
     }
 
     /// Connects the bare UCP loop; milliseconds to the first byte.

@@ -22,6 +22,9 @@ mod harness;
 mod hosts;
 mod interface;
 mod margo;
+#[cfg(feature = "margo")]
+#[path = "../../src/bin/proxystore/margo.rs"]
+mod margo_loop;
 mod node;
 mod objects;
 mod pair;
@@ -45,6 +48,7 @@ fn main() {
         ["--bench"] => std::process::exit(bench::main(pair::TCP)),
         ["--bench", "one-to-all"] => std::process::exit(crowd::bench()),
         ["--bench", "ucx"] => std::process::exit(bench::main(pair::UCX)),
+        ["--bench", "margo"] => std::process::exit(bench::main(pair::MARGO)),
         ["--node", url] => std::process::exit(node::run(url)),
         ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
         ["--proxy", own, peer] => std::process::exit(node::proxy(own, peer)),

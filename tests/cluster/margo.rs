@@ -32,7 +32,7 @@ fn leaves_nothing() {
     let owner_before = figures(&mut pair.owner);
     for round in 0..6 {
         let mut other = node_with(MARGO, &pair.hosts[1], &[]);
-        other.expect(&format!("get {key} 1"), "same");
+        await_answer(&mut other, &format!("get {key} 1"), "same", SILENCE * 3);
         if round % 2 == 0 { other.end() } else { other.kill() }
     }
     settles("the owner", &mut pair.owner, owner_before);
@@ -42,7 +42,7 @@ fn leaves_nothing() {
         let environment = [("PROXYSTORE_RUNTIME_DIR", "/run/another"), ("PROXYSTORE_PORT", "0")];
         let mut owner = node_with(MARGO, &pair.hosts[0], &environment);
         let key = put(&mut owner, seed, 3_000_000);
-        pair.requester.expect(&format!("get {key} {seed}"), "same");
+        await_answer(&mut pair.requester, &format!("get {key} {seed}"), "same", SILENCE * 3);
         if seed % 2 == 0 {
             owner.end()
         } else {
@@ -122,7 +122,7 @@ impl Site {
         let url = MARGO.url(&format!("test?replicas=off&bytes={}", LARGE * 3 / 2));
         let mut requester = hosts[1].start(&["--node", &url], ENVIRONMENT);
         let (large, small) = (put(&mut owner, 1, LARGE), put(&mut owner, 2, 100));
-        requester.expect(&format!("get {small} 2"), "same");
+        await_answer(&mut requester, &format!("get {small} 2"), "same", SILENCE * 3);
         let own = put(&mut requester, 3, LARGE);
         assert_error(&requester.ask(&format!("put 4 {LARGE}")), &["NoSpace"]);
         requester.expect(&format!("evict {own}"), "done");
@@ -168,7 +168,7 @@ fn back() {
             assert_error(&answer, &["Stale", "PeerDown"]);
             assert!(took < SILENCE, "{took:?} {answer}");
         }
-        await_answer(&mut requester, &format!("get {key} {seed}"), "same", SILENCE);
+        await_answer(&mut requester, &format!("get {key} {seed}"), "same", SILENCE * 3);
         owner.kill();
     }
     requester.expect("settled", "settled");

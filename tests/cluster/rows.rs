@@ -619,6 +619,8 @@ fn row_48(fabric: Fabric) {
     for round in 0..6 {
         let mut crowd: Vec<Worker> = (0..4).map(|_| node(fabric, &pair.hosts[1])).collect();
         for worker in &mut crowd {
+            // All of them start what they get by, at once.
+            worker.expect(&format!("limit {}", (SILENCE + SLACK).as_millis()), "done");
             worker.tell(&format!("timed get {key} 1"));
         }
         for worker in &mut crowd {

@@ -59,8 +59,54 @@ pub(crate) fn obey(words: &[&str]) -> std::io::Result<String> {
             let shape = ucp::Shape { len: number(len), window: number(window), pieces: number(pieces) };
             bare_ucp::fetch(shape, progress == "busy", number(count))?
         }
+        // As for UCP, of the bare Margo loop: contact, nanoseconds of each fetch.
+        #[cfg(feature = "margo")]
+        ["margo_own", len] => bare_margo::own(number(len))?,
+        #[cfg(feature = "margo")]
+        ["margo_connect", contact, room] => bare_margo::connect(contact, number(room))?,
+        #[cfg(feature = "margo")]
+        ["margo_fetch", len, count] => bare_margo::fetch(number(len), number(count))?,
         _ => panic!("no such order: {words:?}"),
     })
+}
+
+/// The bare Margo loop of this process.
+#[cfg(feature = "margo")]
+mod bare_margo {
+    use std::cell::RefCell;
+    use std::io;
+
+    use crate::margo_loop::{Owner, Requester};
+
+    thread_local! {
+        static REQUESTER: RefCell<Option<Requester>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn own(len: usize) -> io::Result<String> {
+        let owner = Owner::start(PROTOCOL, &vec![7; len])?;
+        let contact = owner.contact().iter().map(|byte| format!("{byte:02x}")).collect();
+        // Until the process ends.
+        std::mem::forget(owner);
+        Ok(contact)
+    }
+
+    pub(super) fn connect(contact: &str, room: usize) -> io::Result<String> {
+        let digits = |at: usize| u8::from_str_radix(&contact[at..at + 2], 16).map_err(io::Error::other);
+        let contact = (0..contact.len()).step_by(2).map(digits).collect::<io::Result<Vec<u8>>>()?;
+        let requester = Requester::connect(PROTOCOL, &contact, room)?;
+        REQUESTER.set(Some(requester));
+        Ok("done".to_owned())
+    }
+
+    pub(super) fn fetch(len: usize, count: usize) -> io::Result<String> {
+        let requester = REQUESTER.take().ok_or(io::ErrorKind::NotConnected)?;
+        let (requester, _) = requester.fetch(count / 10 + 1, len)?;
+        let (requester, took) = requester.fetch(count, len)?;
+        REQUESTER.set(Some(requester));
+        Ok((took.as_nanos() as usize / count).to_string())
+    }
+
+    const PROTOCOL: &str = "ofi+tcp";
 }
 
 /// The bare UCP loop of this process, which may ask one owner at a time.
