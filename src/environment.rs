@@ -89,12 +89,12 @@ const RUNTIME_DIR: Variable = Variable {
 };
 pub(crate) const JOB: Variable = Variable {
     name: "PROXYSTORE_JOB",
-    default: "slurm-JOBID in a Slurm job, mpi-ID under mpirun, else \"default\"",
+    default: "slurm-JOBID in a Slurm job, mpi-ID under mpirun, else pbs-, lsf- or flux-ID, else \"default\"",
     doc: "name of the job, which shm:// without a name opens: 1 to 64 of A-Z a-z 0-9 . _ -",
 };
 pub(crate) const NODES: Variable = Variable {
     name: "PROXYSTORE_NODES",
-    default: "those of the Slurm job",
+    default: "those of the Slurm or LSF job",
     doc: "host names of the job's nodes in one order for all processes, as n[01-04],login",
 };
 pub(crate) const NODE_ID: Variable = Variable {
@@ -104,7 +104,7 @@ pub(crate) const NODE_ID: Variable = Variable {
 };
 pub(crate) const RANK: Variable = Variable {
     name: "PROXYSTORE_RANK",
-    default: "the MPI launcher's, else Slurm's",
+    default: "the MPI launcher's or torchrun's, else the batch system's",
     doc: "number of this process among those started together, from 0",
 };
 pub(crate) const SIZE: Variable = Variable {

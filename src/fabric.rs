@@ -40,6 +40,9 @@ pub(crate) mod fault;
 #[doc(hidden)]
 pub use handshake::check_handshake;
 pub(crate) use landing::{Landing, Parts};
+#[cfg(feature = "margo")]
+#[doc(hidden)]
+pub use margo::check_margo;
 #[doc(hidden)]
 pub use tcp::check_frames;
 #[cfg(feature = "ucx")]
@@ -192,6 +195,22 @@ pub(crate) trait Land: Send + 'static {
     /// # Errors
     /// End the request, and the bytes are thrown away.
     fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Vec<Landing>>;
+
+    /// Where the only part of the reply is at its owner, as far as the caller knows. A fabric may pull it from there while the
+    /// question is on its way, into what [`lend`](Self::lend) gives, if all answers that name that place are about the same bytes.
+    fn likely(&self) -> Option<Spot> {
+        None
+    }
+
+    /// The landing of the part at the likely place, once.
+    fn lend(&mut self) -> Option<Landing> {
+        None
+    }
+
+    /// Takes it back, full, before [`land`](Self::land), which gives it then.
+    fn give_back(&mut self, landing: Landing) {
+        drop(landing);
+    }
 }
 
 /// Refuses parts.
@@ -218,10 +237,8 @@ pub(crate) struct Answer {
 pub(crate) struct Incoming<'a> {
     pub(crate) head: &'a [u8],
     /// Number of the requester's memory, as it proved.
-    #[allow(dead_code, reason = "who asks is for logs and limits by node, which nobody keeps yet")]
     pub(crate) from: u64,
     /// Number of the connection on which it came, among those of its listener.
-    #[allow(dead_code, reason = "for services that keep something for a connection")]
     pub(crate) connection: u64,
     pub(crate) responder: Responder,
 }

@@ -46,6 +46,20 @@ fn samples_of_the_codec_target_are_valid() {
     }
 }
 
+#[cfg(feature = "margo")]
+#[test]
+fn samples_of_the_margo_target_are_valid() {
+    let refused = ["part-nowhere", "trailing"];
+    for entry in fs::read_dir(fuzz().join("corpus/margo")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.len() < 40 {
+            let count = proxystore::service::check_margo(&fs::read(&path).unwrap());
+            assert_eq!(count > 0, !refused.contains(&name), "{name}");
+        }
+    }
+}
+
 #[test]
 fn samples_of_the_message_target_are_valid() {
     let refused = ["count-too-large", "trailing", "wrong-number"];

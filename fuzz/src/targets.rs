@@ -25,6 +25,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("launch", launch),
     ("frame", frame),
     ("question", question),
+    #[cfg(feature = "margo")]
+    ("margo", margo),
+    #[cfg(feature = "ucx")]
     ("ucx", ucx),
 ];
 
@@ -213,23 +216,46 @@ pub fn frame(data: &[u8]) {
 }
 
 /// What comes over UCX, and on its control connection: as it is, and a message whose checksum is right.
+#[cfg(feature = "ucx")]
 pub fn ucx(data: &[u8]) {
-    #[cfg(feature = "ucx")]
-    {
-        proxystore::service::check_messages(data);
-        let Some((header, rest)) = data.split_first_chunk::<40>() else { return };
-        let mut header = *header;
-        // No more than 255 parts and 64 KiB of head.
-        [1..4, 5..8, 26..28, 32..40].into_iter().for_each(|zeros| header[zeros].fill(0));
-        let described = usize::from(header[4]) * 8 + usize::from(u16::from_le_bytes([header[24], header[25]]));
-        let Some(description) = rest.get(..described) else { return };
-        let checksum = crc32fast::hash(&[&header, description].concat());
-        header[32..36].copy_from_slice(&checksum.to_le_bytes());
-        // Short descriptions are of the header.
-        let own = if described > 512 { 0 } else { described.min(255) as u8 };
-        proxystore::service::check_messages(&[&[own], &header[..], rest].concat());
+    proxystore::service::check_messages(data);
+    let Some((header, rest)) = data.split_first_chunk::<40>() else { return };
+    let mut header = *header;
+    // No more than 255 parts and 64 KiB of head.
+    [1..4, 5..8, 26..28, 32..40].into_iter().for_each(|zeros| header[zeros].fill(0));
+    let described = usize::from(header[4]) * 8 + usize::from(u16::from_le_bytes([header[24], header[25]]));
+    let Some(description) = rest.get(..described) else { return };
+    let checksum = crc32fast::hash(&[&header, description].concat());
+    header[32..36].copy_from_slice(&checksum.to_le_bytes());
+    // Short descriptions are of the header.
+    let own = if described > 512 { 0 } else { described.min(255) as u8 };
+    proxystore::service::check_messages(&[&[own], &header[..], rest].concat());
+}
+
+/// What `margo://` says in RPCs and on its control connections: as it is, and behind checksums that are right.
+#[cfg(feature = "margo")]
+pub fn margo(data: &[u8]) {
+    proxystore::service::check_margo(data);
+    let crc = |bytes: &[u8]| crc32fast::hash(bytes).to_le_bytes();
+    // A message's is of all that follows.
+    proxystore::service::check_margo(&[&crc(data), data].concat());
+    // A description's is of its table, whose end its counts and lengths give.
+    if let Some(end) = described(data) {
+        proxystore::service::check_margo(&[&crc(&data[..end]), data].concat());
     }
-    let _ = data;
+}
+
+/// Where the table of an answer's description ends that begins behind its checksum.
+#[cfg(feature = "margo")]
+fn described(data: &[u8]) -> Option<usize> {
+    let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?) as usize);
+    let short = |at: usize| Some(usize::from(u16::from_le_bytes(data.get(at..at + 2)?.try_into().ok()?)));
+    let (head, parts, sources) = (number(0)?, number(4)?, short(8)?);
+    let mut at = 12_usize.checked_add(head)?;
+    for _ in 0..sources {
+        at = at.checked_add(6)?.checked_add(short(at.checked_add(4)?)?)?;
+    }
+    at.checked_add(parts.checked_mul(18)?).filter(|end| *end <= data.len())
 }
 
 /// One of everything that a codec treats differently.

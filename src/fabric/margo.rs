@@ -40,6 +40,8 @@ mod wire;
 use memory::Memory;
 use native::{Access, Address, Instance};
 use peer::MargoPeer;
+#[doc(hidden)]
+pub use wire::check_margo;
 use wire::{Control, Welcome};
 
 /// The fabric of Margo.

@@ -239,8 +239,11 @@ impl Client {
     }
 
     /// The data segment in which an address of this process lies: where it is written, and where it is viewed.
+    ///
+    /// Whoever asks registers it: from now on, its pages stay what they are.
     #[cfg(feature = "tcp")]
     pub(crate) fn mappings_of(&self, address: usize) -> Option<(std::ops::Range<usize>, Option<usize>)> {
+        self.table.header(word::REGISTERED).store(1, Relaxed);
         let contains = |mapping: &Mapping| {
             let start = mapping.as_ptr().addr().get();
             (start..start + mapping.len()).contains(&address)
@@ -254,6 +257,7 @@ impl Client {
     /// The same of a data segment that has come to this process.
     #[cfg(feature = "tcp")]
     pub(crate) fn mappings_of_segment(&self, index: u16) -> Option<(std::ops::Range<usize>, Option<usize>)> {
+        self.table.header(word::REGISTERED).store(1, Relaxed);
         self.segments.get(usize::from(index))?.get()?.mappings()
     }
 

@@ -112,6 +112,7 @@ impl Export {
         };
         if self.client.evict(want.id, expected(want))? {
             failpoint!("export.evicted");
+            lock(&self.relays).ended(want.id);
             if want.place == NO_PLACE {
                 // Those who wait for it must learn that it does not come.
                 self.client.wake(want.id);
@@ -131,6 +132,7 @@ impl Export {
         winners.add(number);
         drop(winners);
         failpoint!("export.retired");
+        lock(&self.relays).ended(want.id);
         if want.place == NO_PLACE {
             self.client.wake(want.id);
         }
@@ -183,9 +185,17 @@ impl Export {
         self.answer_later(answer, responder);
     }
 
-    /// Answers with bytes of another node's object, when they are here.
+    /// Answers with bytes of another node's object, when they are here; at once where none are wanted, whether they may come.
     fn pass(self: &Arc<Self>, instance: u64, want: Want, responder: Responder) {
         let origin = Origin { instance, id: want.id };
+        if want.count == 0 {
+            let verdict = match self.client.find_replica(origin) {
+                Ok(Some(_)) => Verdict::Yes { expires_in: 0 },
+                Ok(None) => Verdict::Missing,
+                Err(error) => Verdict::refused(&error),
+            };
+            return responder.reply(Verdict::encode_all(&[verdict]), Vec::new());
+        }
         let end = want.from + want.count;
         let passage = Passage::new(Arc::clone(&self.client), origin, end, Arc::clone(&self.closed));
         let answer = Pending::from_source(passage).and_then(move |region| {
@@ -268,7 +278,7 @@ impl Service for Arc<Export> {
                 (or_refused(self.join(&want, as_node, &lost, connection)), Vec::new())
             }
             Question::Left { want, is_whole } => {
-                lock(&self.relays).left(want.id, from, is_whole);
+                lock(&self.relays).left(want.id, from, connection, is_whole);
                 (vec![Verdict::Yes { expires_in: 0 }], Vec::new())
             }
             Question::Pass { instance, want } => return self.pass(instance, want, responder),

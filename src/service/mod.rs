@@ -37,6 +37,9 @@ pub(crate) mod stats;
 #[expect(unsafe_code, reason = "SO_PEERCRED and SO_PEERPIDFD have no safe wrapper")]
 pub(crate) mod wire;
 
+#[cfg(feature = "margo")]
+#[doc(hidden)]
+pub use crate::fabric::check_margo;
 #[cfg(feature = "ucx")]
 #[doc(hidden)]
 pub use crate::fabric::check_messages;

@@ -79,12 +79,12 @@ impl Relays {
     /// A node gets from nodes that came before it, or have all: so no two ever wait for each other.
     ///
     /// # Cost
-    /// A look at each node that fetches the object or did.
+    /// A look at each node that fetches the object or did; for one that comes again, at the way of the bytes to each.
     pub(crate) fn join(&mut self, id: Id, pieces: u64, node: Node, connection: u64, lost: &[u64]) -> Option<Node> {
         if !self.objects.contains_key(&id) {
             if self.order.len() >= MOST_OBJECTS {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.objects.remove(&oldest);
+                if let Some(oldest) = self.order.front().copied() {
+                    self.ended(oldest);
                 }
             }
             self.order.push_back(id);
@@ -105,12 +105,16 @@ impl Relays {
     }
 
     /// A node has all of an object, or gave it up.
-    pub(crate) fn left(&mut self, id: Id, instance: u64, is_whole: bool) {
+    pub(crate) fn left(&mut self, id: Id, instance: u64, connection: u64, is_whole: bool) {
         let Some(fetches) = self.objects.get_mut(&id) else { return };
         let Some(place) = fetches.places.get(&instance).copied() else { return };
+        let fetched_by = fetches.fetchers[place as usize].connection;
+        if !is_whole && fetched_by != connection {
+            // Another process of that node tries again by now.
+            return;
+        }
         fetches.end(place, if is_whole { State::Whole } else { State::Lost });
-        let connection = fetches.fetchers[place as usize].connection;
-        self.forget(connection, id, place);
+        self.forget(fetched_by, id, place);
     }
 
     /// A connection ended: what was fetched by it and is not whole is lost.
@@ -127,8 +131,10 @@ impl Relays {
 
     /// An object is not here any more.
     pub(crate) fn ended(&mut self, id: Id) {
-        if self.objects.remove(&id).is_some() {
-            self.order.retain(|other| *other != id);
+        let Some(fetches) = self.objects.remove(&id) else { return };
+        self.order.retain(|other| *other != id);
+        for (fetcher, place) in fetches.fetchers.iter().zip(0..) {
+            self.forget(fetcher.connection, id, place);
         }
     }
 
@@ -152,10 +158,9 @@ impl Fetches {
     /// The place of a node, which gets nothing from anywhere for the moment, and the connection by which it fetched before;
     /// `None` when there are too many.
     fn enter(&mut self, node: Node, connection: u64, lost: &[u64]) -> Option<(u32, Option<u64>)> {
-        for instance in lost {
-            if let Some(place) = self.places.get(instance).copied() {
-                self.end(place, State::Lost);
-            }
+        // Those named before have been ended then, and may be back.
+        if let Some(place) = lost.last().and_then(|instance| self.places.get(instance)).copied() {
+            self.end(place, State::Lost);
         }
         match self.places.get(&node.instance).copied() {
             Some(place) => {
@@ -236,11 +241,14 @@ impl Fetches {
 ///
 /// Every node in between adds the time of a piece; more of them cost more questions.
 pub(crate) fn piece(len: u64) -> u64 {
-    (len / MOST_PIECES).max(LEAST_PIECE).next_multiple_of(LEAST_PIECE)
+    (len / PIECES).clamp(LEAST_PIECE, MOST_PIECE).next_multiple_of(LEAST_PIECE)
 }
 
-const MOST_PIECES: u64 = 256;
+const PIECES: u64 = 256;
 const LEAST_PIECE: u64 = 1 << 20;
+
+/// Slow links move some of them in the time after which a node is asked whether it lives.
+const MOST_PIECE: u64 = 16 << 20;
 
 /// Objects of which it is known who has them; of those that were first fetched longest ago it is forgotten.
 const MOST_OBJECTS: usize = 1024;
@@ -286,9 +294,9 @@ mod tests {
     fn who_has_it_comes_before_its_owner() {
         let mut relays = Relays::default();
         assert_eq!(join(&mut relays, 1, &[]), None);
-        relays.left(OBJECT, 1, true);
+        relays.left(OBJECT, 1, 1, true);
         assert_eq!(join(&mut relays, 2, &[]), Some(1));
-        relays.left(OBJECT, 2, true);
+        relays.left(OBJECT, 2, 2, true);
         assert_eq!(join(&mut relays, 3, &[]), Some(1));
         assert_eq!(join(&mut relays, 4, &[]), Some(2));
         assert_eq!(join(&mut relays, 5, &[]), None);
@@ -298,12 +306,12 @@ mod tests {
     fn who_gave_it_up_or_is_gone_serves_nobody() {
         let mut relays = Relays::default();
         join(&mut relays, 1, &[]);
-        relays.left(OBJECT, 1, false);
+        relays.left(OBJECT, 1, 1, false);
         assert_eq!(join(&mut relays, 2, &[]), None);
         relays.gone(2);
         assert_eq!(join(&mut relays, 3, &[]), None);
         // Of one that has all, the end of a connection says nothing: its node has it.
-        relays.left(OBJECT, 3, true);
+        relays.left(OBJECT, 3, 3, true);
         relays.gone(3);
         assert_eq!(join(&mut relays, 4, &[]), Some(3));
     }
@@ -323,7 +331,7 @@ mod tests {
     fn what_ended_is_forgotten() {
         let mut relays = Relays::default();
         join(&mut relays, 1, &[]);
-        relays.left(OBJECT, 1, true);
+        relays.left(OBJECT, 1, 1, true);
         relays.ended(OBJECT);
         assert_eq!(join(&mut relays, 2, &[]), None);
         assert_eq!(relays.order.len(), 1);
@@ -335,10 +343,34 @@ mod tests {
         for slot in 0..2 * MOST_OBJECTS as u32 {
             let id = Id { slot, ..OBJECT };
             relays.join(id, 64, node(1), 9, &[]);
-            relays.left(id, 1, true);
+            relays.left(id, 1, 9, true);
         }
         assert!(relays.connections.is_empty());
         assert_eq!((relays.objects.len(), relays.order.len()), (MOST_OBJECTS, MOST_OBJECTS));
+    }
+
+    #[test]
+    fn what_ends_while_it_is_fetched_leaves_nothing() {
+        let mut relays = Relays::default();
+        for slot in 0..2 * MOST_OBJECTS as u32 {
+            relays.join(Id { slot, ..OBJECT }, 64, node(1), 9, &[]);
+        }
+        assert_eq!(relays.connections.values().map(Vec::len).sum::<usize>(), MOST_OBJECTS);
+        for slot in 0..2 * MOST_OBJECTS as u32 {
+            relays.ended(Id { slot, ..OBJECT });
+        }
+        assert!(relays.connections.is_empty() && relays.order.is_empty());
+    }
+
+    #[test]
+    fn a_late_word_of_giving_up_does_not_end_another_attempt() {
+        let mut relays = Relays::default();
+        join(&mut relays, 1, &[]);
+        assert_eq!(relays.join(OBJECT, 64, node(1), 99, &[]), None);
+        relays.left(OBJECT, 1, 1, false);
+        assert_eq!(join(&mut relays, 2, &[]), Some(1));
+        relays.left(OBJECT, 1, 99, false);
+        assert_eq!(join(&mut relays, 3, &[2]), None);
     }
 
     #[derive(Clone, Debug)]
@@ -373,7 +405,7 @@ mod tests {
                         sources.insert(node, source);
                     }
                     Event::Left { node, is_whole } => {
-                        relays.left(OBJECT, node, is_whole);
+                        relays.left(OBJECT, node, node, is_whole);
                         sources.remove(&node);
                     }
                     Event::Gone(node) => {

@@ -145,6 +145,8 @@ pub(crate) mod word {
     pub(crate) const REBUILDS: usize = 17;
     /// Set once by whoever first lands an object of another node.
     pub(crate) const REPLICAS: usize = 20;
+    /// Set once by whoever registers memory with a library that may pin its pages for an adapter.
+    pub(crate) const REGISTERED: usize = 22;
     /// Most bytes of such objects; 0 when nobody shares them.
     pub(crate) const REPLICA_BUDGET: usize = 21;
 }

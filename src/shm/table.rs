@@ -8,6 +8,7 @@ use crate::key::Format;
 use crate::mutant::mutant;
 use crate::sync::modelled::{AtomicU64, fence};
 
+pub(crate) use leaving::Others;
 pub(crate) use replica::{Claimed, FoundReplica, Origin};
 
 /// The control segment, and every step that a process takes in it.
@@ -338,7 +339,8 @@ impl<M: Mem> Table<M> {
     #[inline]
     pub(crate) fn stamp(&self, object: &Object, epoch: u32) {
         if object.stamp != epoch {
-            self.slot(object.id.slot, slot::META).store(meta(&object.label, epoch), Relaxed);
+            // SYNC POINT: `expires`. It covers the word that says what another one means.
+            self.slot(object.id.slot, slot::META).store(meta(&object.label, epoch), mutant!(Release, "stamp_release"));
         }
     }
 
@@ -558,6 +560,7 @@ const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 const LINK_SLOT: u32 = 40;
 const LINK_GENERATION: u64 = (1 << LINK_SLOT) - 1;
 
+mod leaving;
 #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "only who fetches from other nodes has replicas"))]
 mod replica;
 

@@ -21,6 +21,7 @@ mod count;
 mod harness;
 mod hosts;
 mod interface;
+mod margo;
 mod node;
 mod objects;
 mod pair;
@@ -57,9 +58,10 @@ fn main() {
             .chain(rows::trials())
             .chain(crowd::trials())
             .chain(objects::trials())
-            .chain(interface::trials())
             .chain(reads::trials())
             .chain(ucx::trials())
+            .chain(margo::trials())
+            .chain(interface::trials())
             .collect(),
     )
     .exit();

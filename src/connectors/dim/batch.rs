@@ -1,6 +1,6 @@
 //! Many objects at once: all transfers are in flight before the first is waited for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::landings::Fetched;
@@ -14,6 +14,7 @@ use crate::service::address::Address;
 use crate::service::client::{Claim, Replica};
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{MAX_WANTS, Pointer, Question, Verdict, Want};
+use crate::sync::lock;
 
 /// An object, and its position in the batch.
 pub(super) type Placed = (usize, Pointer);
@@ -101,9 +102,7 @@ fn fetch_from(
         match (object.len <= SMALL, claim) {
             (true, claim) => small.push((at, object, claim)),
             (false, Some(claim)) if all.relays(object.len) => {
-                let all = Arc::clone(all);
-                let fetch = Pending::blocking_until(move |_| all.fetch_relayed(object, claim, limit));
-                relayed.push((at, limit.start(fetch)));
+                relayed.push((at, object, claim));
             }
             (false, claim) => transfers.push(Transfer {
                 fetched: limit.start(all.remote.fetch(object.address, object.len).and_then(|one| Ok(vec![one]))),
@@ -111,6 +110,7 @@ fn fetch_from(
             }),
         }
     }
+    let relays = fetch_relayed(all, relayed, limit);
     // Whole answers of one message each; the lanes carry them side by side, and while one is on its way the next is gathered
     // there, and the one before it put in its place here.
     let bytes: u64 = small.iter().map(|(_, object, _)| object.len).sum();
@@ -143,11 +143,13 @@ fn fetch_from(
             }
         }
     }
-    for (at, fetched) in relayed {
-        match limit.wait(fetched)? {
-            Found::Object(region) => done.push((at, Some(region))),
-            Found::Missing => done.push((at, None)),
-            Found::Elsewhere(pointer) => later.push((at, pointer)),
+    for relay in relays {
+        for (at, found) in limit.wait(relay)? {
+            match found {
+                Found::Object(region) => done.push((at, Some(region))),
+                Found::Missing => done.push((at, None)),
+                Found::Elsewhere(pointer) => later.push((at, pointer)),
+            }
         }
     }
     for Look { stale, asked, verdicts } in looks {
@@ -162,6 +164,28 @@ fn fetch_from(
     Ok(done)
 }
 
+/// Begins to fetch large objects, of which some are on their way at a time: each takes a thread.
+fn fetch_relayed(
+    all: &Arc<Objects>,
+    objects: Vec<(usize, Pointer, Claim)>,
+    limit: Limit,
+) -> Vec<Pending<Vec<(usize, Found)>>> {
+    let threads = objects.len().min(RELAYED);
+    let waiting = Arc::new(Mutex::new(objects));
+    let fetch = |_| {
+        let (all, waiting) = (Arc::clone(all), Arc::clone(&waiting));
+        limit.start(Pending::blocking_until(move |_| {
+            let mut done = Vec::new();
+            loop {
+                let next = lock(&waiting).pop();
+                let Some((at, object, claim)) = next else { return Ok(done) };
+                done.push((at, all.fetch_relayed(object, claim, limit)?));
+            }
+        }))
+    };
+    (0..threads).map(fetch).collect()
+}
+
 /// How many of the first objects travel together, of so many bytes at most.
 fn together(objects: &[(usize, Pointer, Option<Claim>)], most: u64) -> usize {
     let mut bytes = 0u64;
@@ -172,6 +196,9 @@ fn together(objects: &[(usize, Pointer, Option<Claim>)], most: u64) -> usize {
     });
     fit.count()
 }
+
+/// Large objects that are on their way at a time.
+const RELAYED: usize = 4;
 
 /// Objects up to this size travel together, and so many bytes at most.
 const SMALL: u64 = 256 << 10;

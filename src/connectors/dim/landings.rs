@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Land, Landing, Parts};
+use crate::fabric::{Answer, Call, Land, Landing, Parts, Spot};
 use crate::region::RegionMut;
+use crate::service::locator::NO_PLACE;
 use crate::service::question::{Question, Verdict, Want};
+use crate::shm::class::Place;
 use crate::sync::lock;
 
 /// One question for the bytes of several objects, and where they go.
@@ -100,6 +102,18 @@ impl Land for Cells {
 /// Lands an object, or a range of it, in its cell.
 pub(super) struct Range {
     pub(super) landing: Option<Landing>,
+    /// Where the bytes are, by the key. An object's bytes stay the same from before there is a key until it ends, so that who is
+    /// told that it has not ended has the right ones, whenever they were read.
+    pub(super) spot: Option<Spot>,
+}
+
+impl Range {
+    /// A landing for the bytes that are wanted.
+    pub(super) fn new(landing: Landing, want: &Want) -> Self {
+        let place = Place::from_bits(want.place);
+        let offset = place.offset().checked_add(want.from).filter(|_| want.place != NO_PLACE);
+        Self { landing: Some(landing), spot: offset.map(|offset| Spot { segment: place.segment(), offset }) }
+    }
 }
 
 impl Land for Range {
@@ -110,6 +124,18 @@ impl Land for Range {
             (_, [], _) => Ok(Vec::new()),
             _ => Err(mismatch()),
         }
+    }
+
+    fn likely(&self) -> Option<Spot> {
+        self.spot
+    }
+
+    fn lend(&mut self) -> Option<Landing> {
+        self.landing.take()
+    }
+
+    fn give_back(&mut self, landing: Landing) {
+        self.landing = Some(landing);
     }
 }
 

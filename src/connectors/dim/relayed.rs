@@ -5,6 +5,7 @@
 //!   pieces in order, some in flight:  Get of the owner, or Pass of that node
 //!   each that came is there for others at once:  Advance::to
 //!   a node that fails:  Join again, naming it, and on with the next piece that is missing
+//!   one that is slow:   a Pass of nothing tells whether it lives: who waits itself is not to blame
 //! ```
 
 use std::collections::VecDeque;
@@ -36,7 +37,10 @@ struct Fetch {
     limit: Limit,
     /// Who did not serve it.
     lost: Vec<u64>,
+    /// The longest time from a question for a piece to its end.
     slowest: Duration,
+    /// How often in a row a source that lives sent nothing in time.
+    starved: u32,
 }
 
 /// What the owner said when this node joined.
@@ -46,8 +50,8 @@ struct Joined {
 }
 
 /// Tells the owner how it ended, so that this node is a source for others or is not.
-struct Leaving<'a> {
-    fetch: &'a Arc<Objects>,
+struct Leaving {
+    all: Arc<Objects>,
     object: Pointer,
     is_whole: bool,
 }
@@ -66,8 +70,8 @@ impl Objects {
     /// # Errors
     /// Those of the owner; a node in between that fails is replaced.
     pub(super) fn fetch_relayed(self: &Arc<Self>, object: Pointer, claim: Claim, limit: Limit) -> Result<Found> {
-        let fetch = Fetch { all: Arc::clone(self), object, limit, lost: Vec::new(), slowest: Duration::ZERO };
-        fetch.run(claim)
+        let all = Arc::clone(self);
+        Fetch { all, object, limit, lost: Vec::new(), slowest: Duration::ZERO, starved: 0 }.run(claim)
     }
 }
 
@@ -84,8 +88,9 @@ impl Fetch {
                 return remote.found(fetched, format, Some(claim));
             }
         };
-        let all = Arc::clone(&self.all);
-        let mut leaving = Leaving { fetch: &all, object: self.object, is_whole: false };
+        // Counted from the question: the answer may have come late, and the bytes come later.
+        let expires = remote.expiry(expires_in, joined.asked);
+        let mut leaving = Leaving { all: Arc::clone(&self.all), object: self.object, is_whole: false };
         let reserved = usize::try_from(len).map_err(|_| mismatch()).and_then(|len| remote.client.reserve(len))?;
         let (lease, _) = remote.client.lease_of(reserved)?;
         let (region, advance) = claim.open(lease, len)?;
@@ -99,19 +104,22 @@ impl Fetch {
                     return remote.found(fetched, format, Some(claim));
                 }
                 Err(Lost::Relay) => {
-                    flight.settle(self.patience());
+                    flight.flying.clear();
                     source = self.next_source(source)?;
+                }
+                Err(Lost::Slow(node)) => {
+                    flight.flying.clear();
+                    source = self.after_silence(node, flight.landed_bytes())?;
                 }
                 // A transfer that failed still has its landing: the object has to land elsewhere, for this caller alone.
                 Err(Lost::Landing) => {
-                    drop((flight, claim));
+                    drop((flight, claim, leaving));
                     let alone = self.limit.wait(remote.fetch(address, len))?;
                     return remote.found(alone, format, None);
                 }
             }
         }
         let region = flight.finish()?;
-        let expires = if expires_in == 0 { 0 } else { remote.client.expiry(Duration::from_millis(expires_in)) };
         let label = Label { len, expires, ..Client::label(format) };
         let landed = claim.land_arrived(region, label, remote.fresh_for(joined.asked));
         leaving.is_whole = landed.is_ok();
@@ -151,26 +159,55 @@ impl Fetch {
         })
     }
 
+    /// From whom to go on after one that sent nothing in time: itself, while it lives and waits for its own source.
+    fn after_silence(&mut self, node: Node, landed: u64) -> Result<Option<Node>> {
+        let Pointer { address, len, .. } = self.object;
+        let nothing = Want { from: landed, count: 0, ..want(&address, len) };
+        let question = Question::Pass { instance: address.instance, want: nothing };
+        let at = Address { contact: node.contact, instance: node.instance, ..address };
+        self.starved += 1;
+        match self.limit.at_most(SIGN_OF_LIFE).wait(self.all.remote.ask(at, question)) {
+            Ok(Verdict::Yes { .. }) if self.starved <= MOST_STARVED => Ok(Some(node)),
+            // Nobody is to blame, but there has to be an end.
+            Ok(Verdict::Yes { .. }) => Ok(None),
+            _ => {
+                // What it has half sent lands no more, so that the memory can be asked for of others.
+                if let Some(peer) = self.all.remote.peers.current(node.contact) {
+                    peer.close();
+                }
+                self.next_source(Some(node))
+            }
+        }
+    }
+
     /// Sees to it that enough pieces are on their way, and waits for the next.
     fn step(&mut self, flight: &mut Flight, source: Option<Node>, advance: &Advance) -> Result<(), Lost> {
         while flight.flying.len() < WINDOW && flight.landed.len() + flight.flying.len() < flight.pieces.len() {
             let piece = flight.landed.len() + flight.flying.len();
-            let Some(landing) = flight.parts.lend(piece) else { return Err(Lost::Landing) };
+            let Some(landing) = flight.lend(piece) else { return Err(Lost::Landing) };
             let asked = self.ask(flight, piece, landing, source);
             flight.flying.push_back((asked, Instant::now()));
         }
         let Some((piece, begun)) = flight.flying.pop_front() else { return Ok(()) };
         let answer = match source {
-            None => self.limit.wait(piece).map_err(Lost::Owner)?,
-            Some(_) => self.patience().wait(piece).map_err(|_| Lost::Relay)?,
+            None => self.limit.wait(piece).map_err(|error| match flight.lend(flight.landed.len()) {
+                Some(_) => Lost::Owner(error),
+                // It failed because a transfer before it has not ended.
+                None => Lost::Landing,
+            })?,
+            Some(node) => self.patience().wait(piece).map_err(|error| match error.kind() {
+                ErrorKind::Timeout => Lost::Slow(node),
+                _ => Lost::Relay,
+            })?,
         };
         self.slowest = self.slowest.max(begun.elapsed());
+        self.starved = 0;
         match Verdict::decode_all(&answer.head, 1).map(|mut verdicts| verdicts.pop()) {
-            Ok(Some(Verdict::Yes { .. })) => flight.land(answer, advance),
+            Ok(Some(Verdict::Yes { .. })) if flight.land(answer, advance) => Ok(()),
             Ok(Some(Verdict::Refused { kind })) if source.is_none() => {
                 Err(Lost::Owner(refused("get", kind, self.all.scheme)))
             }
-            Ok(Some(verdict)) if source.is_none() => Err(Lost::Ended(verdict)),
+            Ok(Some(verdict @ (Verdict::Missing | Verdict::Declared))) if source.is_none() => Err(Lost::Ended(verdict)),
             _ if source.is_none() => Err(Lost::Owner(mismatch())),
             _ => Err(Lost::Relay),
         }
@@ -191,14 +228,15 @@ impl Fetch {
         let head = question.encode();
         // The first attempt has the landing; later ones have it when that gave it back.
         let first = Mutex::new(Some(landing));
-        let parts = Arc::clone(&flight.parts);
+        // Not its owner: an attempt may go on when nobody waits for it any more.
+        let parts = Arc::downgrade(&flight.parts);
         let asked = self.all.remote.with_peer("get", at, move |_, peer| {
-            let landing = lock(&first).take().or_else(|| parts.lend(piece));
+            let landing = lock(&first).take().or_else(|| parts.upgrade()?.lend(piece));
             let Some(landing) = landing else {
                 let context = "the memory of a transfer that failed is still in use";
                 return Pending::ready(Err(Error::new(ErrorKind::Unavailable, "get", context)));
             };
-            let land = Box::new(Range { landing: Some(landing) });
+            let land = Box::new(Range { landing: Some(landing), spot: None });
             Arc::clone(peer).request(Call { head: head.clone(), land, lane: piece })
         });
         limit.start(asked)
@@ -206,7 +244,7 @@ impl Fetch {
 
     /// How long a node in between may take for a piece: it may be stopped, and its own source too.
     fn patience(&self) -> Limit {
-        self.limit.at_most((self.slowest * 8).max(PATIENCE))
+        self.limit.at_most((self.slowest * 8).max(PATIENCE).min(self.limit.left() / 4))
     }
 }
 
@@ -220,20 +258,32 @@ impl Flight {
         Ok(Self { parts, pieces, landed: Vec::with_capacity(lens.len()), flying: VecDeque::new() })
     }
 
-    /// Notes the next piece, all of which came.
-    fn land(&mut self, answer: Answer, advance: &Advance) -> Result<(), Lost> {
-        let (from, count) = self.pieces[self.landed.len()];
+    /// Notes the next piece; whether all of it came.
+    fn land(&mut self, answer: Answer, advance: &Advance) -> bool {
         match <[Landing; 1]>::try_from(answer.parts) {
             Ok([landing]) if landing.is_full() => self.landed.push(landing),
-            _ => return Err(Lost::Relay),
+            _ => return false,
         }
-        advance.to(from + count);
-        Ok(())
+        advance.to(self.landed_bytes());
+        true
     }
 
-    /// Waits for what is on its way from a node that failed, so that its landings come back: it is asked for again.
-    fn settle(&mut self, limit: Limit) {
-        std::mem::take(&mut self.flying).into_iter().for_each(|(piece, _)| drop(limit.wait(piece)));
+    fn landed_bytes(&self) -> u64 {
+        self.pieces
+            .get(self.landed.len())
+            .map_or_else(|| self.pieces.iter().map(|(_, count)| count).sum(), |next| next.0)
+    }
+
+    /// Memory for a piece, which a transfer that was given up may have for a moment more.
+    fn lend(&self, piece: usize) -> Option<Landing> {
+        let begun = Instant::now();
+        loop {
+            let landing = self.parts.lend(piece);
+            if landing.is_some() || begun.elapsed() > GIVING_BACK {
+                return landing;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn finish(self) -> Result<RegionMut> {
@@ -254,21 +304,32 @@ enum Lost {
     Ended(Verdict),
     /// A node in between failed.
     Relay,
+    /// It sent nothing in time.
+    Slow(Node),
     /// There is nowhere for it to go.
     Landing,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for Leaving {
     fn drop(&mut self) {
         let Pointer { address, len, .. } = self.object;
         let question = Question::Left { want: want(&address, len), is_whole: self.is_whole };
         // Nobody waits for the answer, and the owner finds out by itself if it does not hear of it.
-        drop(Limit::new(None).start(self.fetch.remote.ask(address, question)));
+        drop(Limit::new(None).start(self.all.remote.ask(address, question)));
     }
 }
 
 /// Pieces that are on their way at a time.
 const WINDOW: usize = 4;
 
-/// How long a node in between may take for a piece at least.
+/// How long a node in between may take for a piece at least, where there is time enough for other ways after that.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long one that took longer may take to say that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How often in a row it may say so.
+const MOST_STARVED: u32 = 3;
+
+/// How long a transfer that was given up may keep its landing, where it is not for ever.
+const GIVING_BACK: Duration = Duration::from_millis(500);

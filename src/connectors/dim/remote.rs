@@ -67,6 +67,10 @@ impl Limit {
         Self(self.0.min(Instant::now() + span))
     }
 
+    pub(super) fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
     /// Begins a step now, on another thread where it takes one: a peer that has to be connected first holds up no other.
     pub(super) fn start<T: Send + 'static>(self, step: Pending<T>) -> Pending<T> {
         step.deadline(self.0.saturating_duration_since(Instant::now())).start()
@@ -306,13 +310,18 @@ impl Remote {
         self.lease.saturating_sub(asked.elapsed())
     }
 
+    /// When what was to end in so many milliseconds when it was asked for ends here; 0 for never.
+    pub(super) fn expiry(&self, expires_in: u64, asked: Instant) -> u64 {
+        match expires_in {
+            0 => 0,
+            millis => self.client.expiry(Duration::from_millis(millis).saturating_sub(asked.elapsed())),
+        }
+    }
+
     /// Makes fetched bytes the object that all processes of this node find.
     fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64, asked: Instant) -> Result<Found> {
         let (lease, len) = self.client.lease_of(region)?;
-        let expires = match expires_in {
-            0 => 0,
-            millis => self.client.expiry(Duration::from_millis(millis)),
-        };
+        let expires = self.expiry(expires_in, asked);
         match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.fresh_for(asked)) {
             Ok(region) => Ok(Found::Object(region)),
             // Its time was over when it came.
@@ -346,8 +355,9 @@ fn fetch_whole(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64) 
         Err(_) => return Pending::ready(Err(mismatch())),
     };
     let asked = Instant::now();
-    let land = Box::new(Range { landing: Some(landing) });
-    let call = Call { head: Question::Get(vec![want(at, len)]).encode(), land, lane: 0 };
+    let want = want(at, len);
+    let land = Box::new(Range::new(landing, &want));
+    let call = Call { head: Question::Get(vec![want]).encode(), land, lane: 0 };
     Arc::clone(peer).request(call).and_then(move |mut answer| {
         let verdict = Verdict::decode_one(&answer.head)?;
         let region = match (&verdict, answer.parts.pop()) {
@@ -374,7 +384,7 @@ fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64,
     let asked = Instant::now();
     let calls = ranges.into_iter().zip(landings).enumerate().map(|(lane, ((from, count), landing))| {
         let want = Want { from, count, ..want(at, len) };
-        let land = Box::new(Range { landing: Some(landing) });
+        let land = Box::new(Range::new(landing, &want));
         Arc::clone(peer).request(Call { head: Question::Get(vec![want]).encode(), land, lane })
     });
     Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers, asked))

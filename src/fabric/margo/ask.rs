@@ -11,7 +11,7 @@ use super::native::{Bulk, Piece, Transfer};
 use super::peer::{Link, MargoPeer};
 use super::poller::Poller;
 use super::session::PATIENCE;
-use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Place, Said};
+use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Part, Place, Said};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Land, Landing, Parts};
 use crate::failpoint::failpoint;
@@ -33,10 +33,21 @@ struct State {
     completer: Option<Completer<Answer>>,
     /// Parts that the owner pinned for it were pinned later than this.
     asked: Instant,
+    early: Option<Early>,
     /// What waits for an answer that was held.
     collecting: Option<Arc<Poller>>,
     /// Keeps the connection as long as somebody waits.
     handle: Option<Arc<MargoPeer>>,
+}
+
+/// Bytes that are pulled from where they should be, while the question is on its way.
+struct Early {
+    /// Number of the source, and where in it.
+    place: (u32, u64),
+    /// All that came, or that it did not.
+    landed: Option<Result<Landing>>,
+    /// The answer, if it was there before the bytes: its description, and whether they are pinned.
+    described: Option<(Vec<u8>, bool)>,
 }
 
 impl Ask {
@@ -49,7 +60,8 @@ impl Ask {
         handle: Option<Arc<MargoPeer>>,
     ) -> Arc<Self> {
         let (land, completer) = (Some(land), Some(completer));
-        let state = State { head, land, completer, asked: Instant::now(), collecting: None, handle };
+        let asked = Instant::now();
+        let state = State { head, land, completer, asked, early: None, collecting: None, handle };
         Arc::new(Self { number, link: Arc::clone(link), ended: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
@@ -73,8 +85,12 @@ impl Ask {
     pub(super) fn end(&self, result: Result<Answer>) {
         let mut state = lock(&self.state);
         let completer = state.completer.take();
+        let early = state.early.take();
         let gone = (state.land.take(), state.collecting.take(), state.handle.take());
         drop(state);
+        if early.is_some_and(|early| early.landed.is_none()) {
+            self.link.stop_transfer(self.number);
+        }
         self.link.forget(self.number);
         if let Some(completer) = completer {
             completer.complete(result);
@@ -91,7 +107,7 @@ impl Ask {
         }
         let completer = state.completer.take();
         let collecting = state.collecting.take();
-        let gone = (state.land.take(), state.handle.take());
+        let gone = (state.land.take(), state.early.take(), state.handle.take());
         drop(state);
         if let Some(collecting) = collecting {
             // The owner learns of it by that; an answer may be on its way all the same.
@@ -121,6 +137,53 @@ impl Ask {
             }
             Ok(Answered::Kept(_)) => self.link.fail(nonsense("an answer to another question")),
             Err(error) => self.link.fail(nonsense(error.context())),
+        }
+    }
+
+    /// What to pull before the answer is there, where it is known from where: an object's place is in its key, and the owner says,
+    /// by the answer, that the object has not ended yet.
+    pub(super) fn prepare_early(&self) -> Option<Piece> {
+        // Not under the link's lock nor with it inside this one, which others take in the opposite order.
+        let spot = lock(&self.state).land.as_ref()?.likely()?;
+        let (theirs, source, offset) = self.link.place_of(spot)?;
+        let mut state = lock(&self.state);
+        let land = state.land.as_mut()?;
+        let landing = land.lend()?;
+        if landing.len() <= self.link.instance.inline() {
+            // It comes with the answer.
+            land.give_back(landing);
+            return None;
+        }
+        let ours = self.link.memory.find(&landing.addresses()).map(|(bulk, _)| bulk);
+        state.early = Some(Early { place: (source, offset), landed: None, described: None });
+        Some(Piece { landing, ours, theirs, offset })
+    }
+
+    /// Begins to.
+    pub(super) fn pull_early(self: &Arc<Self>, piece: Piece) {
+        let (ask, keeper) = (Arc::clone(self), Keeper::new(self));
+        let transfer = Transfer::start(
+            &self.link.instance,
+            &self.link.address,
+            vec![piece],
+            self.link.silence * PATIENCE,
+            move || keeper.advanced(),
+            move |result| ask.landed_early(result.and_then(|mut landings| landings.pop().ok_or_else(misled))),
+        );
+        self.link.keep(self.number, &transfer);
+    }
+
+    fn landed_early(self: &Arc<Self>, landed: Result<Landing>) {
+        let mut state = lock(&self.state);
+        let Some(early) = &mut state.early else {
+            drop(state);
+            return drop(landed);
+        };
+        early.landed = Some(landed);
+        let described = early.described.take();
+        drop(state);
+        if let Some((bytes, is_pinned)) = described {
+            self.described(&bytes, is_pinned);
         }
     }
 
@@ -177,7 +240,7 @@ impl Ask {
             instance,
             from,
             vec![piece],
-            self.link.silence,
+            self.link.silence * PATIENCE,
             || {},
             move |result| match result.and_then(|landings| whole.join(landings)) {
                 Ok(whole) => ask.described(whole.as_slice(), true),
@@ -196,14 +259,26 @@ impl Ask {
             Err(error) => return self.link.fail(nonsense(error.context())),
         };
         let is_pinned = is_pinned || description.is_pinned;
+        let mut state = lock(&self.state);
+        if let Some(early) = &mut state.early {
+            if early.landed.is_none() && !description.parts.is_empty() {
+                early.described = Some((bytes.to_vec(), is_pinned));
+                return;
+            }
+        }
+        drop(state);
         let landed = self.land(&description, bytes, packed);
         match landed {
-            Ok((landings, pieces)) if pieces.is_empty() => {
+            Ok(Landed { places, pieces, is_early: true }) if pieces.is_empty() => {
+                failpoint!("fabric.landing");
+                return self.landed(Answer { head: description.head, parts: places.into_iter().flatten().collect() });
+            }
+            Ok(Landed { places, pieces, .. }) if pieces.is_empty() => {
                 failpoint!("fabric.answered");
-                let parts = landings.into_iter().flatten().collect();
+                let parts = places.into_iter().flatten().collect();
                 self.end(Ok(Answer { head: description.head, parts }));
             }
-            Ok((landings, pieces)) => return self.pull(description.head, landings, pieces),
+            Ok(Landed { places, pieces, .. }) => return self.pull(description.head, places, pieces),
             Err(error) => self.end(Err(error)),
         }
         if is_pinned {
@@ -213,14 +288,49 @@ impl Ask {
 
     /// Landings for all parts, those of packed ones full; and for the others, which are not in their places yet, how to fill them.
     fn land(&self, description: &Description, bytes: &[u8], packed: Vec<std::ops::Range<usize>>) -> Result<Landed> {
-        let Some(mut land) = lock(&self.state).land.take() else { return Err(refused()) };
+        let mut state = lock(&self.state);
+        let early = state.early.take_if(|early| early.landed.is_some() || description.parts.is_empty());
+        let Some(mut land) = state.land.take() else { return Err(refused()) };
+        drop(state);
+        let only = match &description.parts[..] {
+            [Part { len, place: Place::Source(source, offset) }] => {
+                Some((*len, description.sources[usize::from(*source)].id, *offset))
+            }
+            _ => None,
+        };
+        let is_early = match (early, only) {
+            (None, Some((_, source, offset))) => {
+                land.likely().inspect(|spot| self.link.learn(*spot, source, offset));
+                false
+            }
+            (None, None) => false,
+            // The object has ended.
+            (Some(early), _) if description.parts.is_empty() => {
+                if early.landed.is_none() {
+                    self.link.stop_transfer(self.number);
+                }
+                false
+            }
+            (Some(Early { place, landed: Some(Ok(landing)), .. }), Some((len, source, offset)))
+                if place == (source, offset) && landing.len() as u64 == len =>
+            {
+                land.give_back(landing);
+                true
+            }
+            (Some(_), _) => {
+                self.link.unlearn();
+                return Err(misled());
+            }
+        };
         let lens: Vec<u64> = description.parts.iter().map(|part| part.len).collect();
         let chosen = catch_unwind(AssertUnwindSafe(|| land.land(&description.head, &lens)));
         let landings = chosen.map_err(|_| {
             Error::new(ErrorKind::Cancelled, "request", "a panic in what chooses the memory for an answer")
         })??;
         let fit = landings.len() == lens.len()
-            && landings.iter().zip(&lens).all(|(landing, len)| landing.missing() as u64 == *len);
+            && landings.iter().zip(&lens).all(|(landing, len)| {
+                landing.len() as u64 == *len && landing.missing() == if is_early { 0 } else { landing.len() }
+            });
         if !fit {
             return Err(Error::new(ErrorKind::Corrupt, "request", "the memory for an answer has not its size"));
         }
@@ -233,6 +343,7 @@ impl Ask {
                     landing.write(&bytes[range]);
                     places.push(Some(landing));
                 }
+                Place::Source(..) if is_early => places.push(Some(landing)),
                 Place::Source(source, offset) => {
                     let source = &description.sources[usize::from(source)];
                     let theirs = self.link.source(source.id, &source.descriptor)?;
@@ -242,7 +353,7 @@ impl Ask {
                 }
             }
         }
-        Ok((places, pieces))
+        Ok(Landed { places, pieces, is_early })
     }
 
     fn pull(self: &Arc<Self>, head: Vec<u8>, mut places: Vec<Option<Landing>>, pieces: Vec<Piece>) {
@@ -252,7 +363,7 @@ impl Ask {
             instance,
             from,
             pieces,
-            self.link.silence,
+            self.link.silence * PATIENCE,
             move || keeper.advanced(),
             move |result| {
                 failpoint!("fabric.landing");
@@ -342,7 +453,20 @@ impl Land for OnHeap {
     }
 }
 
-type Landed = (Vec<Option<Landing>>, Vec<Piece>);
+/// What an answer's parts land in.
+struct Landed {
+    /// Full; nothing where there is a piece.
+    places: Vec<Option<Landing>>,
+    /// To be pulled.
+    pieces: Vec<Piece>,
+    /// Whether the bytes were pulled before the answer was there.
+    is_early: bool,
+}
+
+/// Harmless to ask again.
+fn misled() -> Error {
+    Error::new(ErrorKind::PeerDown, "request", "the bytes could not be read where they were before")
+}
 
 fn refused() -> Error {
     Error::new(ErrorKind::Cancelled, "request", "the owner did not answer: it is ending, or gave the question up")

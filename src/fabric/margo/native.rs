@@ -10,8 +10,8 @@ use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use crate::process::PerProcess;
 use crate::sync::lock;
 
 mod bulk;
+mod connections;
 mod message;
 mod transfer;
 
@@ -317,6 +318,8 @@ impl fmt::Debug for Instance {
 pub(super) struct Address {
     raw: margo_sys::hg_addr_t,
     text: String,
+    /// Pulls from it that are not over.
+    flying: AtomicUsize,
     instance: Arc<Instance>,
 }
 
@@ -339,7 +342,22 @@ impl Address {
         if outcome != HG_SUCCESS {
             return Err(instance.failed("connect", outcome, text));
         }
-        Ok(Arc::new(Self { raw, text: text.to_owned(), instance: Arc::clone(instance) }))
+        let (text, instance) = (text.to_owned(), Arc::clone(instance));
+        Ok(Arc::new(Self { raw, text, flying: AtomicUsize::new(0), instance }))
+    }
+
+    /// Ends what is being pulled from a peer that is dead to this node, where Mercury would wait for it for ever: libfabric's tcp
+    /// cannot cancel a read, and a process that is stopped, or behind a cut, ends no connection.
+    pub(super) fn cut(&self) {
+        if self.flying.load(SeqCst) > 0 && self.instance.generation == generation() {
+            // What is closed by that is heard by the progress thread, which ends each pull with an error.
+            let _ = connections::shut(&self.text);
+        }
+    }
+
+    /// Whether something is still being pulled from it.
+    pub(super) fn is_flying(&self) -> bool {
+        self.flying.load(SeqCst) > 0
     }
 }
 

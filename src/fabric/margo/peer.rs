@@ -21,9 +21,10 @@ use super::ask::Ask;
 use super::memory::Memory;
 use super::native::{Address, Bulk, Instance, Token, Transfer};
 use super::poller::Poller;
+use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, MAX_HEAD, Peer};
+use crate::fabric::{Answer, Call, MAX_HEAD, Peer, Spot};
 use crate::failpoint::failpoint;
 use crate::pending::{Pending, Source};
 use crate::sync::lock;
@@ -59,6 +60,10 @@ struct State {
     in_flight: usize,
     /// The owner's memory, as it was described before.
     sources: HashMap<u32, Arc<Bulk>>,
+    /// By the number of a segment in keys, the source that it is, and how far from its beginning.
+    spots: HashMap<u16, (u32, u64)>,
+    /// Whether what was found out about spots was wrong once.
+    is_misled: bool,
     transfers: HashMap<u64, Arc<Transfer>>,
     watch: Option<Arc<Poller>>,
     /// Numbers of answers whose parts the owner may let go of, which the next question says.
@@ -176,7 +181,11 @@ impl Link {
         if state.in_flight < AT_ONCE {
             state.in_flight += 1;
             drop(state);
+            let early = ask.prepare_early();
             self.post(&ask);
+            if let Some(piece) = early {
+                ask.pull_early(piece);
+            }
         } else {
             state.queue.push_back(Arc::clone(&ask));
         }
@@ -260,6 +269,28 @@ impl Link {
         Ok(source)
     }
 
+    /// The source that holds a spot, its number, and where in it; as answers before have shown.
+    pub(super) fn place_of(&self, spot: Spot) -> Option<(Arc<Bulk>, u32, u64)> {
+        let state = lock(&self.state);
+        let (id, base) = state.spots.get(&spot.segment)?;
+        Some((Arc::clone(state.sources.get(id)?), *id, base.checked_add(spot.offset)?))
+    }
+
+    /// An answer has shown where in a source a spot is.
+    pub(super) fn learn(&self, spot: Spot, source: u32, offset: u64) {
+        let mut state = lock(&self.state);
+        if let Some(base) = offset.checked_sub(spot.offset).filter(|_| source > 0 && !state.is_misled) {
+            state.spots.insert(spot.segment, (source, base));
+        }
+    }
+
+    /// Nothing is pulled any more before the answer says where from.
+    pub(super) fn unlearn(&self) {
+        let mut state = lock(&self.state);
+        state.is_misled = true;
+        state.spots.clear();
+    }
+
     /// Tells the owner that the parts of an answer are not needed any more: with the next question, or soon.
     pub(super) fn release(self: &Arc<Self>, number: u64) {
         let mut state = lock(&self.state);
@@ -272,15 +303,11 @@ impl Link {
         }
         if begins {
             let link = Arc::downgrade(self);
-            let (completer, pending) = Pending::channel();
-            let waits = Poller::new(pending.deadline(LAZY), move |_| {
-                // Nobody completes it: its end is the time.
-                drop(completer);
+            after(LAZY, move || {
                 let Some(link) = link.upgrade() else { return };
                 lock(&link.state).is_lazy = false;
                 link.say_released();
             });
-            waits.wake();
         }
     }
 
@@ -296,17 +323,30 @@ impl Link {
     }
 
     fn close(&self) {
-        self.fail(Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process"));
+        let is_first =
+            self.end(Error::new(ErrorKind::PeerDown, "request", "the connection was closed by this process"));
+        if is_first && self.address.is_flying() {
+            // The owner may live, and send what was asked for; nobody sees any more whether it does.
+            let address = Arc::clone(&self.address);
+            after(self.silence * PATIENCE, move || address.cut());
+        }
     }
 
-    /// Ends the connection and all questions, for good.
+    /// Ends the connection and all questions, for good, because the owner is dead to this node.
     pub(super) fn fail(&self, error: Error) {
+        if self.end(error) {
+            self.address.cut();
+        }
+    }
+
+    /// Whether it had not ended before.
+    fn end(&self, error: Error) -> bool {
         if !self.is_own() {
-            return;
+            return false;
         }
         let mut state = lock(&self.state);
         if state.failed.is_some() {
-            return;
+            return false;
         }
         state.failed = Some(error.clone());
         let open: Vec<_> = state.open.drain().map(|(_, ask)| ask).collect();
@@ -320,6 +360,7 @@ impl Link {
         transfers.iter().for_each(|transfer| transfer.cancel(error.clone()));
         open.iter().for_each(|ask| ask.end(Err(error.clone())));
         drop((gone, transfers, open));
+        true
     }
 }
 
@@ -376,6 +417,17 @@ impl Drop for Waiting {
             self.ask.abandon();
         }
     }
+}
+
+/// Calls `then` after so long.
+fn after(limit: Duration, then: impl FnOnce() + Send + 'static) {
+    let (completer, pending) = Pending::channel();
+    let waits = Poller::new(pending.deadline(limit), move |_| {
+        // Nobody completes it: its end is the time.
+        drop(completer);
+        then();
+    });
+    waits.wake();
 }
 
 pub(super) fn abandoned() -> Error {

@@ -14,7 +14,7 @@ use super::wire::{Answered, Description, KEPT, Numbers, Said};
 use super::*;
 use crate::error::ErrorKind;
 use crate::fabric::conformance::{Ends, own_network};
-use crate::fabric::{Incoming, Land, Landing, Parts, Responder, Segment};
+use crate::fabric::{Incoming, Land, Landing, Parts, Responder, Segment, Spot};
 use crate::launch::Secret;
 use crate::region::RegionMut;
 
@@ -237,6 +237,110 @@ fn instances_end_in_any_order() {
         }
     }
     assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+}
+
+/// Lands in a region, whose bytes it says are at a place of the first segment.
+struct Expecting {
+    landing: Option<Landing>,
+    spot: Spot,
+    /// How often it was lent, and how often it came back full.
+    early: Arc<[AtomicUsize; 2]>,
+}
+
+impl Expecting {
+    fn call(question: [u32; 2], len: usize, offset: u64, early: &Arc<[AtomicUsize; 2]>) -> (Call, Parts) {
+        let (parts, landing) = Landing::whole(RegionMut::heap(len).unwrap(), len).unwrap();
+        let head = question.map(u32::to_le_bytes).concat();
+        let spot = Spot { segment: 0, offset };
+        let land = Box::new(Self { landing: Some(landing), spot, early: Arc::clone(early) });
+        (Call { head, land, lane: 0 }, parts)
+    }
+}
+
+impl Land for Expecting {
+    fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
+        match lens {
+            [] => Ok(Vec::new()),
+            _ => Ok(self.landing.take().into_iter().collect()),
+        }
+    }
+
+    fn likely(&self) -> Option<Spot> {
+        Some(self.spot)
+    }
+
+    fn lend(&mut self) -> Option<Landing> {
+        self.early[0].fetch_add(1, SeqCst);
+        self.landing.take()
+    }
+
+    fn give_back(&mut self, landing: Landing) {
+        assert!(landing.is_full());
+        self.early[1].fetch_add(1, SeqCst);
+        self.landing = Some(landing);
+    }
+}
+
+/// Answers with that many bytes from that offset on, or with none.
+struct At(&'static [u8]);
+
+impl Service for At {
+    fn answer(&self, call: Incoming<'_>) {
+        let number = |at: usize| call.head[at..at + 4].try_into().map_or(0, u32::from_le_bytes) as usize;
+        let (from, len) = (number(0), number(4));
+        let parts = if len == 0 { Vec::new() } else { vec![Bytes::from_static(&self.0[from..from + len])] };
+        call.responder.reply(b"here".to_vec(), parts);
+    }
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn bytes_whose_place_is_known_are_pulled_while_they_are_asked_for() {
+    let (owner, requester) = (fabric("na+sm", Duration::from_secs(20)), fabric("na+sm", Duration::from_secs(20)));
+    let content: &'static [u8] = (0..4 << 20).map(|i: u32| (i >> 7) as u8).collect::<Vec<_>>().leak();
+    owner.register(Arc::new(One::of(content.as_ptr().addr(), 4 << 20)));
+    let listener = owner.listen(&[any()], Arc::new(At(content))).unwrap();
+    let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
+    let early = Arc::<[AtomicUsize; 2]>::default();
+    let counts = || [early[0].load(SeqCst), early[1].load(SeqCst)];
+    let get = |from: u32, len: u32, expected: u64| {
+        let (call, parts) = Expecting::call([from, len], LEN, expected, &early);
+        let answer = Arc::clone(&peer).request(call).deadline(LIMIT).wait()?;
+        answer.parts.into_iter().next().map(|landing| parts.join_one(landing)).transpose()
+    };
+    const LEN: usize = 100_000;
+    let bytes = |from: usize| &content[from..from + LEN];
+    assert_eq!(get(640, LEN as u32, 640).unwrap().unwrap().as_slice(), bytes(640));
+    assert_eq!(counts(), [0, 0], "nobody knows where its segment is");
+    for from in [0_u32, 64, 1 << 20, (4 << 20) - LEN as u32] {
+        assert_eq!(get(from, LEN as u32, from.into()).unwrap().unwrap().as_slice(), bytes(from as usize));
+    }
+    assert_eq!(counts(), [4, 4]);
+    // What has ended has no bytes, though they are read.
+    assert!(get(64, 0, 64).unwrap().is_none());
+    assert_eq!(counts(), [5, 4]);
+    // Elsewhere than the key said: never the bytes from there, and the next question is asked as at first.
+    assert_eq!(get(64, LEN as u32, 1 << 20).unwrap_err().kind(), ErrorKind::PeerDown);
+    assert!(peer.is_up());
+    assert_eq!(get(64, LEN as u32, 1 << 20).unwrap().unwrap().as_slice(), bytes(64));
+    assert_eq!(counts(), [6, 4]);
+}
+
+#[test]
+#[ignore = "needs Margo with na+sm: --ignored"]
+fn places_beyond_the_memory_of_an_owner_are_refused() {
+    let (owner, requester) = (fabric("na+sm", Duration::from_secs(20)), fabric("na+sm", Duration::from_secs(20)));
+    let content: &'static [u8] = vec![7; 1 << 20].leak();
+    owner.register(Arc::new(One::of(content.as_ptr().addr(), 1 << 20)));
+    let listener = owner.listen(&[any()], Arc::new(At(content))).unwrap();
+    let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
+    let get = |expected: u64| {
+        let (call, _parts) = Expecting::call([0, 100_000], 100_000, expected, &Arc::default());
+        Arc::clone(&peer).request(call).deadline(LIMIT).wait().map(|answer| answer.parts.len())
+    };
+    assert_eq!(get(0).unwrap(), 1);
+    assert_eq!(get(1 << 40).unwrap_err().kind(), ErrorKind::PeerDown);
+    assert_eq!(get(1 << 40).unwrap(), 1, "the second time it is asked first");
 }
 
 /// Is told hello, and says nothing.

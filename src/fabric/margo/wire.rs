@@ -230,7 +230,7 @@ impl Description {
             let offset = u64::from_le_bytes(input.array()?);
             at += PART;
             let place = match source {
-                PACKED => Place::Packed,
+                PACKED if offset == 0 => Place::Packed,
                 source if usize::from(source) < sources && len > 0 => Place::Source(source, offset),
                 _ => return Err(corrupt("a part of an answer that is nowhere")),
             };
@@ -340,6 +340,43 @@ impl Welcome {
             _ => Err(corrupt("a welcome that makes no sense")),
         }
     }
+}
+
+/// Decodes what a peer may say, in every way in which it could be meant; for fuzzing. How many of them made sense.
+///
+/// # Panics
+/// When what was decoded is not what is encoded again.
+#[doc(hidden)]
+pub fn check_margo(bytes: &[u8]) -> usize {
+    let mut count = 0;
+    if let Ok(said) = Said::decode(bytes) {
+        let head: &[u8] = if let Said::Question { head, .. } = &said { head } else { &[] };
+        let again = [&said.prefix(&Token::default())[size_of::<Token>()..], head].concat();
+        // A release has a number that nobody reads.
+        assert!(again == bytes || matches!(said, Said::Release { .. }), "{said:?}");
+        count += 1;
+    }
+    count += match Answered::decode(bytes) {
+        Ok(Answered::Described(description)) => usize::from(Description::decode(description).is_ok()),
+        Ok(_) => 1,
+        Err(_) => 0,
+    };
+    if let Ok((description, packed)) = Description::decode(bytes) {
+        let table = description.encode();
+        assert_eq!(table[..], bytes[..table.len()]);
+        let ends = packed.iter().try_fold(table.len(), |at, range| (range.start == at).then_some(range.end));
+        assert_eq!(ends, Some(bytes.len()), "packed parts are behind the description, one after the other");
+        count += 1;
+    }
+    if let Ok(control) = Control::decode(bytes) {
+        assert_eq!(control.encode(), bytes);
+        count += 1;
+    }
+    if let Ok(welcome) = Welcome::decode(bytes) {
+        assert_eq!(welcome.encode(), bytes);
+        count += 1;
+    }
+    count
 }
 
 /// An address or a reason, from another process.

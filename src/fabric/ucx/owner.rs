@@ -408,6 +408,7 @@ impl Desk {
             if let Some(watch) = client.watch {
                 watch.reply(ENDED.to_vec(), Vec::new());
             }
+            self.service.gone(token);
         }
     }
 

@@ -120,13 +120,13 @@ impl Client {
         id
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(miri)))]
     pub(super) fn has_no_requests(&self) -> bool {
         lock(&self.requests.open).is_empty()
     }
 
     /// Goes up with each request.
-    #[cfg(test)]
+    #[cfg(all(test, not(miri)))]
     pub(super) fn next_request(&self) -> u64 {
         self.requests.next.load(Relaxed)
     }

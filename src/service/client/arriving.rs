@@ -59,7 +59,6 @@ unsafe impl Memory for Arriving {
 /// Not to be used when the object was landed or given up.
 pub(crate) struct Advance {
     client: Arc<Client>,
-    declared: Id,
     object: Id,
     is_hinted: bool,
 }
@@ -86,7 +85,7 @@ impl Claim {
         let memory = Arriving { client: Arc::clone(client), object, ptr, len: len as usize, pinned };
         let is_hinted = client.table.hint_at(pins::cell(client)?, self.declared, object);
         failpoint!("client.arriving.hinted");
-        let advance = Advance { client: Arc::clone(client), declared: self.declared, object, is_hinted };
+        let advance = Advance { client: Arc::clone(client), object, is_hinted };
         Ok((RegionMut::new(Box::new(memory)), advance))
     }
 
@@ -140,19 +139,19 @@ impl Advance {
     /// The first `bytes` are there: others may get them, and nobody writes to them any more.
     ///
     /// # Cost
-    /// Two system calls, which wake those who wait for them.
+    /// A system call, which wakes those who wait for pieces; not those who wait for the whole.
     pub(crate) fn to(&self, bytes: u64) {
         if self.is_hinted {
             self.client.table.advance(self.object, bytes);
             failpoint!("client.arriving.advanced");
-            self.client.wake(self.declared);
+            futex::bump(self.client.table.any_bucket());
         }
     }
 }
 
 impl fmt::Debug for Advance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Advance({:?} for {:?})", self.object, self.declared)
+        write!(f, "Advance({:?})", self.object)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use super::{Client, pins};
@@ -13,7 +13,7 @@ use crate::service::lock::LockFile;
 use crate::service::server::index_of;
 use crate::shm::clock;
 use crate::shm::layout::{client, word};
-use crate::shm::table::{BOUND, Found, Id, Object, REPLICA, State};
+use crate::shm::table::{BOUND, Found, Id, Object, Others, REPLICA, State};
 use crate::sync::lock;
 
 /// What a key leads to.
@@ -105,8 +105,7 @@ impl Client {
     ///
     /// Ranks of a job end at the same time, and one of them has to be the last. Who leaves says so and looks whether the host
     /// leaves as well, in which case it waits to succeed it; a host that leaves while others are there says so and looks
-    /// whether they leave as well, in which case it waits for their end. Between a store and a load that both take part in
-    /// one order, at least one of two sees the other.
+    /// whether they leave as well, in which case it waits for their end. At least one of two sees the other.
     pub(super) fn leave(&self) {
         if process::generation() != self.generation || self.ended.load(Acquire) || self.is_lost() {
             return;
@@ -138,18 +137,12 @@ impl Client {
         let begun = Instant::now();
         let mut given_up = false;
         while self.is_host() {
-            let (mut others, mut stay) = (false, false);
-            for index in (0..self.table.layout().clients).filter(|index| *index != index_of(self.tag)) {
-                if self.table.client(index, client::TAG).load(Acquire) != 0 {
-                    others = true;
-                    stay |= self.table.client(index, client::PID).load(SeqCst) & client::LEAVING == 0;
-                }
-            }
-            if !others {
+            let others = self.table.others(index_of(self.tag));
+            if others == Others::None {
                 break;
             }
             // Those that ended a moment ago may not have been noticed yet, and those that leave are waited for.
-            if begun.elapsed() > if stay { NOTICE } else { FAREWELL } {
+            if begun.elapsed() > if others == Others::Stay { NOTICE } else { FAREWELL } {
                 if given_up {
                     return;
                 }
@@ -181,19 +174,12 @@ impl Client {
 
     /// A host that leaves says so only when it has waited for the others long enough.
     fn say_leaving(&self, leaving: bool) {
-        let word = self.table.client(index_of(self.tag), client::PID);
-        match leaving {
-            true => word.fetch_or(client::LEAVING, SeqCst),
-            false => word.fetch_and(!client::LEAVING, SeqCst),
-        };
+        self.table.say_leaving(index_of(self.tag), leaving);
     }
 
     /// Whether the process that hosts said that it leaves.
     fn host_leaves(&self) -> bool {
-        let host = u64::from(self.host()) | client::LEAVING;
-        let own = index_of(self.tag);
-        (0..self.table.layout().clients)
-            .any(|index| index != own && self.table.client(index, client::PID).load(SeqCst) == host)
+        self.table.leaves(index_of(self.tag), self.host())
     }
 
     fn is_host(&self) -> bool {

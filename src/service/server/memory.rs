@@ -503,9 +503,14 @@ impl Memory {
     }
 
     /// Gives the pages of free memory back to the system; they come back when they are needed. Returns the bytes.
+    ///
+    /// None where memory was registered: an adapter would go on with the pages that it knows, and processes with new ones.
     pub(super) fn collect(&mut self) -> u64 {
         self.sweep(|_| false);
         self.reclaim();
+        if self.table.header(word::REGISTERED).load(Relaxed) != 0 && !mutant!("collect_registered") {
+            return 0;
+        }
         let mut bytes = 0;
         // Whoever rebuilds must know that free memory may have no pages.
         self.table.header(word::COOLED).store(1, Relaxed);

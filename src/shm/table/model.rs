@@ -31,6 +31,7 @@ use crate::sync::modelled::Arc;
 mod arriving;
 #[cfg(shuttle)]
 mod crowd;
+mod leaving;
 mod replica;
 
 const LAYOUT: Layout = Layout { segments: 1, clients: 1, pages: 1, cells: 3, sets: 1, ways: 2, slots: 3 };
@@ -164,7 +165,7 @@ fn model(f: impl Fn(&Seen) + Send + Sync + 'static) -> Seen {
     #[cfg(shuttle)]
     shuttle::check_random(move || f(&notes), 100);
     #[cfg(not(any(loom, shuttle)))]
-    (0..if cfg!(miri) { 4 } else { 50 }).for_each(|_| f(&notes));
+    (0..if cfg!(miri) { 2 } else { 50 }).for_each(|_| f(&notes));
     seen
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Write, stdout};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -16,6 +17,7 @@ use self::group::Group;
 use self::pattern::{Pattern, Seat, seats};
 use super::buffers::Buffers;
 use super::sizes::Sizes;
+use super::socket::{Bare, Socket};
 use crate::VERSION;
 use crate::failure::Failure;
 
@@ -100,6 +102,12 @@ struct Case {
 
 /// What all ranks together found.
 struct Figures {
+    ours: Figure,
+    /// Bare sockets between the same ranks, in the same pattern, one after ours.
+    socket: Figure,
+}
+
+struct Figure {
     p50_us: f64,
     p99_us: f64,
     mb_s: f64,
@@ -111,6 +119,12 @@ struct Found {
     samples: Vec<f64>,
     bytes: u64,
     took_us: f64,
+}
+
+/// A rank's bare sockets: to those that it gets from, and memory for what comes.
+struct Sockets {
+    to: Vec<Bare>,
+    memory: Vec<u8>,
 }
 
 /// This rank, the others, and where their objects are.
@@ -140,11 +154,16 @@ impl Bench {
     }
 
     fn measure(&mut self, case: &Case) -> Result<Figures, Failure> {
-        let found = match case.pattern {
+        let (ours, socket) = match case.pattern {
             Pattern::Pairs | Pattern::AllToOne => self.again_and_again(case)?,
             Pattern::OneToAll => self.anew(case)?,
         };
-        let all = self.group.share(&found)?;
+        Ok(Figures { ours: self.figure(&ours)?, socket: self.figure(&socket)? })
+    }
+
+    /// Collective: what ranks found, together.
+    fn figure(&mut self, found: &Found) -> Result<Figure, Failure> {
+        let all = self.group.share(found)?;
         let mut samples: Vec<f64> = all.iter().flat_map(|found| &found.samples).copied().collect();
         samples.sort_unstable_by(f64::total_cmp);
         let quantile = |q: f64| samples.get((q * (samples.len() - 1) as f64).round() as usize).copied();
@@ -152,94 +171,139 @@ impl Bench {
         let bytes: u64 = all.iter().map(|found| found.bytes).sum();
         match (samples.is_empty(), quantile(0.5), quantile(0.99)) {
             // Bytes a microsecond are 10^6 bytes a second.
-            (false, Some(p50_us), Some(p99_us)) => Ok(Figures { p50_us, p99_us, mb_s: bytes as f64 / took }),
+            (false, Some(p50_us), Some(p99_us)) => Ok(Figure { p50_us, p99_us, mb_s: bytes as f64 / took }),
             _ => Err(Failure::new("nobody measured anything")),
         }
     }
 
+    /// Collective: bare sockets from each rank to those that it gets from.
+    fn sockets(&mut self, case: &Case, buffers: &Buffers) -> Result<Sockets, Failure> {
+        let own = self.group.rank();
+        let askers = self.askers(case, own);
+        let listening = if askers > 0 { Some(Socket::listen(&buffers.payload, askers)?) } else { None };
+        let addresses = self.group.share(&listening.map(|socket| socket.address()))?;
+        let sources = self.sources(case);
+        let to = sources.iter().filter_map(|rank| addresses[*rank]).map(|address| {
+            Bare::connect(address).map_err(|error| Failure::io(format_args!("a bare socket to {address}"), error))
+        });
+        Ok(Sockets { to: to.collect::<Result<_, _>>()?, memory: vec![0; case.size] })
+    }
+
     /// The same objects again and again, each time over the network.
-    fn again_and_again(&mut self, case: &Case) -> Result<Found, Failure> {
+    fn again_and_again(&mut self, case: &Case) -> Result<(Found, Found), Failure> {
         let buffers = Buffers::new(case.size);
         let sources = self.sources(case);
-        let own = if self.is_source(case) { put(&self.direct, &buffers, case.window)? } else { Vec::new() };
+        let is_source = self.askers(case, self.group.rank()) > 0;
+        let own = if is_source { put(&self.direct, &buffers, case.window)? } else { Vec::new() };
         let all = self.group.share(&tokens(&own)?)?;
         let keys = keys(&sources, &all)?;
-        let connector = self.direct.connector().as_ref();
+        let mut sockets = self.sockets(case, &buffers)?;
+        let connector = Arc::clone(self.direct.connector());
         for first in keys.chunks(case.window).filter_map(|keys| keys.first()) {
             verify(&connector.get(first).wait()?, &buffers)?;
         }
+        let ours = self.rounds(case, keys.len(), || fetch(&*connector, &keys))?;
+        let socket = self.rounds(case, keys.len(), || sockets.fetch(case.window))?;
+        evict(&self.direct, &own)?;
+        Ok((ours, socket))
+    }
+
+    /// Collective: `fetch` of `count` objects, for about the time that there is, by all at the same time.
+    fn rounds(
+        &mut self,
+        case: &Case,
+        count: usize,
+        mut fetch: impl FnMut() -> Result<Duration, Failure>,
+    ) -> Result<Found, Failure> {
         let mut found = Found::default();
-        let trial = match keys.is_empty() {
-            true => 0.0,
-            false => {
-                fetch(connector, &keys)?;
-                micros(fetch(connector, &keys)?)
+        let trial = match count {
+            0 => 0.0,
+            _ => {
+                fetch()?;
+                micros(fetch()?)
             }
         };
         // All take as many samples, or the last would have the network to themselves.
         let slowest = self.group.share(&trial)?.into_iter().fold(1.0, f64::max);
         let rounds = (micros(self.budget) / slowest).clamp(LEAST, MOST) as usize;
         self.group.share(&())?;
-        if !keys.is_empty() {
+        if count > 0 {
             let begin = Instant::now();
             for _ in 0..rounds {
-                found.samples.push(micros(fetch(connector, &keys)?) / keys.len() as f64);
+                found.samples.push(micros(fetch()?) / count as f64);
             }
             found.took_us = micros(begin.elapsed());
-            found.bytes = (rounds * keys.len() * case.size) as u64;
+            found.bytes = (rounds * count * case.size) as u64;
             found.samples.sort_unstable_by(f64::total_cmp);
             // As many as tell the quantiles.
             let step = found.samples.len().div_ceil(KEPT);
             found.samples = found.samples.iter().skip(step / 2).step_by(step).copied().collect();
         }
         self.group.share(&())?;
-        evict(&self.direct, &own)?;
         Ok(found)
     }
 
     /// New objects each time, which no node has yet. A sample is the slowest rank's time, found by all alike.
-    fn anew(&mut self, case: &Case) -> Result<Found, Failure> {
+    fn anew(&mut self, case: &Case) -> Result<(Found, Found), Failure> {
         let buffers = Buffers::new(case.size);
         let sources = self.sources(case);
-        let is_source = self.is_source(case);
-        let mut found = Found::default();
+        let is_source = self.askers(case, self.group.rank()) > 0;
+        let mut sockets = self.sockets(case, &buffers)?;
+        let (mut ours, mut socket) = (Found::default(), Found::default());
         let (mut rounds, mut taken) = (2, 0);
         while taken < rounds {
             let own = if is_source { put(&self.shared, &buffers, case.window)? } else { Vec::new() };
             let all = self.group.share(&tokens(&own)?)?;
             let keys = keys(&sources, &all)?;
-            let connector = self.shared.connector().as_ref();
-            let took = if keys.is_empty() { 0.0 } else { micros(fetch(connector, &keys)?) };
+            let connector = Arc::clone(self.shared.connector());
+            let took = if keys.is_empty() { 0.0 } else { micros(fetch(&*connector, &keys)?) };
             let times = self.group.share(&took)?;
-            let slowest = times.iter().copied().fold(0.0, f64::max);
+            let took = if keys.is_empty() { 0.0 } else { micros(sockets.fetch(case.window)?) };
+            let bare = self.group.share(&took)?;
             if taken == 0 {
                 if let Some(first) = keys.first() {
                     verify(&connector.get(first).wait()?, &buffers)?;
                 }
                 self.group.share(&())?;
             } else {
-                rounds = (micros(self.budget) / slowest.max(1.0)).clamp(LEAST, MOST_ANEW) as usize + 1;
+                let slowest = times.iter().copied().fold(1.0, f64::max);
+                rounds = (micros(self.budget) / slowest).clamp(LEAST, MOST_ANEW) as usize + 1;
                 if is_source {
-                    let receivers = times.iter().filter(|time| **time > 0.0).count();
-                    found.samples.push(slowest / case.window as f64);
-                    found.took_us += slowest;
-                    found.bytes += (receivers * case.window * case.size) as u64;
+                    ours.add(case, &times);
+                    socket.add(case, &bare);
                 }
             }
             rounds = self.group.share(&rounds)?[0];
             evict(&self.shared, &own)?;
             taken += 1;
         }
-        Ok(found)
+        Ok((ours, socket))
     }
 
     fn sources(&self, case: &Case) -> Vec<usize> {
         case.pattern.sources(&self.seats, self.group.rank(), case.ppn)
     }
 
-    fn is_source(&self, case: &Case) -> bool {
-        let own = self.group.rank();
-        (0..self.seats.len()).any(|rank| case.pattern.sources(&self.seats, rank, case.ppn).contains(&own))
+    /// How many get from a rank.
+    fn askers(&self, case: &Case, own: usize) -> usize {
+        (0..self.seats.len()).filter(|rank| case.pattern.sources(&self.seats, *rank, case.ppn).contains(&own)).count()
+    }
+}
+
+impl Found {
+    /// The slowest of all who got something, and what they got.
+    fn add(&mut self, case: &Case, times: &[f64]) {
+        let slowest = times.iter().copied().fold(0.0, f64::max);
+        let receivers = times.iter().filter(|time| **time > 0.0).count();
+        self.samples.push(slowest / case.window as f64);
+        self.took_us += slowest;
+        self.bytes += (receivers * case.window * case.size) as u64;
+    }
+}
+
+impl Sockets {
+    fn fetch(&mut self, window: usize) -> Result<Duration, Failure> {
+        Bare::fetch_all(&mut self.to, window, &mut self.memory).map_err(|error| Failure::io("a bare socket", error))
     }
 }
 
@@ -336,6 +400,8 @@ struct Line {
     p50_us: f64,
     p99_us: f64,
     mb_s: f64,
+    ref_p50_us: f64,
+    ref_mb_s: f64,
 }
 
 impl Report {
@@ -347,7 +413,8 @@ impl Report {
         self.note(&format!(
             "# proxystore {VERSION} bench   {} ranks on {} nodes   {}   {:?} a line\n\
              # us: one object, the mean of those on their way together; of one-to-all until the last rank has it\n\
-             # MB/s: 10^6 bytes a second that all receivers together got\n",
+             # MB/s: 10^6 bytes a second that all receivers together got\n\
+             # ref: bare sockets between the same ranks, one each for who gets from whom; of one-to-all the owner sends to each\n",
             bench.seats.len(),
             bench.nodes,
             bench.shared.config(),
@@ -357,12 +424,14 @@ impl Report {
 
     fn table(&self, pattern: Pattern, ppn: usize, window: usize) -> Result<(), Failure> {
         self.note(&format!(
-            "#\n# {}, {ppn} a node, window {window}\n# {:>10} {:>12} {:>12} {:>12}\n",
+            "#\n# {}, {ppn} a node, window {window}\n# {:>10} {:>12} {:>12} {:>12} {:>13} {:>12}\n",
             pattern.name(),
             "Size",
             "p50 (us)",
             "p99 (us)",
-            "MB/s"
+            "MB/s",
+            "ref p50 (us)",
+            "ref MB/s"
         ))
     }
 
@@ -376,15 +445,20 @@ impl Report {
             ppn: case.ppn,
             window: case.window,
             size: case.size,
-            p50_us: round(figures.p50_us),
-            p99_us: round(figures.p99_us),
-            mb_s: round(figures.mb_s),
+            p50_us: round(figures.ours.p50_us),
+            p99_us: round(figures.ours.p99_us),
+            mb_s: round(figures.ours.mb_s),
+            ref_p50_us: round(figures.socket.p50_us),
+            ref_mb_s: round(figures.socket.mb_s),
         };
         if self.speaks && self.json {
             let text = serde_json::to_string(&line).map_err(Failure::new)?;
             writeln!(stdout(), "{text}").map_err(Failure::stdout)?;
         }
-        self.note(&format!("{:>12} {:>12.2} {:>12.2} {:>12.1}\n", line.size, line.p50_us, line.p99_us, line.mb_s))?;
+        self.note(&format!(
+            "{:>12} {:>12.2} {:>12.2} {:>12.1} {:>13.2} {:>12.1}\n",
+            line.size, line.p50_us, line.p99_us, line.mb_s, line.ref_p50_us, line.ref_mb_s
+        ))?;
         self.lines.push(line);
         Ok(())
     }

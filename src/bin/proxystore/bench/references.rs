@@ -47,7 +47,7 @@ impl References {
         for name in names(place, how) {
             let reference = match *name {
                 "get" => Reference::Each,
-                "socket" => Reference::Socket(Socket::listen(payload)?.address()),
+                "socket" => Reference::Socket(Socket::listen(payload, 1)?.address()),
                 "ucp" => this.ucp(&place.store.config().connector, payload)?,
                 "margo" => this.margo(place, payload)?,
                 _ => Reference::Copy,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,7 +59,10 @@ struct Stretch {
 type Done = Box<dyn FnOnce(Result<Vec<Landing>>) + Send>;
 
 impl Transfer {
-    /// Begins; `done` gets the landings, full, or what went wrong, once nothing writes to them any more.
+    /// Begins; past `limit` Margo cancels a stretch. That must be later than when a dead peer's connections are cut: a read over
+    /// libfabric that was cancelled and then fails is reported to nobody (Mercury 2.4, `na_ofi_cq_process_error`).
+    ///
+    /// `done` gets the landings, full, or what went wrong, once nothing writes to them any more.
     ///
     /// It is called on the progress thread or from within this call.
     pub(in super::super) fn start(
@@ -120,6 +124,7 @@ impl Transfer {
             }
             let Some(stretch) = state.rest.pop_front() else { break };
             state.in_flight += 1;
+            self.from.flying.fetch_add(1, SeqCst);
             let piece = &state.pieces[stretch.piece];
             let (ours, theirs) = (piece.ours.raw, piece.theirs.raw);
             drop(state);
@@ -155,6 +160,7 @@ impl Transfer {
     fn over(&self, outcome: hg_return_t) {
         let mut state = lock(&self.state);
         state.in_flight -= 1;
+        self.from.flying.fetch_sub(1, SeqCst);
         if outcome != HG_SUCCESS && state.failed.is_none() {
             state.failed = Some(self.instance.failed("request", outcome, &self.from.text));
         }

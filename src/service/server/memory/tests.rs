@@ -84,6 +84,17 @@ fn reclaim_waits_for_pins() {
 }
 
 #[test]
+fn pages_of_registered_memory_stay() {
+    let (mut memory, _) = memory();
+    for (is_registered, gives) in [(0, true), (1, false), (0, true)] {
+        memory.table.header(word::REGISTERED).store(is_registered, Relaxed);
+        let id = lease(&mut memory, A, 16 << 20);
+        assert!(memory.give_back(A, id.slot));
+        assert_eq!(memory.collect() >= 16 << 20, gives);
+    }
+}
+
+#[test]
 fn what_nobody_evicted_is_not_taken_back() {
     let (mut memory, cell) = memory();
     let id = object(&mut memory, A, 0);

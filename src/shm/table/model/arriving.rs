@@ -139,6 +139,26 @@ fn loom_expiry_against_arrival() {
     .all(&["arrives", "expires"]);
 }
 
+#[test]
+fn loom_expiry_against_arrival_and_use() {
+    model(|seen| {
+        let world = Arc::new(World::new());
+        world.claimed();
+        assert!(world.open());
+        world.fill(5);
+        let service = spawn(&world, |world| world.table.expires(OBJECT.slot));
+        world.table.label_arrived(OBJECT, &arrived(), 0);
+        // Somebody views it, and it is marked as used.
+        world.table.stamp(&world.table.read(OBJECT), 3);
+        match service.join().unwrap() {
+            0 => seen.note("arrives"),
+            99 => seen.note("expires"),
+            other => panic!("{other} is a number of bytes"),
+        }
+    })
+    .all(&["arrives", "expires"]);
+}
+
 // ----------------------------------------------------------------------------------------------------------------------
 
 #[cfg(not(any(loom, shuttle)))]

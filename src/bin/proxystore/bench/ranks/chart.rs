@@ -88,7 +88,9 @@ mod tests {
 
     fn line(ppn: usize, size: usize, mb_s: f64) -> Line {
         let connector = "tcp".to_owned();
-        Line { connector, pattern: "pairs", nodes: 2, ranks: 4, ppn, window: 1, size, p50_us: 50.0, p99_us: 90.0, mb_s }
+        let (p50_us, p99_us, ref_p50_us, ref_mb_s) = (50.0, 90.0, 40.0, mb_s);
+        let (pattern, nodes, ranks, window) = ("pairs", 2, 4, 1);
+        Line { connector, pattern, nodes, ranks, ppn, window, size, p50_us, p99_us, mb_s, ref_p50_us, ref_mb_s }
     }
 
     #[test]
