@@ -215,6 +215,23 @@ pub fn frame(data: &[u8]) {
     }
 }
 
+/// What comes over UCX, and on its control connection: as it is, and a message whose checksum is right.
+#[cfg(feature = "ucx")]
+pub fn ucx(data: &[u8]) {
+    proxystore::service::check_messages(data);
+    let Some((header, rest)) = data.split_first_chunk::<40>() else { return };
+    let mut header = *header;
+    // No more than 255 parts and 64 KiB of head.
+    [1..4, 5..8, 26..28, 32..40].into_iter().for_each(|zeros| header[zeros].fill(0));
+    let described = usize::from(header[4]) * 8 + usize::from(u16::from_le_bytes([header[24], header[25]]));
+    let Some(description) = rest.get(..described) else { return };
+    let checksum = crc32fast::hash(&[&header, description].concat());
+    header[32..36].copy_from_slice(&checksum.to_le_bytes());
+    // Short descriptions are of the header.
+    let own = if described > 512 { 0 } else { described.min(255) as u8 };
+    proxystore::service::check_messages(&[&[own], &header[..], rest].concat());
+}
+
 /// What `margo://` says in RPCs and on its control connections: as it is, and behind checksums that are right.
 #[cfg(feature = "margo")]
 pub fn margo(data: &[u8]) {
@@ -239,23 +256,6 @@ fn described(data: &[u8]) -> Option<usize> {
         at = at.checked_add(6)?.checked_add(short(at.checked_add(4)?)?)?;
     }
     at.checked_add(parts.checked_mul(18)?).filter(|end| *end <= data.len())
-}
-
-/// What comes over UCX, and on its control connection: as it is, and a message whose checksum is right.
-#[cfg(feature = "ucx")]
-pub fn ucx(data: &[u8]) {
-    proxystore::service::check_messages(data);
-    let Some((header, rest)) = data.split_first_chunk::<40>() else { return };
-    let mut header = *header;
-    // No more than 255 parts and 64 KiB of head.
-    [1..4, 5..8, 26..28, 32..40].into_iter().for_each(|zeros| header[zeros].fill(0));
-    let described = usize::from(header[4]) * 8 + usize::from(u16::from_le_bytes([header[24], header[25]]));
-    let Some(description) = rest.get(..described) else { return };
-    let checksum = crc32fast::hash(&[&header, description].concat());
-    header[32..36].copy_from_slice(&checksum.to_le_bytes());
-    // Short descriptions are of the header.
-    let own = if described > 512 { 0 } else { described.min(255) as u8 };
-    proxystore::service::check_messages(&[&[own], &header[..], rest].concat());
 }
 
 /// One of everything that a codec treats differently.
