@@ -198,16 +198,19 @@ pub(crate) trait Land: Send + 'static {
 
     /// Where the only part of the reply is at its owner, as far as the caller knows. A fabric may pull it from there while the
     /// question is on its way, into what [`lend`](Self::lend) gives, if all answers that name that place are about the same bytes.
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
     fn likely(&self) -> Option<Spot> {
         None
     }
 
     /// The landing of the part at the likely place, once.
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
     fn lend(&mut self) -> Option<Landing> {
         None
     }
 
     /// Takes it back, full, before [`land`](Self::land), which gives it then.
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
     fn give_back(&mut self, landing: Landing) {
         drop(landing);
     }

@@ -54,9 +54,10 @@ mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
+#[cfg(feature = "failpoints")]
+pub(crate) use arriving::Passing;
 #[cfg(feature = "tcp")]
-pub(crate) use arriving::Passage;
-pub(crate) use arriving::{Advance, Passing};
+pub(crate) use arriving::{Advance, Passage};
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;

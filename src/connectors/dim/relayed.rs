@@ -232,7 +232,12 @@ impl Fetch {
                 let context = "the memory of a transfer that failed is still in use";
                 return Pending::ready(Err(Error::new(ErrorKind::Unavailable, "get", context)));
             };
-            let land = Box::new(Range { landing: Some(landing), spot: None });
+            // Where the key says that it lies, it lies at its owner.
+            let land = match source {
+                None => Range::new(landing, &wanted),
+                Some(_) => Range { landing: Some(landing), spot: None },
+            };
+            let land = Box::new(land);
             Arc::clone(peer).request(Call { head: head.clone(), land, lane: piece })
         });
         limit.start(asked)
