@@ -54,10 +54,12 @@ mod replica;
 mod walk;
 
 pub(crate) use arrival::Arrival;
+#[cfg(any(feature = "tcp", feature = "failpoints"))]
+pub(crate) use arriving::Advance;
+#[cfg(feature = "tcp")]
+pub(crate) use arriving::Passage;
 #[cfg(feature = "failpoints")]
 pub(crate) use arriving::Passing;
-#[cfg(feature = "tcp")]
-pub(crate) use arriving::{Advance, Passage};
 #[cfg(feature = "tcp")]
 pub(crate) use find::Sight;
 pub(crate) use lease::Lease;

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::pins::{self, Pinned};
-use super::replica::until;
-use super::{Claim, Client, Expected, Lease, Look, Replica};
+use super::replica::{Claim, Replica, until};
+use super::{Client, Expected, Lease, Look};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::pending::Source;

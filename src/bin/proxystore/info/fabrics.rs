@@ -35,7 +35,8 @@ impl Fabrics {
     pub(super) fn collect() -> Self {
         let adapters = adapters(Path::new("/sys/class"));
         let libraries = libraries();
-        let advice = advice(&adapters, &libraries);
+        let mut advice = advice(&adapters, &libraries);
+        advice.extend(trust(&libraries));
         Self { libraries, adapters, advice }
     }
 }
@@ -171,6 +172,14 @@ fn advice(adapters: &[String], libraries: &[Library]) -> Vec<String> {
     advice
 }
 
+/// What UCX's TCP transport lets strangers do.
+fn trust(libraries: &[Library]) -> Option<String> {
+    let ucx = libraries.iter().find(|library| library.name == "ucx")?;
+    let said = "ucx:// uses UCX's TCP, at whose port anybody who reaches it can write memory of the process: where strangers are on the \
+                network use tcp://, or UCX_TLS without tcp; docs/ucx.md, Trust";
+    ucx.devices.iter().any(|device| device.starts_with("tcp/")).then(|| said.to_owned())
+}
+
 /// What an adapter registers is locked.
 fn memlock(limit: Option<u64>) -> Option<String> {
     let limit = limit.filter(|bytes| *bytes < 1 << 40)?;
@@ -208,6 +217,8 @@ mod tests {
         }
         let said = advice(&[mlx], &ucx(&["tcp/ib0", "rc_mlx5/mlx5_0:1"], &[]));
         assert!(said.iter().all(|line| line.contains("ulimit")), "{said:?}");
+        assert!(trust(&ucx(&["tcp/ib0"], &[])).is_some() && trust(&ucx(&["rc_mlx5/mlx5_0:1"], &[])).is_none());
+        assert!(trust(&[]).is_none());
         assert!(memlock(Some(8 << 20)).is_some_and(|line| line.contains("8388608")) && memlock(None).is_none());
     }
 
