@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Client, pins};
 use crate::error::Result;
 use crate::process;
+use crate::service::directory::Directory;
 use crate::service::locator;
 use crate::service::lock::LockFile;
 use crate::service::server::index_of;
@@ -142,7 +143,8 @@ impl Client {
                 break;
             }
             // Those that ended a moment ago may not have been noticed yet, and those that leave are waited for.
-            if begun.elapsed() > if others == Others::Stay { NOTICE } else { FAREWELL } {
+            let stay = others == Others::Stay && (begun.elapsed() <= NOTICE || self.others_live());
+            if begun.elapsed() > if stay { NOTICE } else { FAREWELL } {
                 if given_up {
                     return;
                 }
@@ -186,6 +188,17 @@ impl Client {
         match LockFile::find(&self.directory.host_lock()) {
             Ok(Some(file)) => file.holder(0..1).is_ok_and(|holder| holder.is_some_and(|holder| holder.is_own)),
             _ => false,
+        }
+    }
+
+    /// Whether the process of any other client lives; also where nobody can tell.
+    fn others_live(&self) -> bool {
+        let own = u64::from(index_of(self.tag));
+        match LockFile::find(&self.directory.members()) {
+            Ok(Some(file)) => [0..own, own + 1..Directory::SUPERVISOR]
+                .into_iter()
+                .any(|others| !others.is_empty() && !matches!(file.holder(others), Ok(None))),
+            _ => true,
         }
     }
 
