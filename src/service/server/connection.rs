@@ -190,6 +190,8 @@ impl Server {
             match connection.socket.send(packet, &borrowed) {
                 Ok(Sent::Done) => drop(connection.outbox.pop_front()),
                 Ok(Sent::WouldBlock) => break,
+                // It has closed its end. What it said before that is read next, its farewell for one.
+                Err(error) if error.kind() == ErrorKind::Closed => connection.outbox.clear(),
                 Err(_) => return self.disconnect(number),
             }
         }
