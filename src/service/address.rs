@@ -58,27 +58,9 @@ impl Address {
     }
 
     fn write(&self, out: &mut [u8; MOST]) -> usize {
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        match self.contact.ip() {
-            IpAddr::V4(ip) => {
-                put(&[4]);
-                put(&ip.octets());
-            }
-            IpAddr::V6(ip) => {
-                put(&[6]);
-                put(&ip.octets());
-            }
-        }
-        put(&self.contact.port().to_le_bytes());
-        put(&self.instance.to_le_bytes());
-        put(&self.id.slot.to_le_bytes());
-        put(&self.id.generation.to_le_bytes());
-        put(&self.place.to_le_bytes());
-        at
+        let at = Node { contact: self.contact, instance: self.instance }.write(out);
+        out[at..at + OWN].copy_from_slice(&super::locator::end(self.id, self.place));
+        at + OWN
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
@@ -100,18 +82,30 @@ impl Address {
 impl Node {
     /// Appends the binary form: that with which an address of an object there begins.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut bytes = [0; MOST];
+        let len = self.write(&mut bytes);
+        out.extend_from_slice(&bytes[..len]);
+    }
+
+    fn write(&self, out: &mut [u8; MOST]) -> usize {
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
         match self.contact.ip() {
             IpAddr::V4(ip) => {
-                out.push(4);
-                out.extend_from_slice(&ip.octets());
+                put(&[4]);
+                put(&ip.octets());
             }
             IpAddr::V6(ip) => {
-                out.push(6);
-                out.extend_from_slice(&ip.octets());
+                put(&[6]);
+                put(&ip.octets());
             }
         }
-        out.extend_from_slice(&self.contact.port().to_le_bytes());
-        out.extend_from_slice(&self.instance.to_le_bytes());
+        put(&self.contact.port().to_le_bytes());
+        put(&self.instance.to_le_bytes());
+        at
     }
 
     /// Reads what [`encode`](Self::encode) wrote.

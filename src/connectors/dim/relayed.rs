@@ -123,12 +123,7 @@ impl Fetch {
         let label = Label { len, expires, ..Client::label(format) };
         let landed = claim.land_arrived(region, label, remote.fresh_for(joined.asked));
         leaving.is_whole = landed.is_ok();
-        match landed {
-            Ok(region) => Ok(Found::Object(region)),
-            // Its time was over when it came.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Missing),
-            Err(error) => Err(error),
-        }
+        Found::landed(landed)
     }
 
     /// Asks the owner from whom to get it.
@@ -198,12 +193,12 @@ impl Fetch {
         };
         self.slowest = self.slowest.max(begun.elapsed());
         self.starved = 0;
-        match Verdict::decode_all(&answer.head, 1).map(|mut verdicts| verdicts.pop()) {
-            Ok(Some(Verdict::Yes { .. })) if flight.land(answer, advance) => Ok(()),
-            Ok(Some(Verdict::Refused { kind })) if source.is_none() => {
+        match Verdict::decode_one(&answer.head) {
+            Ok(Verdict::Yes { .. }) if flight.land(answer, advance) => Ok(()),
+            Ok(Verdict::Refused { kind }) if source.is_none() => {
                 Err(Lost::Owner(refused("get", kind, self.all.scheme)))
             }
-            Ok(Some(verdict @ (Verdict::Missing | Verdict::Declared))) if source.is_none() => Err(Lost::Ended(verdict)),
+            Ok(verdict @ (Verdict::Missing | Verdict::Declared)) if source.is_none() => Err(Lost::Ended(verdict)),
             _ if source.is_none() => Err(Lost::Owner(mismatch())),
             _ => Err(Lost::Relay),
         }

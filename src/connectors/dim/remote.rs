@@ -50,6 +50,18 @@ pub(super) enum Found {
     Missing,
 }
 
+impl Found {
+    /// What a claim made of the bytes that came.
+    pub(super) fn landed(landed: Result<Region>) -> Result<Self> {
+        match landed {
+            Ok(region) => Ok(Self::Object(region)),
+            // Its time was over when it came.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Missing),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// When an operation of several steps has to be over.
 #[derive(Clone, Copy)]
 pub(super) struct Limit(Instant);
@@ -325,12 +337,7 @@ impl Remote {
     fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64, asked: Instant) -> Result<Found> {
         let (lease, len) = self.client.lease_of(region)?;
         let expires = self.expiry(expires_in, asked);
-        match claim.land(lease, Label { len, expires, ..Client::label(format) }, self.fresh_for(asked)) {
-            Ok(region) => Ok(Found::Object(region)),
-            // Its time was over when it came.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Missing),
-            Err(error) => Err(error),
-        }
+        Found::landed(claim.land(lease, Label { len, expires, ..Client::label(format) }, self.fresh_for(asked)))
     }
 
     /// What was fetched: the object that all processes of this node find, where the caller has the duty to fetch it, else one

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::pins::{self, Pinned};
-use super::replica::{Claim, Replica, until};
-use super::{Client, Expected, Lease, Look};
+use super::replica::{Claim, Replica, shown};
+use super::{Client, Expected, Lease};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::pending::Source;
@@ -110,28 +110,9 @@ impl Claim {
         client.table.label_arrived(object, &label, client.table.header(word::EPOCH).load(Relaxed) as u32);
         failpoint!("client.arriving.labelled");
         let cell = pins::cell(&client)?;
-        let landed = client.table.land_replica(cell, self.declared, object, until(fresh_for));
-        failpoint!("client.replica.bound");
         let Some(pinned) = memory.pinned.take() else { unreachable!("it is taken here alone") };
-        match landed {
-            Ok(()) => {
-                self.landed = true;
-                client.wake(self.declared);
-            }
-            // The claim has ended meanwhile, because somebody evicted the object: only the caller gets to see it.
-            Err(_) => {
-                if client.table.retire_object(object) {
-                    client.tell_retired(object.slot);
-                }
-            }
-        }
-        match client.view(&client.table.read(object), Expected::ANY, pinned)? {
-            Look::Object(region) => Ok(region),
-            // It expired on its way.
-            Look::Declared | Look::Missing => {
-                Err(Error::new(ErrorKind::NotFound, "get", "the object expired").with_connector("shm"))
-            }
-        }
+        self.bind(cell, object, fresh_for);
+        shown(client.view(&client.table.read(object), Expected::ANY, pinned)?)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Claim {
     pub(super) client: Arc<Client>,
     origin: Origin,
     pub(super) declared: Id,
-    pub(super) landed: bool,
+    landed: bool,
 }
 
 impl Client {
@@ -177,25 +177,32 @@ impl Claim {
         let object = lease.publish(Label { flags: BOUND | REPLICA, ..label });
         failpoint!("client.replica.published");
         let region = client.view(&client.table.read(object), Expected::ANY, pinned);
+        self.bind(cell, object, fresh_for);
+        shown(region?)
+    }
+
+    /// Makes a published object the one that all find. Should the claim have ended meanwhile, because somebody evicted the original,
+    /// the object is ended, and only the caller gets to see it.
+    pub(super) fn bind(&mut self, cell: u32, object: Id, fresh_for: Duration) {
+        let client = &self.client;
         let landed = client.table.land_replica(cell, self.declared, object, until(fresh_for));
         failpoint!("client.replica.bound");
-        match landed {
-            Ok(()) => {
-                self.landed = true;
-                client.wake(self.declared);
-            }
-            Err(_) => {
-                if client.table.retire_object(object) {
-                    client.tell_retired(object.slot);
-                }
-            }
+        if landed.is_ok() {
+            self.landed = true;
+            client.wake(self.declared);
+        } else if client.table.retire_object(object) {
+            client.tell_retired(object.slot);
         }
-        match region? {
-            Look::Object(region) => Ok(region),
-            // It expired on its way.
-            Look::Declared | Look::Missing => {
-                Err(Error::new(ErrorKind::NotFound, "get", "the object expired").with_connector("shm"))
-            }
+    }
+}
+
+/// What is there to be seen of an object that has landed.
+pub(super) fn shown(look: Look) -> Result<Region> {
+    match look {
+        Look::Object(region) => Ok(region),
+        // It expired on its way.
+        Look::Declared | Look::Missing => {
+            Err(Error::new(ErrorKind::NotFound, "get", "the object expired").with_connector("shm"))
         }
     }
 }
@@ -228,7 +235,7 @@ fn now() -> u32 {
 }
 
 /// The end of freshness: rounded so that it is over early rather than late.
-pub(super) fn until(fresh_for: Duration) -> u32 {
+fn until(fresh_for: Duration) -> u32 {
     let millis = u64::try_from(fresh_for.as_millis()).unwrap_or(u64::MAX);
     u32::try_from(clock::boot_millis().saturating_add(millis) / Origin::FRESH_MILLIS).unwrap_or(u32::MAX)
 }
