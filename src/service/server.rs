@@ -105,7 +105,8 @@ struct Starved {
     id: u64,
     class: Class,
     count: u32,
-    until: Instant,
+    /// Until when clients may give back what they do not use; `None` while they gather.
+    until: Option<Instant>,
 }
 
 impl Server {
@@ -417,6 +418,7 @@ impl Server {
             (false, ..=GROW_AHEAD) => Effort::Grow,
             (false, _) => Effort::Free,
         };
+        let effort = if self.is_gathering() { Effort::Free } else { effort };
         self.standing.insert((tag, class));
         match self.memory.lease(tag, class, count, id, effort) {
             Ok((slots, added)) => {
@@ -425,8 +427,10 @@ impl Server {
                 failpoint!("service.lease.told");
             }
             Err(_) if urgent => {
-                self.recall();
-                let until = Instant::now() + RECALL;
+                let until = (!self.is_gathering()).then(|| {
+                    self.recall();
+                    Instant::now() + RECALL
+                });
                 self.starved.push_back(Starved { client: index, id, class, count, until });
             }
             Err(_) => {
@@ -454,6 +458,17 @@ impl Server {
         }
     }
 
+    /// Whether clients of a former service have not come back yet, but soon do.
+    ///
+    /// Until then no memory is added: it would be in the hands of whoever is here, the process that hosts at first, and what
+    /// others are told was put there gone with it.
+    fn is_gathering(&self) -> bool {
+        self.keeper.is_none()
+            && self.begun.elapsed() < GATHER
+            && self.clients.values().any(|client| client.connection.is_none())
+            && !mutant!("grow_alone")
+    }
+
     /// Whether any client may still give back leases.
     fn is_recalling(&self) -> bool {
         self.clients.values().any(|client| client.recalled && !client.silent && client.connection.is_some())
@@ -463,7 +478,7 @@ impl Server {
     fn recall(&mut self) {
         // Nobody gets anything ahead of need until it has asked again.
         self.standing.clear();
-        if self.starved.is_empty() {
+        if self.starved.iter().all(|request| request.until.is_none()) {
             self.recalls += 1;
             let connected = self.clients.values_mut().filter(|client| client.connection.is_some() && !client.silent);
             let connections: Vec<u32> = connected
@@ -484,11 +499,16 @@ impl Server {
             let Some(request) = self.starved.pop_front() else { return };
             let Some(client) = self.clients.get(&request.client) else { continue };
             let (tag, connection) = (client.tag, client.connection);
-            let is_over = Instant::now() >= request.until;
+            let gathers = self.is_gathering();
+            if request.until.is_none() && !gathers {
+                self.lease(request.client, request.id, request.class, request.count, true);
+                continue;
+            }
+            let is_over = request.until.is_some_and(|until| Instant::now() >= until);
             if is_over {
                 self.clients.values_mut().for_each(|client| client.silent |= client.recalled);
             }
-            let waits = !is_over && self.is_recalling();
+            let waits = gathers || !is_over && self.is_recalling();
             let effort = if waits { Effort::Free } else { Effort::Displace };
             match self.memory.lease(tag, request.class, request.count, request.id, effort) {
                 Ok((slots, added)) => {
@@ -683,6 +703,9 @@ const RECALL_FIRST: u64 = 16 << 20;
 
 /// How long clients have to give back what they do not use.
 const RECALL: Duration = Duration::from_millis(200);
+
+/// How long clients of a former service have to come back before memory is added without them: those that are stopped.
+const GATHER: Duration = Duration::from_secs(2);
 
 /// How long clients have to leave when the service is told to end.
 const GRACE: Duration = Duration::from_secs(10);

@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("row_06_killed_with_pins", 10, row_06),
         row("row_07_killed_while_evicting", 10, row_07),
         row("row_08_service_killed_at_every_step", 60, row_08),
+        row("row_08_successor_makes_memory_before_others_are_back", 20, row_08_successor),
         needs(namespace::missing(), "row_09_service_killed_every_100_ms", 60, row_09),
         row("row_10_service_stopped", 20, row_10),
         row("row_11_supervisor_killed", 20, row_11),
@@ -252,6 +253,38 @@ fn service_killed_at(name: &str) {
     }
     let live = keys.len() as u64;
     site.check(vec![first, second, third], live..=live);
+}
+
+/// What was put after the death of a service outlives its successor: no memory is made that only the successor has.
+fn row_08_successor() {
+    let site = Site::with_options("bytes=268435456");
+    let mut first = site.client();
+    let (mut second, mut third) = (site.client(), site.client());
+    let old = first.put(1, 1000);
+    third.signal(libc::SIGSTOP);
+    first.kill();
+    second.await_answer("host", &second.id().to_string());
+    // More than there is.
+    second.tell("put 2 20000000");
+    let early = second.reply_within(Duration::from_millis(300));
+    if early.is_none() {
+        third.signal(libc::SIGCONT);
+    }
+    let answer = early.or_else(|| second.reply_within(PATIENCE)).unwrap();
+    let new = answer.strip_prefix("key ").unwrap_or_else(|| panic!("put: {answer}")).to_owned();
+    second.kill();
+    third.signal(libc::SIGCONT);
+    third.expect(&format!("get {old} 1"), "same");
+    third.expect(&format!("get {new} 2"), "same");
+    // One that stays away does not keep the others from memory for ever.
+    let (mut fourth, mut fifth) = (site.client(), site.client());
+    fourth.signal(libc::SIGSTOP);
+    third.kill();
+    let newest = fifth.put(3, 40_000_000);
+    fourth.signal(libc::SIGCONT);
+    fourth.expect(&format!("get {newest} 3"), "same");
+    fourth.expect(&format!("get {new} 2"), "same");
+    site.check(vec![fourth, fifth], 3..=3);
 }
 
 fn row_09() {
