@@ -12,14 +12,16 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
+use crate::region::View;
 
 pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
@@ -170,20 +172,105 @@ pub(crate) trait Service: Send + Sync + 'static {
     }
 }
 
+/// What is asked or answered, beside bytes of objects; that about one object takes no memory of its own.
+pub(crate) type Head = SmallVec<[u8; 64]>;
+
+/// Where the parts of an answer go; one takes no memory of its own.
+pub(crate) type Landings = SmallVec<[Landing; 1]>;
+
 /// A question.
 pub(crate) struct Call {
     /// What is asked, at most [`MAX_HEAD`] bytes; the fabric does not look into it.
-    pub(crate) head: Vec<u8>,
+    pub(crate) head: Head,
     /// Chooses where the bytes of the answer go.
-    pub(crate) land: Box<dyn Land>,
+    pub(crate) land: Lander,
     /// Calls of different lanes may go over different streams; any number is allowed.
     pub(crate) lane: usize,
 }
 
 impl Call {
     /// A question whose answer has no parts.
-    pub(crate) fn small(head: Vec<u8>) -> Self {
-        Self { head, land: Box::new(NoParts), lane: 0 }
+    pub(crate) fn small(head: impl Into<Head>) -> Self {
+        Self { head: head.into(), land: Lander::Nothing, lane: 0 }
+    }
+}
+
+/// Who chooses where the bytes of an answer go; only one who knows of several objects takes memory of its own.
+pub(crate) enum Lander {
+    /// There are none.
+    Nothing,
+    One(One),
+    Other(Box<dyn Land>),
+}
+
+/// Lands the only part of an answer.
+pub(crate) struct One {
+    landing: Option<Landing>,
+    spot: Option<Spot>,
+    /// Whether an answer with this head has a part.
+    has_part: fn(&[u8]) -> Result<bool>,
+}
+
+impl One {
+    /// A landing for the part that is at `spot`, as far as is known.
+    pub(crate) fn new(landing: Landing, spot: Option<Spot>, has_part: fn(&[u8]) -> Result<bool>) -> Self {
+        Self { landing: Some(landing), spot, has_part }
+    }
+
+    fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Landings> {
+        match ((self.has_part)(head)?, parts, self.landing.take()) {
+            (true, [len], Some(landing)) if *len == landing.len() as u64 => Ok(SmallVec::from_buf([landing])),
+            (false, [], _) => Ok(Landings::new()),
+            _ => Err(Error::new(ErrorKind::Corrupt, "get", "an answer's bytes are not those that were asked for")),
+        }
+    }
+}
+
+impl Lander {
+    /// As [`Land::land`].
+    pub(crate) fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Landings> {
+        match (self, parts) {
+            (Self::Nothing, []) => Ok(Landings::new()),
+            (Self::Nothing, _) => Err(Error::new(ErrorKind::Corrupt, "get", "an answer has bytes that nobody asked for")),
+            (Self::One(one), _) => one.land(head, parts),
+            (Self::Other(land), _) => Ok(land.land(head, parts)?.into()),
+        }
+    }
+
+    /// As [`Land::likely`].
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
+    pub(crate) fn likely(&self) -> Option<Spot> {
+        match self {
+            Self::Nothing => None,
+            Self::One(one) => one.spot,
+            Self::Other(land) => land.likely(),
+        }
+    }
+
+    /// As [`Land::lend`].
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
+    pub(crate) fn lend(&mut self) -> Option<Landing> {
+        match self {
+            Self::Nothing => None,
+            Self::One(one) => one.landing.take(),
+            Self::Other(land) => land.lend(),
+        }
+    }
+
+    /// As [`Land::give_back`].
+    #[cfg_attr(not(feature = "margo"), allow(dead_code, reason = "for fabrics whose requesters pull"))]
+    pub(crate) fn give_back(&mut self, landing: Landing) {
+        match self {
+            Self::Nothing => drop(landing),
+            Self::One(one) => one.landing = Some(landing),
+            Self::Other(land) => land.give_back(landing),
+        }
+    }
+}
+
+impl<L: Land> From<Box<L>> for Lander {
+    fn from(land: Box<L>) -> Self {
+        Self::Other(land)
     }
 }
 
@@ -216,24 +303,12 @@ pub(crate) trait Land: Send + 'static {
     }
 }
 
-/// Refuses parts.
-struct NoParts;
-
-impl Land for NoParts {
-    fn land(&mut self, _: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
-        match parts {
-            [] => Ok(Vec::new()),
-            _ => Err(Error::new(ErrorKind::Corrupt, "get", "an answer has bytes that nobody asked for")),
-        }
-    }
-}
-
 /// An answer that came whole.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) head: Vec<u8>,
+    pub(crate) head: Head,
     /// What [`Land::land`] chose, written to the last byte.
-    pub(crate) parts: Vec<Landing>,
+    pub(crate) parts: Landings,
 }
 
 /// A question, at the owner.
@@ -247,7 +322,20 @@ pub(crate) struct Incoming<'a> {
 }
 
 /// The duty to answer one question; dropping it refuses.
-pub(crate) struct Responder(Option<Box<dyn Respond>>);
+pub(crate) struct Responder(Duty);
+
+enum Duty {
+    Done,
+    Own(Box<dyn Respond>),
+    Among(Arc<dyn Answers>, Asked),
+}
+
+/// A question among those of a listener, as its fabric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Asked {
+    pub(crate) connection: u64,
+    pub(crate) number: u64,
+}
 
 /// What a fabric does to answer.
 pub(crate) trait Respond: Send + Sync {
@@ -258,38 +346,123 @@ pub(crate) trait Respond: Send + Sync {
     fn is_wanted(&self) -> bool;
 }
 
+/// What a fabric does to answer many questions, none of which takes memory of its own.
+pub(crate) trait Answers: Send + Sync {
+    /// As [`Respond::respond`], once a question.
+    fn respond(&self, asked: Asked, reply: Option<Outgoing>);
+
+    /// As [`Respond::is_wanted`].
+    fn is_wanted(&self, asked: Asked) -> bool;
+}
+
 /// An answer on its way.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     /// At most [`MAX_HEAD`] bytes.
-    pub(crate) head: Vec<u8>,
+    pub(crate) head: Head,
     /// At most [`MAX_PARTS`] pieces of pinned, registered memory; dropped when the mechanism is done with them.
-    pub(crate) parts: Vec<Bytes>,
+    pub(crate) parts: Pieces,
+}
+
+/// Parts of an answer on their way; one takes no memory of its own.
+pub(crate) type Pieces = SmallVec<[Piece; 1]>;
+
+/// Bytes of an answer, and what keeps them.
+pub(crate) enum Piece {
+    View(View),
+    Bytes(Bytes),
+}
+
+impl Outgoing {
+    /// Head and parts, for mechanisms that share bytes.
+    ///
+    /// # Cost
+    /// A small allocation for each part.
+    #[cfg_attr(not(any(test, feature = "margo")), allow(dead_code, reason = "for fabrics that share bytes"))]
+    pub(crate) fn into_bytes(self) -> (Vec<u8>, Vec<Bytes>) {
+        (self.head.into_vec(), self.parts.into_iter().map(Bytes::from).collect())
+    }
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::View(view) => view,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Bytes> for Piece {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl From<View> for Piece {
+    fn from(view: View) -> Self {
+        Self::View(view)
+    }
+}
+
+impl From<Piece> for Bytes {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::View(view) => Self::from_owner(view),
+            Piece::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Piece({} B)", self.len())
+    }
 }
 
 impl Responder {
     pub(crate) fn new(respond: Box<dyn Respond>) -> Self {
-        Self(Some(respond))
+        Self(Duty::Own(respond))
+    }
+
+    /// The duty to answer one of many questions.
+    pub(crate) fn among(answers: Arc<dyn Answers>, asked: Asked) -> Self {
+        Self(Duty::Among(answers, asked))
     }
 
     /// Answers.
-    pub(crate) fn reply(mut self, head: Vec<u8>, parts: Vec<Bytes>) {
-        if let Some(respond) = self.0.take() {
-            respond.respond(Some(Outgoing { head, parts }));
+    pub(crate) fn reply(self, head: impl Into<Head>, parts: Vec<Bytes>) {
+        self.send(head.into(), parts.into_iter().map(Piece::Bytes).collect());
+    }
+
+    /// Answers with pieces that nobody shares.
+    pub(crate) fn send(mut self, head: Head, parts: Pieces) {
+        self.end(Some(Outgoing { head, parts }));
+    }
+
+    fn end(&mut self, reply: Option<Outgoing>) {
+        match std::mem::replace(&mut self.0, Duty::Done) {
+            Duty::Done => {}
+            Duty::Own(respond) => respond.respond(reply),
+            Duty::Among(answers, asked) => answers.respond(asked, reply),
         }
     }
 
     /// Whether anybody still waits for the answer, as far as is known here.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.0.as_ref().is_some_and(|respond| respond.is_wanted())
+        match &self.0 {
+            Duty::Done => false,
+            Duty::Own(respond) => respond.is_wanted(),
+            Duty::Among(answers, asked) => answers.is_wanted(*asked),
+        }
     }
 }
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some(respond) = self.0.take() {
-            respond.respond(None);
-        }
+        self.end(None);
     }
 }
 

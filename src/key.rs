@@ -409,6 +409,12 @@ impl<'a> Reader<'a> {
         Err(invalid(format!("{} holds a malformed number", self.what)))
     }
 
+    /// Bytes that were not read.
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The rest must be empty.
     pub(crate) fn finish(self) -> Result<()> {
         match self.rest.len() {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,7 @@ enum State<T> {
     Ready(Result<T>),
     Blocking { work: Box<dyn Work<T>>, cooperative: bool },
     Waiting(Box<dyn Operation<T>>),
+    Numbered(Numbered<T>),
     Taken,
 }
 
@@ -111,6 +113,32 @@ pub trait Source<T>: Send {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
 }
 
+/// Operations of one owner, by the numbers that it gave them: many and short, so that none should take memory of its own.
+///
+/// Of each number, [`wait`](Self::wait) or [`poll`](Self::poll) is used to the end, as of a [`Source`].
+pub(crate) trait Operations<T>: Send + Sync {
+    /// As [`Source::wait`].
+    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<T>;
+
+    /// As [`Source::poll`].
+    fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<T>>;
+
+    /// Nobody asks for it any more: called once, in the end.
+    fn forget(&self, number: u64);
+}
+
+/// One of them.
+struct Numbered<T> {
+    operations: Arc<dyn Operations<T>>,
+    number: u64,
+}
+
+impl<T> Drop for Numbered<T> {
+    fn drop(&mut self) {
+        self.operations.forget(self.number);
+    }
+}
+
 impl<T> Pending<T> {
     /// An operation that ended before it returned.
     ///
@@ -126,6 +154,15 @@ impl<T> Pending<T> {
     /// One allocation.
     pub fn from_source(source: impl Source<T> + 'static) -> Self {
         Self::from_state(State::Waiting(Box::new(Foreign(source))))
+    }
+
+    /// One of an owner's operations.
+    ///
+    /// # Cost
+    /// Allocates nothing, unless it is continued.
+    #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
+    pub(crate) fn from_operations(operations: Arc<dyn Operations<T>>, number: u64) -> Self {
+        Self::from_state(State::Numbered(Numbered { operations, number }))
     }
 
     const fn from_state(state: State<T>) -> Self {
@@ -204,6 +241,7 @@ impl<T> Pending<T> {
             State::Blocking { work, cooperative } if cooperative || !limit.explicit => work.run(limit.at),
             State::Blocking { work, .. } => pool::lend_place(|| work.start(limit.at).wait(limit)),
             State::Waiting(mut operation) => pool::lend_place(|| operation.wait(limit)),
+            State::Numbered(one) => pool::lend_place(|| one.operations.wait(one.number, limit.at)),
             State::Taken => Err(taken()),
         }
     }
@@ -232,6 +270,12 @@ impl<T> Pending<T> {
         }
     }
 
+    /// [`wait`](Self::wait)s until that time at most, where the operation has no limit of its own that is earlier.
+    #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
+    pub(crate) fn wait_until(self, at: Option<Instant>) -> Result<T> {
+        self.within(Limit { at, explicit: false }).wait()
+    }
+
     /// Ends within `limit` too, for operations made of this one.
     fn within(mut self, limit: Limit) -> Self {
         self.limit = self.limit.and(limit);
@@ -243,6 +287,7 @@ impl<T> Pending<T> {
         self.alarm = None;
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Waiting(mut operation) => operation.fail(error),
+            State::Numbered(_) => Err(error),
             other => {
                 self.state = other;
                 Err(error)
@@ -298,6 +343,7 @@ impl<T: Send + 'static> Pending<T> {
                 State::Blocking { work: Box::new(Call(move |limit| f(work.run(limit)))), cooperative }
             }
             State::Waiting(operation) => State::Waiting(Box::new(join::Then::new(operation, f))),
+            State::Numbered(one) => State::Waiting(Box::new(join::Then::new(Box::new(one), f))),
             State::Taken => State::Ready(f(Err(taken()))),
         };
         Pending { state, limit, alarm: None }
@@ -335,6 +381,10 @@ impl<T: Send + 'static> Pending<T> {
             }
             State::Waiting(operation) => {
                 let state = State::Waiting(Box::new(join::Chain::new(operation, f)));
+                Pending { state, limit, alarm: None }
+            }
+            State::Numbered(one) => {
+                let state = State::Waiting(Box::new(join::Chain::new(Box::new(one), f)));
                 Pending { state, limit, alarm: None }
             }
             State::Taken => Pending::ready(Err(taken())),
@@ -380,8 +430,13 @@ impl<T> Future for Pending<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         let this = self.get_mut();
         this.begin();
-        if let State::Waiting(operation) = &mut this.state {
-            if let Poll::Ready(result) = operation.poll(cx) {
+        let polled = match &mut this.state {
+            State::Waiting(operation) => Some(operation.poll(cx)),
+            State::Numbered(one) => Some(Arc::clone(&one.operations).poll(one.number, cx)),
+            _ => None,
+        };
+        if let Some(polled) = polled {
+            if let Poll::Ready(result) = polled {
                 this.state = State::Ready(result);
             } else {
                 match this.limit.at {
@@ -419,7 +474,7 @@ impl<T> fmt::Debug for Pending<T> {
             State::Ready(Ok(_)) => "Pending(ready)",
             State::Ready(Err(_)) => "Pending(failed)",
             State::Blocking { .. } => "Pending(blocking)",
-            State::Waiting(_) => "Pending(waiting)",
+            State::Waiting(_) | State::Numbered(_) => "Pending(waiting)",
             State::Taken => "Pending(ended)",
         })
     }
@@ -436,6 +491,16 @@ trait Operation<T>: Send {
     /// The result for a caller who stopped waiting because of `error`; nothing else is called afterwards.
     fn fail(&mut self, error: Error) -> Result<T> {
         Err(error)
+    }
+}
+
+impl<T> Operation<T> for Numbered<T> {
+    fn wait(&mut self, limit: Limit) -> Result<T> {
+        self.operations.wait(self.number, limit.at)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        Arc::clone(&self.operations).poll(self.number, cx)
     }
 }
 

@@ -18,6 +18,8 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+use std::sync::Arc;
 
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
@@ -27,6 +29,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 mod kept;
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+mod view;
+
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+pub(crate) use view::View;
 
 /// Alignment of the first byte of every region: a cache line, and enough for any plain-data or SIMD type.
 pub const ALIGNMENT: usize = 64;
@@ -43,6 +50,9 @@ enum Inner {
     Bytes(Bytes),
     #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     Kept(kept::Kept),
+    /// The first bytes of memory whose holder is used again.
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    Reused(Reused, usize),
 }
 
 impl Region {
@@ -126,7 +136,7 @@ impl From<Region> for Bytes {
         match region.0 {
             Inner::Bytes(bytes) => bytes,
             #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
-            Inner::Kept(_) => Self::from_owner(region),
+            _ => Self::from_owner(region),
         }
     }
 }
@@ -146,6 +156,11 @@ impl Deref for Region {
             Inner::Bytes(bytes) => bytes,
             #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
             Inner::Kept(kept) => kept.as_slice(),
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            Inner::Reused(memory, len) => {
+                // SAFETY: `freeze` saw `len` bytes that were written, and nobody writes any more.
+                unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), *len) }
+            }
         }
     }
 }
@@ -193,6 +208,71 @@ pub unsafe trait Memory: AsAny + Send + Sync {
     }
 }
 
+/// Memory whose holder serves one reservation after another: neither a reservation nor its region takes any of the allocator's.
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+pub(crate) trait Reuse: Memory {
+    /// Somebody lets go of it. Where nobody else has it, gives the memory back and keeps the holder for another reservation.
+    fn release(self: Arc<Self>);
+
+    /// The holder as [`Any`].
+    fn into_any_arc(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// One of those who have such memory: a reservation alone, or the clones of a region.
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+struct Reused(Option<Arc<dyn Reuse>>);
+
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+impl Reused {
+    #[inline]
+    fn memory(&self) -> &dyn Memory {
+        match &self.0 {
+            Some(memory) => &**memory,
+            None => unreachable!("taken when it is dropped"),
+        }
+    }
+
+    fn as_ptr(&self) -> NonNull<u8> {
+        self.memory().as_ptr()
+    }
+}
+
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+impl Clone for Reused {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+impl Drop for Reused {
+    fn drop(&mut self) {
+        if let Some(memory) = self.0.take() {
+            memory.release();
+        }
+    }
+}
+
+/// Who has the memory of a reservation.
+enum Holder {
+    Own(Box<dyn Memory>),
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    Reused(Reused),
+}
+
+impl Deref for Holder {
+    type Target = dyn Memory;
+
+    #[inline]
+    fn deref(&self) -> &dyn Memory {
+        match self {
+            Self::Own(memory) => &**memory,
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            Self::Reused(memory) => memory.memory(),
+        }
+    }
+}
+
 /// Lets a connector find its own type behind `dyn Memory`; implemented for every type.
 // Rust 1.85 cannot convert `dyn Memory` into `dyn Any` by itself.
 pub trait AsAny: Any {
@@ -217,7 +297,7 @@ impl<T: Any> AsAny for T {
 /// Write through [`BufMut`], through [`std::io::Write`], or in place through
 /// [`initialize`](Self::initialize) / [`spare_capacity_mut`](Self::spare_capacity_mut).
 pub struct RegionMut {
-    memory: Box<dyn Memory>,
+    memory: Holder,
     len: usize,
     initialized: usize,
 }
@@ -226,7 +306,14 @@ impl RegionMut {
     /// Wraps lent memory, empty.
     pub fn new(memory: Box<dyn Memory>) -> Self {
         let initialized = memory.initialized().min(memory.capacity());
-        Self { memory, len: 0, initialized }
+        Self { memory: Holder::Own(memory), len: 0, initialized }
+    }
+
+    /// Wraps memory that nobody else has, empty, whose holder is used again.
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    pub(crate) fn reusing(memory: Arc<dyn Reuse>) -> Self {
+        let initialized = memory.initialized().min(memory.capacity());
+        Self { memory: Holder::Reused(Reused(Some(memory))), len: 0, initialized }
     }
 
     /// Allocates `capacity` bytes of process memory.
@@ -310,9 +397,13 @@ impl RegionMut {
     /// Ends writing and keeps the memory, without any connector.
     ///
     /// # Cost
-    /// One small allocation, no copy.
+    /// At most one small allocation, no copy.
     pub fn freeze(self) -> Region {
-        Region(Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory: self.memory })))
+        Region(match self.memory {
+            Holder::Own(memory) => Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory })),
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            Holder::Reused(memory) => Inner::Reused(memory, self.len),
+        })
     }
 
     /// The region itself where it lies in process memory, else a copy there; the lender has its memory back then.
@@ -351,10 +442,33 @@ impl RegionMut {
         if !self.is_memory::<M>() {
             return Err(self);
         }
-        let len = self.len;
-        match self.memory.into_any().downcast::<M>() {
-            Ok(memory) => Ok((memory, len)),
-            Err(_) => unreachable!("checked by is_memory"),
+        let (len, initialized) = (self.len, self.initialized);
+        match self.memory {
+            Holder::Own(memory) => match memory.into_any().downcast::<M>() {
+                Ok(memory) => Ok((memory, len)),
+                Err(_) => unreachable!("checked by is_memory"),
+            },
+            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            memory => Err(Self { memory, len, initialized }),
+        }
+    }
+
+    /// As [`into_memory`](Self::into_memory), of memory whose holder is used again.
+    ///
+    /// # Errors
+    /// As `into_memory`.
+    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    pub(crate) fn into_reused<M: Memory>(self) -> Result<(Arc<M>, usize), Self> {
+        if !self.is_memory::<M>() {
+            return Err(self);
+        }
+        let Self { memory, len, initialized } = self;
+        match memory {
+            Holder::Reused(mut memory) => match memory.0.take().map(|memory| memory.into_any_arc().downcast::<M>()) {
+                Some(Ok(memory)) => Ok((memory, len)),
+                _ => unreachable!("checked by is_memory"),
+            },
+            memory => Err(Self { memory, len, initialized }),
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
 mod digest;
+mod fetches;
 #[cfg(test)]
 mod crowd;
 #[cfg(test)]
@@ -43,6 +44,7 @@ mod reads;
 mod relayed;
 mod remote;
 
+use fetches::Fetches;
 use known::Known;
 use objects::{HOPS, Objects};
 use peers::Peers;
@@ -139,6 +141,7 @@ impl DimConnector {
             relays,
             trust,
             known: Known::default(),
+            fetches: Fetches::default(),
         };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.

@@ -1,13 +1,14 @@
 //! `Landing`: a part of a reservation that one transfer writes.
 
 use std::fmt;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use bytes::BufMut;
 
+use super::Landings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::region::RegionMut;
 
@@ -15,8 +16,11 @@ use crate::region::RegionMut;
 ///
 /// ```text
 ///   RegionMut ── Parts::of ──> Landing Landing Landing      each written by one transfer, perhaps side by side
-///       ^                          │      │       │
-///       └────── Parts::join <──────┴──────┴───────┘         only with all of them, written to the end
+///    ^  ^ │                        │      │       │
+///    │  │ │      Parts::join <─────┴──────┴───────┘         only with all of them, written to the end
+///    │  └─┼───────────┘
+///    │    └── Landing::whole ──> Landing                    the only one, which has the region
+///    └──────────────────────────────┘ into_region           when it is written to the end
 /// ```
 ///
 /// It counts what was written, so that a region is joined only from landings that are full.
@@ -24,43 +28,34 @@ pub(crate) struct Landing {
     start: *mut u8,
     len: usize,
     filled: usize,
-    /// Which of the ranges it is.
-    range: usize,
-    region: Arc<Whole>,
+    memory: Memory,
+}
+
+/// What keeps a landing's memory.
+enum Memory {
+    /// It is all of the region.
+    Own(RegionMut),
+    /// It is this range of the region.
+    Range(usize, Arc<Whole>),
+    /// The region was given out.
+    Gone,
 }
 
 /// The reservation behind some landings.
 pub(crate) struct Parts {
     whole: Arc<Whole>,
     /// Where each range begins, and its length.
-    ranges: Each<(*mut u8, usize)>,
+    ranges: Box<[(*mut u8, usize)]>,
 }
 
 /// Holds the region while nobody looks at it: its bytes are the landings'.
 struct Whole {
     region: RegionMut,
     /// Which ranges are somebody's.
-    lent: Each<AtomicBool>,
+    lent: Box<[AtomicBool]>,
 }
 
-/// Something of each range; of one, as almost always, without memory of its own.
-enum Each<T> {
-    One(T),
-    All(Box<[T]>),
-}
-
-impl<T> Deref for Each<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        match self {
-            Self::One(one) => std::slice::from_ref(one),
-            Self::All(all) => all,
-        }
-    }
-}
-
-// SAFETY: the memory behind belongs to the holder of the `RegionMut`, which is `Send` and lives in the `Arc`; ranges of
+// SAFETY: the memory behind belongs to the holder of the `RegionMut`, which is `Send` and lives here or in the `Arc`; ranges of
 // different landings do not overlap (`Parts::of` checks that), so no two threads reach the same byte.
 unsafe impl Send for Landing {}
 // SAFETY: a shared landing tells only its length and how much of it is written.
@@ -75,7 +70,7 @@ impl Parts {
     /// Lends the first bytes of an empty region's memory as landings of these lengths, one after the other.
     ///
     /// # Cost
-    /// One or two allocations; touches no byte of the memory.
+    /// Three allocations; touches no byte of the memory.
     ///
     /// # Errors
     /// `TooLarge` when they do not fit.
@@ -104,8 +99,7 @@ impl Parts {
             offset += len;
             (start, *len)
         });
-        let (ranges, lent) = (Each::All(ranges.collect()), Each::All(lent));
-        Ok(Self { whole: Arc::new(Whole { region, lent }), ranges })
+        Ok(Self { ranges: ranges.collect(), whole: Arc::new(Whole { region, lent }) })
     }
 
     /// A range that nobody has, empty: it may have been lent before, to a transfer that failed.
@@ -115,26 +109,17 @@ impl Parts {
         if self.whole.lent[range].swap(true, Acquire) {
             return None;
         }
-        Some(Landing { start, len, filled: 0, range, region: Arc::clone(&self.whole) })
-    }
-
-    /// The region with the bytes of its only landing.
-    ///
-    /// # Errors
-    /// As [`join`](Self::join).
-    pub(crate) fn join_one(self, landing: Landing) -> Result<RegionMut> {
-        let is_whole = landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole);
-        let (len, is_all) = (landing.len, self.ranges.len() == 1);
-        drop(landing);
-        self.end(is_whole && is_all, len)
+        Some(Landing { start, len, filled: 0, memory: Memory::Range(range, Arc::clone(&self.whole)) })
     }
 
     /// The region with the bytes of all its landings.
     ///
     /// # Errors
     /// `Corrupt` when one is missing, another's, or not full; the memory is released with the last of them.
-    pub(crate) fn join(self, landings: Vec<Landing>) -> Result<RegionMut> {
-        let whole = landings.iter().all(|landing| landing.is_full() && Arc::ptr_eq(&landing.region, &self.whole));
+    pub(crate) fn join(self, landings: impl Into<Landings>) -> Result<RegionMut> {
+        let landings = landings.into();
+        let is_ours = |landing: &Landing| matches!(&landing.memory, Memory::Range(_, whole) if Arc::ptr_eq(whole, &self.whole));
+        let whole = landings.iter().all(|landing| landing.is_full() && is_ours(landing));
         let len: usize = landings.iter().map(|landing| landing.len).sum();
         // All are lent and each to one: as many as there are is all of them.
         let complete = whole && landings.len() == self.ranges.len();
@@ -149,7 +134,7 @@ impl Parts {
                 unsafe { region.advance_mut(len) };
                 Ok(region)
             }
-            _ => Err(Error::new(ErrorKind::Corrupt, "get", "parts of an answer are missing")),
+            _ => Err(incomplete()),
         }
     }
 }
@@ -158,19 +143,35 @@ impl Landing {
     /// A landing that is all of a region.
     ///
     /// # Cost
-    /// One allocation; touches no byte of the memory.
+    /// Allocates nothing; touches no byte of the memory.
     ///
     /// # Errors
     /// As [`Parts::of`].
-    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<(Parts, Self)> {
+    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<Self> {
         if len > region.capacity() || !region.is_empty() {
             let context = format!("a landing of {len} bytes does not fit into {region:?}");
             return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
         let start = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        let whole = Arc::new(Whole { region, lent: Each::One(AtomicBool::new(true)) });
-        let landing = Self { start, len, filled: 0, range: 0, region: Arc::clone(&whole) };
-        Ok((Parts { whole, ranges: Each::One((start, len)) }, landing))
+        Ok(Self { start, len, filled: 0, memory: Memory::Own(region) })
+    }
+
+    /// The region with its bytes, where it is all of one.
+    ///
+    /// # Errors
+    /// `Corrupt` where it is not full, or a part; then the memory is released.
+    pub(crate) fn into_region(mut self) -> Result<RegionMut> {
+        match std::mem::replace(&mut self.memory, Memory::Gone) {
+            Memory::Own(mut region) if self.is_full() => {
+                // SAFETY: all `len` bytes were written, which lie at the region's beginning.
+                unsafe { region.advance_mut(self.len) };
+                Ok(region)
+            }
+            memory => {
+                self.memory = memory;
+                Err(incomplete())
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -227,8 +228,10 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        // SYNC POINT: `Parts::lend`.
-        self.region.lent[self.range].store(false, Release);
+        if let Memory::Range(range, whole) = &self.memory {
+            // SYNC POINT: `Parts::lend`.
+            whole.lent[*range].store(false, Release);
+        }
     }
 }
 
@@ -242,6 +245,10 @@ impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Parts({} of {:?})", self.ranges.len(), self.whole.region)
     }
+}
+
+fn incomplete() -> Error {
+    Error::new(ErrorKind::Corrupt, "get", "parts of an answer are missing")
 }
 
 #[cfg(test)]
@@ -267,10 +274,13 @@ mod tests {
 
     #[test]
     fn landings_of_another_region_are_refused() {
-        let (parts, _) = Landing::whole(RegionMut::heap(2).unwrap(), 2).unwrap();
-        let (_others, mut other) = Landing::whole(RegionMut::heap(2).unwrap(), 2).unwrap();
-        other.write(b"xy");
-        assert_eq!(parts.join(vec![other]).unwrap_err().kind(), ErrorKind::Corrupt);
+        let one = || Parts::of(RegionMut::heap(2).unwrap(), &[2]).unwrap();
+        let (_others, mut others) = one();
+        others[0].write(b"xy");
+        assert_eq!(one().0.join(others).unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut whole = Landing::whole(RegionMut::heap(2).unwrap(), 2).unwrap();
+        whole.write(b"xy");
+        assert_eq!(one().0.join(vec![whole]).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]
@@ -303,31 +313,25 @@ mod tests {
     }
 
     #[test]
-    fn one_landing_is_joined_when_it_is_written_and_the_region_s_own() {
-        let whole = |len: usize| Landing::whole(RegionMut::heap(4).unwrap(), len).unwrap();
-        let ((parts, mut landing), (others, mut other)) = (whole(3), whole(3));
-        landing.write(b"abc");
-        other.write(b"xyz");
-        assert_eq!(others.join_one(landing).unwrap_err().kind(), ErrorKind::Corrupt);
-        assert!(parts.lend(0).is_some() && other.is_full());
-        let (parts, mut half) = whole(3);
+    fn a_whole_landing_is_a_region_when_it_is_written() {
+        let whole = |len| Landing::whole(RegionMut::heap(4).unwrap(), len).unwrap();
+        let (mut half, mut landing) = (whole(3), whole(3));
         half.write(b"ab");
-        assert!(parts.lend(0).is_none());
-        assert_eq!(parts.join_one(half).unwrap_err().kind(), ErrorKind::Corrupt);
-        let (parts, mut landing) = whole(3);
         landing.write(b"abc");
-        assert_eq!(parts.join_one(landing).unwrap().as_slice(), b"abc");
-        let (parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
+        assert_eq!(half.into_region().unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(landing.into_region().unwrap().as_slice(), b"abc");
+        assert!(whole(0).into_region().unwrap().is_empty());
+        let (_parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
         assert!(landings.iter_mut().all(|landing| landing.write(b"ab") == 2));
-        assert_eq!(parts.join_one(landings.remove(0)).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(landings.remove(0).into_region().unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(Landing::whole(RegionMut::heap(4).unwrap(), 5).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 
     #[test]
     fn writes_end_at_the_landing() {
-        let (parts, mut landing) = Landing::whole(RegionMut::heap(4).unwrap(), 3).unwrap();
+        let mut landing = Landing::whole(RegionMut::heap(4).unwrap(), 3).unwrap();
         assert_eq!(landing.write(b"abcd"), 3);
         assert_eq!(landing.write(b"e"), 0);
-        assert_eq!(parts.join(vec![landing]).unwrap().as_slice(), b"abc");
+        assert_eq!(landing.into_region().unwrap().as_slice(), b"abc");
     }
 }

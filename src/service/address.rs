@@ -51,10 +51,10 @@ pub(crate) struct Stamp {
 
 impl Address {
     /// Appends the binary form.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut impl Extend<u8>) {
         let mut bytes = [0; MOST];
         let len = self.write(&mut bytes);
-        out.extend_from_slice(&bytes[..len]);
+        out.extend(bytes[..len].iter().copied());
     }
 
     fn write(&self, out: &mut [u8; MOST]) -> usize {
@@ -81,10 +81,10 @@ impl Address {
 
 impl Node {
     /// Appends the binary form: that with which an address of an object there begins.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut impl Extend<u8>) {
         let mut bytes = [0; MOST];
         let len = self.write(&mut bytes);
-        out.extend_from_slice(&bytes[..len]);
+        out.extend(bytes[..len].iter().copied());
     }
 
     fn write(&self, out: &mut [u8; MOST]) -> usize {

@@ -101,6 +101,8 @@ pub(crate) struct Client {
     /// Goes up with each segment that comes, for those who wait for one.
     arrivals: (Mutex<u64>, Condvar),
     pools: Box<[OnceLock<Pool>]>,
+    /// Holders of reservations that ended, for those to come.
+    cells: Mutex<Vec<Arc<cell::Cell>>>,
     /// Pages of pin cells that no thread has.
     pages: Mutex<Vec<u32>>,
     requests: Requests,
@@ -337,19 +339,28 @@ impl Client {
 
     #[inline(always)]
     fn view(&self, object: &Object, expected: Expected, pinned: Pinned) -> Result<Look> {
+        Ok(match self.seen(object, expected)? {
+            // SAFETY: `seen` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
+            // nobody writes to its bytes until the pin is given up.
+            Some((ptr, len)) => Look::Object(unsafe { pinned.into_region(ptr, len) }),
+            None => Look::Missing,
+        })
+    }
+
+    /// Where the bytes of an object lie that is what the key says; `None` where its time is over.
+    #[inline(always)]
+    fn seen(&self, object: &Object, expected: Expected) -> Result<Option<(NonNull<u8>, usize)>> {
         let label = &object.label;
         expected.check(object)?;
         if label.expires != 0 && label.expires <= clock::boot_millis() {
-            return Ok(Look::Missing);
+            return Ok(None);
         }
         if self.stamps() {
             self.table.stamp(object, self.table.header(word::EPOCH).load(Relaxed) as u32);
         }
-        let (ptr, len) = self.bytes_of(object)?;
+        let place = self.bytes_of(object)?;
         failpoint!("client.viewing");
-        // SAFETY: `bytes_of` checked the range against the mapping, which `pinned` keeps; the object is live and pinned, so
-        // nobody writes to its bytes until the pin is given up.
-        Ok(Look::Object(unsafe { pinned.into_region(ptr, len) }))
+        Ok(Some(place))
     }
 
     /// Where the bytes of an object lie for readers, if what its slot says is possible.

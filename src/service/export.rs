@@ -13,18 +13,19 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Wake};
 
 use bytes::Bytes;
+use smallvec::smallvec;
 
 use super::address::{Address, Node};
 use super::client::{Arrival, Client, Expected, Passage, Sight};
 use super::locator::NO_PLACE;
-use super::question::{Pointer, Question, Verdict, Want};
+use super::question::{Pointer, Question, Verdict, Verdicts, Want};
 use super::relays::{self, Relays};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Incoming, Responder, Service};
+use crate::fabric::{Incoming, Pieces, Responder, Service};
 use crate::failpoint::failpoint;
 use crate::key::Format;
 use crate::pending::Pending;
-use crate::region::Region;
+use crate::region::View;
 use crate::shm::table::{Id, Origin, REDIRECT, Unbound};
 use crate::sync::lock;
 
@@ -67,35 +68,36 @@ impl Export {
     }
 
     /// An object as others are told of it, and its bytes.
-    fn sight(&self, want: &Want) -> Result<(Verdict, Option<Region>)> {
+    fn sight(&self, want: &Want) -> Result<(Verdict, Option<View>)> {
         Ok(match self.client.find(want.id, expected(want))? {
             Sight::Missing => (Verdict::Missing, None),
             Sight::Declared => (Verdict::Declared, None),
-            Sight::Object(region, object) if Sight::is_redirect(&object) => {
-                (Verdict::Bound(Pointer::from_bytes(&region)?), None)
+            Sight::Object(view, object) if Sight::is_redirect(&object) => {
+                (Verdict::Bound(Pointer::from_bytes(&view)?), None)
             }
             // The one that was committed to a declaration has a place, and so a key, of its own.
             Sight::Object(_, object) if object.id != want.id => {
                 let pointer = self.pointer(object.id, object.place, object.label.len, object.label.format)?;
                 (Verdict::Bound(pointer), None)
             }
-            Sight::Object(region, object) => (Verdict::Yes { expires_in: Client::expires_in(&object) }, Some(region)),
+            Sight::Object(view, object) => (Verdict::Yes { expires_in: Client::expires_in(&object) }, Some(view)),
         })
     }
 
-    fn get(&self, wants: &[Want]) -> (Vec<Verdict>, Vec<Bytes>) {
-        let mut verdicts = Vec::with_capacity(wants.len());
-        let mut parts = Vec::with_capacity(wants.len());
+    fn get(&self, wants: &[Want]) -> (Verdicts, Pieces) {
+        let mut verdicts = Verdicts::with_capacity(wants.len());
+        let mut parts = Pieces::with_capacity(wants.len());
         for want in wants {
-            let (verdict, region) = self.sight(want).unwrap_or_else(|error| (Verdict::refused(&error), None));
+            let (verdict, view) = self.sight(want).unwrap_or_else(|error| (Verdict::refused(&error), None));
             failpoint!("export.get.pinned");
             // The range is one of the key's length, and `sight` compared that with the object's.
-            match region.map(|region| (want.from + want.count <= region.len() as u64, region)) {
-                Some((true, region)) => {
-                    parts.push(region.slice(want.from as usize..(want.from + want.count) as usize));
+            let range = want.from as usize..(want.from + want.count) as usize;
+            match view.map(|view| view.narrow(range)) {
+                Some(Some(part)) => {
+                    parts.push(part.into());
                     verdicts.push(verdict);
                 }
-                Some((false, _)) => verdicts.push(Verdict::Refused { kind: ErrorKind::Corrupt }),
+                Some(None) => verdicts.push(Verdict::Refused { kind: ErrorKind::Corrupt }),
                 None => verdicts.push(verdict),
             }
         }
@@ -255,36 +257,37 @@ impl Service for Arc<Export> {
             // One verdict, which fits no question about several objects: it is refused as nonsense there too.
             Err(error) => return responder.reply(Verdict::encode_all(&[Verdict::refused(&error)]), Vec::new()),
         };
-        let or_refused = |verdict: Result<Verdict>| vec![verdict.unwrap_or_else(|error| Verdict::refused(&error))];
+        let or_refused =
+            |verdict: Result<Verdict>| -> Verdicts { smallvec![verdict.unwrap_or_else(|error| Verdict::refused(&error))] };
         let (verdicts, parts) = match question {
             Question::Get(wants) => self.get(&wants),
             Question::Exists(wants) => {
                 let exists = |want| self.sight(want).map(|(verdict, _)| verdict);
-                (wants.iter().flat_map(|want| or_refused(exists(want))).collect(), Vec::new())
+                (wants.iter().flat_map(|want| or_refused(exists(want))).collect(), Pieces::new())
             }
             Question::Evict(wants) => {
-                (wants.iter().flat_map(|want| or_refused(self.evict(want))).collect(), Vec::new())
+                (wants.iter().flat_map(|want| or_refused(self.evict(want))).collect(), Pieces::new())
             }
-            Question::Retire { want, number } => (or_refused(self.retire(&want, number)), Vec::new()),
+            Question::Retire { want, number } => (or_refused(self.retire(&want, number)), Pieces::new()),
             Question::Bind { declared, format, object } => {
-                (or_refused(self.bind(&declared, format, &object)), Vec::new())
+                (or_refused(self.bind(&declared, format, &object)), Pieces::new())
             }
             Question::Wait(want) => return self.wait(want, responder),
             // Nobody speaks for another node.
             Question::Join { as_node, .. } if as_node.instance != from => {
-                (vec![Verdict::Refused { kind: ErrorKind::Invalid }], Vec::new())
+                (smallvec![Verdict::Refused { kind: ErrorKind::Invalid }], Pieces::new())
             }
             Question::Join { want, as_node, lost } => {
-                (or_refused(self.join(&want, as_node, &lost, connection)), Vec::new())
+                (or_refused(self.join(&want, as_node, &lost, connection)), Pieces::new())
             }
             Question::Left { want, is_whole } => {
                 lock(&self.relays).left(want.id, from, connection, is_whole);
-                (vec![Verdict::Yes { expires_in: 0 }], Vec::new())
+                (smallvec![Verdict::Yes { expires_in: 0 }], Pieces::new())
             }
             Question::Pass { instance, want } => return self.pass(instance, want, responder),
         };
         failpoint!("export.answering");
-        responder.reply(Verdict::encode_all(&verdicts), parts);
+        responder.send(Verdict::encode_all(&verdicts), parts);
         failpoint!("export.answered");
     }
 

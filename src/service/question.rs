@@ -3,10 +3,12 @@
 //! All little-endian and of fixed width. Decoding is strict: a head decodes to a message only if that message encodes to the
 //! same head. It never panics, and allocates in proportion to the head.
 
+use smallvec::SmallVec;
+
 use super::address::{Address, Node};
 use super::message::{kind_code, kind_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::MAX_HEAD;
+use crate::fabric::{Head, MAX_HEAD};
 use crate::key::{Format, Reader};
 use crate::shm::table::Id;
 
@@ -14,11 +16,11 @@ use crate::shm::table::Id;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
     /// Wants bytes: the parts of the answer are those of the objects that are found, in order.
-    Get(Vec<Want>),
+    Get(Wants),
     /// Wants to know which can be read.
-    Exists(Vec<Want>),
+    Exists(Wants),
     /// Ends objects or declarations.
-    Evict(Vec<Want>),
+    Evict(Wants),
     /// Ends an object or a declaration for the one who asks first; asked again with the same number, the answer is the same.
     Retire { want: Want, number: u64 },
     /// Wants to hear when something is committed to a declared object.
@@ -33,6 +35,12 @@ pub(crate) enum Question {
     /// Wants bytes of an object of the node of another memory, which this one has or gets: the answer waits for them.
     Pass { instance: u64, want: Want },
 }
+
+/// What is wanted; one object takes no memory of its own.
+pub(crate) type Wants = SmallVec<[Want; 1]>;
+
+/// What became of the objects of a question; of one, without memory of its own.
+pub(crate) type Verdicts = SmallVec<[Verdict; 1]>;
 
 /// One object, or some of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +87,7 @@ impl Want {
     /// Bytes of one in a head.
     const LEN: usize = 4 + 8 * 5;
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode(&self, out: &mut Head) {
         out.extend_from_slice(&self.id.slot.to_le_bytes());
         for number in [self.id.generation, self.place, self.len, self.from, self.count] {
             out.extend_from_slice(&number.to_le_bytes());
@@ -118,11 +126,11 @@ impl Pointer {
     /// Most bytes of one in a head: that of a node with an IPv6 address.
     const MOST: usize = 47 + 8 + 2 + 8;
 
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut impl Extend<u8>) {
         self.address.encode(out);
-        out.extend_from_slice(&self.len.to_le_bytes());
-        out.extend_from_slice(&self.format.codec.to_le_bytes());
-        out.extend_from_slice(&self.format.fingerprint.to_le_bytes());
+        out.extend(self.len.to_le_bytes());
+        out.extend(self.format.codec.to_le_bytes());
+        out.extend(self.format.fingerprint.to_le_bytes());
     }
 
     pub(crate) fn decode(input: &mut Reader<'_>) -> Result<Self> {
@@ -157,8 +165,8 @@ impl Question {
     }
 
     /// The head of the call.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(2 + 4 + Want::LEN + 64);
+    pub(crate) fn encode(&self) -> Head {
+        let mut out = Head::new();
         match self {
             Self::Get(wants) => list(&mut out, 1, wants),
             Self::Exists(wants) => list(&mut out, 2, wants),
@@ -250,7 +258,7 @@ impl Verdict {
         Self::Refused { kind: error.kind() }
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode(&self, out: &mut Head) {
         match self {
             Self::Missing => out.push(0),
             Self::Yes { expires_in } => {
@@ -286,8 +294,8 @@ impl Verdict {
     }
 
     /// The head of an answer, one verdict for each object of the question.
-    pub(crate) fn encode_all(verdicts: &[Self]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + 4 + verdicts.len() * 9);
+    pub(crate) fn encode_all(verdicts: &[Self]) -> Head {
+        let mut out = Head::with_capacity(1 + 4 + verdicts.len() * 9);
         out.push(VERSION);
         out.extend_from_slice(&(verdicts.len() as u32).to_le_bytes());
         verdicts.iter().for_each(|verdict| verdict.encode(&mut out));
@@ -298,12 +306,15 @@ impl Verdict {
     ///
     /// # Errors
     /// `Invalid` for anything else, `Incompatible` for another version.
-    pub(crate) fn decode_all(head: &[u8], count: usize) -> Result<Vec<Self>> {
+    pub(crate) fn decode_all(head: &[u8], count: usize) -> Result<Verdicts> {
         let mut input = opened(head)?;
         if u32::from_le_bytes(input.array()?) as usize != count {
             return Err(invalid("an answer about more or fewer objects"));
         }
-        let verdicts = (0..count).map(|_| Self::decode(&mut input)).collect::<Result<_>>()?;
+        let mut verdicts = Verdicts::with_capacity(count.min(input.left()));
+        for _ in 0..count {
+            verdicts.push(Self::decode(&mut input)?);
+        }
         input.finish()?;
         Ok(verdicts)
     }
@@ -331,19 +342,19 @@ impl Verdict {
 pub fn check_question(head: &[u8]) -> bool {
     let question = Question::decode(head);
     if let Ok(question) = &question {
-        assert_eq!(question.encode(), head, "{question:?}");
+        assert_eq!(question.encode()[..], *head, "{question:?}");
     }
     let answers = [1, 2].map(|count| Verdict::decode_all(head, count));
-    assert_eq!(Verdict::decode_one(head).ok().map(|one| vec![one]), answers[0].as_ref().ok().cloned());
+    assert_eq!(Verdict::decode_one(head).ok().map(|one| Verdicts::from_iter([one])), answers[0].as_ref().ok().cloned());
     for verdicts in answers.iter().flatten() {
         // An unknown number of a kind is read as one that is known.
         let is_known = verdicts.iter().all(|verdict| *verdict != Verdict::Refused { kind: ErrorKind::Io });
-        assert!(!is_known || Verdict::encode_all(verdicts) == head, "{verdicts:?}");
+        assert!(!is_known || Verdict::encode_all(verdicts)[..] == *head, "{verdicts:?}");
     }
     question.is_ok() || answers.iter().any(Result::is_ok)
 }
 
-fn list(out: &mut Vec<u8>, op: u8, wants: &[Want]) {
+fn list(out: &mut Head, op: u8, wants: &[Want]) {
     debug_assert!(wants.len() <= MAX_WANTS);
     out.reserve(2 + 4 + wants.len() * Want::LEN);
     out.extend_from_slice(&[VERSION, op]);
@@ -351,12 +362,17 @@ fn list(out: &mut Vec<u8>, op: u8, wants: &[Want]) {
     wants.iter().for_each(|want| want.encode(out));
 }
 
-fn wants(input: &mut Reader<'_>) -> Result<Vec<Want>> {
+fn wants(input: &mut Reader<'_>) -> Result<Wants> {
     let count = u32::from_le_bytes(input.array()?) as usize;
     if count == 0 || count > MAX_WANTS {
         return Err(invalid("a question about none or too many objects"));
     }
-    (0..count).map(|_| Want::decode(input)).collect()
+    // In proportion to the head, not to what it says.
+    let mut wants = Wants::with_capacity(count.min(input.left() / Want::LEN));
+    for _ in 0..count {
+        wants.push(Want::decode(input)?);
+    }
+    Ok(wants)
 }
 
 fn format(input: &mut Reader<'_>) -> Result<Format> {
@@ -401,8 +417,8 @@ mod tests {
         )
     }
 
-    fn wanted(most: usize) -> impl Strategy<Value = Vec<Want>> {
-        prop::collection::vec(want(), 1..=most)
+    fn wanted(most: usize) -> impl Strategy<Value = Wants> {
+        prop::collection::vec(want(), 1..=most).prop_map(Wants::from)
     }
 
     prop_compose! {
@@ -471,7 +487,7 @@ mod tests {
         #[test]
         fn verdicts_return(verdicts in prop::collection::vec(verdict(), 0..20)) {
             let head = Verdict::encode_all(&verdicts);
-            prop_assert_eq!(Verdict::decode_all(&head, verdicts.len()).unwrap(), verdicts.clone());
+            prop_assert_eq!(Verdict::decode_all(&head, verdicts.len()).unwrap().to_vec(), verdicts.clone());
             prop_assert!(Verdict::decode_all(&head, verdicts.len() + 1).is_err());
         }
 
@@ -506,8 +522,8 @@ mod tests {
     #[test]
     fn the_longest_question_fits() {
         let want = Want { id: Id { slot: 0, generation: 0 }, place: 0, len: 0, from: 0, count: 0 };
-        assert!(Question::Get(vec![want; MAX_WANTS]).encode().len() <= MAX_HEAD);
-        let mut head = Question::Get(vec![want; MAX_WANTS]).encode();
+        assert!(Question::Get(Wants::from_elem(want, MAX_WANTS)).encode().len() <= MAX_HEAD);
+        let mut head = Question::Get(Wants::from_elem(want, MAX_WANTS)).encode();
         head[2..6].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(Question::decode(&head).is_err());
     }

@@ -1,21 +1,18 @@
 //! Where the bytes of remote objects go: cells of this node's memory, chosen before the question is asked.
 
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Land, Landing, Parts, Spot};
+use crate::fabric::{Answer, Call, Head, Land, Lander, Landing, One, Spot};
 use crate::region::RegionMut;
 use crate::service::locator::NO_PLACE;
-use crate::service::question::{Question, Verdict, Want};
+use crate::service::question::{Question, Verdict, Want, Wants};
 use crate::shm::class::Place;
-use crate::sync::lock;
 
-/// One question for the bytes of several objects, and where they go.
+/// One question for the bytes of several objects.
 pub(super) struct Fetch {
     /// Of the objects.
     count: usize,
-    parts: Arc<Mutex<Vec<Option<Parts>>>>,
     asked: Instant,
 }
 
@@ -29,16 +26,19 @@ pub(super) struct Fetched {
 }
 
 impl Fetch {
-    /// A call for the bytes of `wants`, each of which goes to the region beside it.
-    pub(super) fn new(wants: Vec<(Want, RegionMut)>) -> (Self, Call) {
+    /// A call for the bytes of `wants`, each of which goes to the region of the same place.
+    ///
+    /// # Errors
+    /// `TooLarge` for more than a region has room for.
+    pub(super) fn new(wants: Wants, regions: Vec<RegionMut>) -> Result<(Self, Call)> {
+        let landings = wants.iter().zip(regions).map(|(want, region)| {
+            let len = usize::try_from(want.count).map_err(|_| mismatch())?;
+            Ok(Some(Landing::whole(region, len)?))
+        });
+        let land = Cells { landings: landings.collect::<Result<_>>()? };
         let count = wants.len();
-        let parts: Arc<Mutex<Vec<Option<Parts>>>> = Arc::new(Mutex::new((0..count).map(|_| None).collect()));
-        let (wants, regions): (Vec<Want>, Vec<Option<RegionMut>>) =
-            wants.into_iter().map(|(want, region)| (want, Some(region))).unzip();
-        let counts = wants.iter().map(|want| want.count).collect();
         let head = Question::Get(wants).encode();
-        let land = Cells { counts, regions, parts: Arc::clone(&parts) };
-        (Self { count, parts, asked: Instant::now() }, Call { head, land: Box::new(land), lane: 0 })
+        Ok((Self { count, asked: Instant::now() }, Call { head, land: Box::new(land).into(), lane: 0 }))
     }
 
     /// What the answer says of each object, and its bytes.
@@ -47,13 +47,11 @@ impl Fetch {
     /// `Corrupt` when head and parts do not fit together.
     pub(super) fn finish(self, answer: Answer) -> Result<Vec<Fetched>> {
         let verdicts = Verdict::decode_all(&answer.head, self.count)?;
-        let parts = std::mem::take(&mut *lock(&self.parts));
         let mut landings = answer.parts.into_iter();
         let mut fetched = Vec::with_capacity(verdicts.len());
-        for (verdict, parts) in verdicts.into_iter().zip(parts) {
-            let region = match (&verdict, parts) {
-                (Verdict::Yes { .. }, Some(parts)) => Some(parts.join_one(landings.next().ok_or_else(mismatch)?)?),
-                (Verdict::Yes { .. }, None) => return Err(mismatch()),
+        for verdict in verdicts {
+            let region = match verdict {
+                Verdict::Yes { .. } => Some(landings.next().ok_or_else(mismatch)?.into_region()?),
                 _ => None,
             };
             fetched.push(Fetched { verdict, region, asked: self.asked });
@@ -67,30 +65,22 @@ impl Fetch {
 
 /// Lands each object that is found in its own cell.
 struct Cells {
-    /// How many bytes of each are wanted.
-    counts: Vec<u64>,
-    regions: Vec<Option<RegionMut>>,
-    parts: Arc<Mutex<Vec<Option<Parts>>>>,
+    landings: Vec<Option<Landing>>,
 }
 
 impl Land for Cells {
     fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
-        let verdicts = Verdict::decode_all(head, self.counts.len())?;
+        let verdicts = Verdict::decode_all(head, self.landings.len())?;
         let mut lens = lens.iter();
         let mut landings = Vec::with_capacity(lens.len());
-        let mut parts = lock(&self.parts);
-        for (at, verdict) in verdicts.iter().enumerate() {
+        for (landing, verdict) in self.landings.iter_mut().zip(&verdicts) {
             if !matches!(verdict, Verdict::Yes { .. }) {
                 continue;
             }
-            let region = self.regions[at].take();
-            let (Some(region), Some(len)) = (region, lens.next()) else { return Err(mismatch()) };
-            if *len != self.counts[at] {
-                return Err(mismatch());
+            match (landing.take(), lens.next()) {
+                (Some(landing), Some(len)) if landing.len() as u64 == *len => landings.push(landing),
+                _ => return Err(mismatch()),
             }
-            let (whole, landing) = Landing::whole(region, *len as usize)?;
-            parts[at] = Some(whole);
-            landings.push(landing);
         }
         match lens.next() {
             None => Ok(landings),
@@ -99,44 +89,18 @@ impl Land for Cells {
     }
 }
 
-/// Lands an object, or a range of it, in its cell.
-pub(super) struct Range {
-    pub(super) landing: Option<Landing>,
-    /// Where the bytes are, by the key. An object's bytes stay the same from before there is a key until it ends, so that who is
-    /// told that it has not ended has the right ones, whenever they were read.
-    pub(super) spot: Option<Spot>,
+/// A question about one object, whose bytes, or a range of them, go to that landing.
+pub(super) fn call(head: Head, landing: Landing, spot: Option<Spot>, lane: usize) -> Call {
+    let has_part = |head: &[u8]| Ok(matches!(Verdict::decode_one(head)?, Verdict::Yes { .. }));
+    Call { head, land: Lander::One(One::new(landing, spot, has_part)), lane }
 }
 
-impl Range {
-    /// A landing for the bytes that are wanted.
-    pub(super) fn new(landing: Landing, want: &Want) -> Self {
-        let place = Place::from_bits(want.place);
-        let offset = place.offset().checked_add(want.from).filter(|_| want.place != NO_PLACE);
-        Self { landing: Some(landing), spot: offset.map(|offset| Spot { segment: place.segment(), offset }) }
-    }
-}
-
-impl Land for Range {
-    fn land(&mut self, head: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
-        match (Verdict::decode_one(head)?, lens, self.landing.take()) {
-            (Verdict::Yes { .. }, [len], Some(landing)) if *len == landing.len() as u64 => Ok(vec![landing]),
-            (Verdict::Yes { .. }, ..) => Err(mismatch()),
-            (_, [], _) => Ok(Vec::new()),
-            _ => Err(mismatch()),
-        }
-    }
-
-    fn likely(&self) -> Option<Spot> {
-        self.spot
-    }
-
-    fn lend(&mut self) -> Option<Landing> {
-        self.landing.take()
-    }
-
-    fn give_back(&mut self, landing: Landing) {
-        self.landing = Some(landing);
-    }
+/// Where the bytes are, by the key. An object's bytes stay the same from before there is a key until it ends, so that who is told
+/// that it has not ended has the right ones, whenever they were read.
+pub(super) fn spot(want: &Want) -> Option<Spot> {
+    let place = Place::from_bits(want.place);
+    let offset = place.offset().checked_add(want.from).filter(|_| want.place != NO_PLACE);
+    offset.map(|offset| Spot { segment: place.segment(), offset })
 }
 
 pub(super) fn mismatch() -> Error {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use smallvec::smallvec;
+
+use super::fetches;
 use super::landings;
 use super::relayed;
-use super::remote::{Found, Limit, Remote, origin, refused, want};
+use super::remote::{Begun, Found, Limit, Remote, origin, refused, want};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::random_number;
 use crate::mutant::mutant;
-use crate::pending::Pending;
+use crate::pending::{Operations, Pending};
 use crate::region::Region;
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Client, Expected, Look, Replica, Sight};
@@ -46,6 +49,18 @@ impl Objects {
 
     /// Reads an object, or what was committed to a declaration, which may lie elsewhere.
     pub(super) fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
+        let Pointer { address, len, .. } = object;
+        if !self.remote.shares && address.place != NO_PLACE && !self.is_here(&address) {
+            return match self.remote.begin(address, len) {
+                Begun::Numbered(number) => {
+                    Pending::from_operations(Arc::clone(self) as Arc<dyn Operations<Option<Region>>>, number)
+                }
+                Begun::Otherwise(fetched) => {
+                    let remote = Arc::clone(&self.remote);
+                    fetched.and_then(move |fetched| fetches::shown(&remote, fetched))
+                }
+            };
+        }
         let found = match self.is_here(&object.address) {
             true => Pending::ready(self.find(&object)),
             false => self.fetch(object),
@@ -65,7 +80,7 @@ impl Objects {
     pub(super) fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
         let Pointer { address, len, format } = object;
         if address.place == NO_PLACE {
-            let asked = self.remote.ask(address, Question::Exists(vec![want(&address, len)]));
+            let asked = self.remote.ask(address, Question::Exists(smallvec![want(&address, len)]));
             return asked.and_then(|verdict| match verdict {
                 Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
                 Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
@@ -139,8 +154,8 @@ impl Objects {
             });
         }
         Ok(match self.client.find(id, Expected::ANY)? {
-            Sight::Object(region, slot) if Sight::is_redirect(&slot) => Found::Elsewhere(Pointer::from_bytes(&region)?),
-            Sight::Object(region, _) => Found::Object(region),
+            Sight::Object(view, slot) if Sight::is_redirect(&slot) => Found::Elsewhere(Pointer::from_bytes(&view)?),
+            Sight::Object(view, _) => Found::Object(view.into()),
             Sight::Declared | Sight::Missing => Found::Missing,
         })
     }
@@ -157,7 +172,7 @@ impl Objects {
                 Found::Elsewhere(pointer) => Verdict::Bound(pointer),
                 Found::Missing => Verdict::Missing,
             })),
-            false => self.remote.ask(object.address, Question::Exists(vec![want(&object.address, object.len)])),
+            false => self.remote.ask(object.address, Question::Exists(smallvec![want(&object.address, object.len)])),
         };
         let all = Arc::clone(self);
         verdict.chain(move |verdict| all.exists_as(&object, verdict, asked, hops))
@@ -189,7 +204,7 @@ impl Objects {
     pub(super) fn evict(self: &Arc<Self>, object: Pointer) -> Pending<()> {
         let verdict = match self.is_here(&object.address) {
             true => Pending::ready(self.evict_here(&object)),
-            false => self.remote.ask(object.address, Question::Evict(vec![want(&object.address, object.len)])),
+            false => self.remote.ask(object.address, Question::Evict(smallvec![want(&object.address, object.len)])),
         };
         let all = Arc::clone(self);
         verdict.chain(move |verdict| {
@@ -288,7 +303,7 @@ impl Objects {
         let all = Arc::clone(self);
         // What a declaration leads to is asked for before it is ended: afterwards nobody knows.
         let target = match object.address.place {
-            NO_PLACE => self.remote.ask(object.address, Question::Exists(vec![wanted])),
+            NO_PLACE => self.remote.ask(object.address, Question::Exists(smallvec![wanted])),
             _ => Pending::ready(Ok(Verdict::Missing)),
         };
         let address = object.address;

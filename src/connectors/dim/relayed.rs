@@ -12,11 +12,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::landings::{Fetched, Range, mismatch};
+use smallvec::smallvec;
+
+use super::landings::{self, Fetched, mismatch};
 use super::objects::Objects;
 use super::remote::{Found, Limit, refused, want};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Landing, Parts};
+use crate::fabric::{Answer, Landing, Parts};
 use crate::pending::Pending;
 use crate::region::RegionMut;
 use crate::service::address::{Address, Node};
@@ -210,7 +212,7 @@ impl Fetch {
         let (from, count) = flight.pieces[piece];
         let wanted = Want { from, count, ..want(&address, len) };
         let (at, question) = match source {
-            None => (address, Question::Get(vec![wanted])),
+            None => (address, Question::Get(smallvec![wanted])),
             Some(Node { contact, instance }) => {
                 (Address { contact, instance, ..address }, Question::Pass { instance: address.instance, want: wanted })
             }
@@ -228,12 +230,8 @@ impl Fetch {
                 return Pending::ready(Err(Error::new(ErrorKind::Unavailable, "get", context)));
             };
             // Where the key says that it lies, it lies at its owner.
-            let land = match source {
-                None => Range::new(landing, &wanted),
-                Some(_) => Range { landing: Some(landing), spot: None },
-            };
-            let land = Box::new(land);
-            Arc::clone(peer).request(Call { head: head.clone(), land, lane: piece })
+            let spot = if source.is_none() { landings::spot(&wanted) } else { None };
+            Arc::clone(peer).request(landings::call(head.clone(), landing, spot, piece))
         });
         limit.start(asked)
     }
@@ -256,7 +254,7 @@ impl Flight {
 
     /// Notes the next piece; whether all of it came.
     fn land(&mut self, answer: Answer, advance: &Advance) -> bool {
-        match <[Landing; 1]>::try_from(answer.parts) {
+        match answer.parts.into_inner() {
             Ok([landing]) if landing.is_full() => self.landed.push(landing),
             _ => return false,
         }

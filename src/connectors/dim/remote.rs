@@ -6,21 +6,24 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use smallvec::smallvec;
+
 use super::digest::Digest;
 use super::known::{Known, Sighted};
-use super::landings::{Fetch, Fetched, Range, mismatch};
+use super::fetches::{Alone, Fetches, Fetching};
+use super::landings::{self, Fetch, Fetched, mismatch};
 use super::peers::Peers;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Landing, Parts, Peer, Spot};
 use crate::key::Format;
 use crate::mutant::mutant;
-use crate::pending::Pending;
+use crate::pending::{Operations, Pending};
 use crate::region::{Region, RegionMut};
 use crate::service::address::Address;
 use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
-use crate::service::question::{MAX_ASKED, Pointer, Question, Verdict, Want};
+use crate::service::question::{MAX_ASKED, Pointer, Question, Verdict, Want, Wants};
 use crate::shm::class::Place;
 use crate::shm::table::{Label, Origin};
 
@@ -40,6 +43,15 @@ pub(super) struct Remote {
     /// How long the owner's word that an object is there lets its memory be read without asking again.
     pub(super) trust: Duration,
     pub(super) known: Known,
+    pub(super) fetches: Fetches,
+}
+
+/// A fetch that was begun.
+pub(super) enum Begun {
+    /// Of [`Fetches`].
+    Numbered(u64),
+    /// It takes more than a question on a connection that stands.
+    Otherwise(Pending<Fetched>),
 }
 
 /// An object of another node, or the news that there is none.
@@ -119,19 +131,7 @@ impl Remote {
             None => None,
         };
         let remote = Arc::clone(self);
-        let again = move |deadline: Option<Instant>| {
-            let limit = Limit::new(deadline);
-            let mut attempts = 0;
-            loop {
-                attempts += 1;
-                let peer = remote.peers.reach(at.contact, limit.0)?;
-                remote.check_instance(op, &peer, &at)?;
-                match limit.wait(begin(&remote, &peer)) {
-                    Err(error) if error.kind() == ErrorKind::PeerDown && attempts < ATTEMPTS => {}
-                    result => return result,
-                }
-            }
-        };
+        let again = move |deadline: Option<Instant>| remote.with_new_peer(op, at, Limit::new(deadline), begin);
         let scheme = self.scheme;
         let named = move |error: Error| error.with_connector(scheme);
         match first {
@@ -151,7 +151,30 @@ impl Remote {
         }
     }
 
-    fn check_instance(&self, op: &'static str, peer: &Arc<dyn Peer>, at: &Address) -> Result<()> {
+    /// Runs `begin` on the peer that has the object, connecting to it where need be, some times where connections break.
+    ///
+    /// # Errors
+    /// As [`with_peer`](Self::with_peer).
+    pub(super) fn with_new_peer<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        at: Address,
+        limit: Limit,
+        begin: impl Fn(&Self, &Arc<dyn Peer>) -> Pending<T>,
+    ) -> Result<T> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let peer = self.peers.reach(at.contact, limit.0)?;
+            self.check_instance(op, &peer, &at)?;
+            match limit.wait(begin(self, &peer)) {
+                Err(error) if error.kind() == ErrorKind::PeerDown && attempts < ATTEMPTS => {}
+                result => return result,
+            }
+        }
+    }
+
+    pub(super) fn check_instance(&self, op: &'static str, peer: &Arc<dyn Peer>, at: &Address) -> Result<()> {
         if peer.instance() == at.instance {
             return Ok(());
         }
@@ -201,13 +224,13 @@ impl Remote {
         self: &Arc<Self>,
         at: Address,
         wants: &[Want],
-        make: impl Fn(Vec<Want>) -> Question,
+        make: impl Fn(Wants) -> Question,
     ) -> Pending<Vec<Verdict>> {
         let asked = wants.chunks(MAX_ASKED).map(|wants| {
-            let question = make(wants.to_vec());
+            let question = make(Wants::from_slice(wants));
             let (op, head, count) = (question.op(), question.encode(), wants.len());
             self.with_peer(op, at, move |_, peer| Arc::clone(peer).request(Call::small(head.clone())))
-                .and_then(move |answer| Verdict::decode_all(&answer.head, count))
+                .and_then(move |answer| Ok(Verdict::decode_all(&answer.head, count)?.into_vec()))
         });
         Pending::all(asked.collect()).and_then(|verdicts| Ok(verdicts.concat()))
     }
@@ -215,34 +238,70 @@ impl Remote {
     /// The bytes of an object, in memory of this node that nobody else knows of.
     ///
     /// What came before, and would be known again, is read where it was.
+    ///
+    /// # Cost
+    /// Of an object that is fetched by an answer over a connection that stands, as almost always: no allocation.
     pub(super) fn fetch(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
-        let sighted = self.known.sighted(&at).filter(|_| self.reader(&at).is_some());
-        let remote = Arc::clone(self);
-        match sighted {
-            Some(sighted) => {
-                Pending::blocking_until(move |deadline| remote.fetch_again(at, len, &sighted, Limit::new(deadline)))
+        match self.begin(at, len) {
+            Begun::Numbered(number) => Pending::from_operations(Arc::clone(self) as Arc<dyn Operations<Fetched>>, number),
+            Begun::Otherwise(fetched) => fetched,
+        }
+    }
+
+    /// Begins to fetch an object.
+    pub(super) fn begin(self: &Arc<Self>, at: Address, len: u64) -> Begun {
+        let peer = self.peers.current(at.contact);
+        // What came before, and would be known again, is read where it was.
+        if peer.as_ref().is_some_and(|peer| is_read(peer, &at)) {
+            if let Some(sighted) = self.known.sighted(&at) {
+                let remote = Arc::clone(self);
+                let read = move |deadline| remote.fetch_again(at, len, &sighted, Limit::new(deadline));
+                return Begun::Otherwise(Pending::blocking_until(read));
             }
-            None => self.fetch_by_answer(at, len).and_then(move |fetched| {
-                if let (Verdict::Yes { expires_in }, Some(region)) = (&fetched.verdict, &fetched.region) {
-                    if remote.reader(&at).is_some() {
-                        remote.known.came(&at, fetched.asked, *expires_in, region.as_slice());
-                    }
-                }
-                Ok(fetched)
-            }),
+        }
+        let Some(peer) = peer.filter(|peer| peer.lanes() == 1 || len < 2 * LEAST_RANGE) else {
+            return Begun::Otherwise(self.fetch_by_answer(at, len));
+        };
+        let begun = Instant::now();
+        let asked = self.check_instance("get", &peer, &at).and_then(|()| self.ask_for(&peer, &at, len));
+        match asked.map(|answer| self.fetches.insert(Fetching::new(at, len, begun, answer))) {
+            Ok(Ok(number)) => Begun::Numbered(number),
+            Ok(Err(fetching)) => {
+                let alone = Alone { remote: Arc::clone(self), fetching: Some(fetching) };
+                Begun::Otherwise(Pending::from_source(alone))
+            }
+            Err(error) => Begun::Otherwise(Pending::ready(Err(error.with_connector(self.scheme)))),
+        }
+    }
+
+    /// Asks for all bytes of an object at once.
+    fn ask_for(&self, peer: &Arc<dyn Peer>, at: &Address, len: u64) -> Result<Pending<Answer>> {
+        let len_here = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
+        let landing = Landing::whole(self.client.reserve(len_here)?, len_here)?;
+        let want = want(at, len);
+        let head = Question::Get(smallvec![want]).encode();
+        Ok(Arc::clone(peer).request(landings::call(head, landing, landings::spot(&want), 0)))
+    }
+
+    /// Notes what came, so that it is known where it can be read the next time.
+    pub(super) fn note_fetched(&self, at: &Address, fetched: &Fetched) {
+        if let (Verdict::Yes { expires_in }, Some(region)) = (&fetched.verdict, &fetched.region) {
+            if self.reader(at).is_some() {
+                self.known.came(at, fetched.asked, *expires_in, region.as_slice());
+            }
         }
     }
 
     /// The peer that has an object, where its memory can be read without it.
     fn reader(&self, at: &Address) -> Option<Arc<dyn Peer>> {
-        self.peers.current(at.contact).filter(|peer| peer.instance() == at.instance && peer.reads())
+        self.peers.current(at.contact).filter(|peer| is_read(peer, at))
     }
 
     fn fetch_again(self: &Arc<Self>, at: Address, len: u64, sighted: &Sighted, limit: Limit) -> Result<Fetched> {
         let now = Instant::now();
         let is_fresh = sighted.asked.elapsed() < self.trust && sighted.expires_in.is_some() || mutant!("read_unasked");
         // At the same time: bytes that are the object's are that whenever they were read.
-        let asking = (!is_fresh).then(|| self.ask(at, Question::Exists(vec![want(&at, len)])));
+        let asking = (!is_fresh).then(|| self.ask(at, Question::Exists(smallvec![want(&at, len)])));
         let read = self.read(&at, len, sighted.digest, limit);
         let (asked, verdict) = match asking {
             Some(asking) => (now, limit.wait(asking)?),
@@ -272,10 +331,9 @@ impl Remote {
         };
         let place = Place::from_bits(at.place);
         let len = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
-        let (parts, landing) = Landing::whole(self.client.reserve(len)?, len)?;
+        let landing = Landing::whole(self.client.reserve(len)?, len)?;
         let spot = Spot { segment: place.segment(), offset: place.offset() };
-        let landing = peer.read(spot, landing, limit.half().0)?;
-        let region = parts.join(vec![landing])?;
+        let region = peer.read(spot, landing, limit.half().0)?.into_region()?;
         if Digest::of(region.as_slice()) == digest || mutant!("read_unverified") {
             return Ok(region);
         }
@@ -283,20 +341,31 @@ impl Remote {
         Err(Error::new(ErrorKind::Corrupt, "get", "the object's memory was used again"))
     }
 
-    fn fetch_by_answer(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
-        self.with_peer("get", at, move |remote, peer| {
-            let reserved = usize::try_from(len)
-                .map_err(|_| too_large(len, remote.scheme))
-                .and_then(|len| remote.client.reserve(len));
-            let region = match reserved {
-                Ok(region) => region,
-                Err(error) => return Pending::ready(Err(error)),
-            };
-            match peer.lanes() {
-                lanes if lanes > 1 && len >= 2 * LEAST_RANGE => fetch_ranges(peer, &at, region, len, lanes),
-                _ => fetch_whole(peer, &at, region, len),
-            }
+    /// The bytes of an object by an answer, of which it is not known that it would be read again.
+    pub(super) fn fetch_by_answer(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
+        let remote = Arc::clone(self);
+        let fetched = self.with_peer("get", at, move |remote, peer| remote.begin_on(peer, &at, len));
+        fetched.and_then(move |fetched| {
+            remote.note_fetched(&at, &fetched);
+            Ok(fetched)
         })
+    }
+
+    /// Fetches an object from a peer.
+    pub(super) fn begin_on(&self, peer: &Arc<dyn Peer>, at: &Address, len: u64) -> Pending<Fetched> {
+        let lanes = peer.lanes();
+        if lanes == 1 || len < 2 * LEAST_RANGE {
+            let asked = Instant::now();
+            return match self.ask_for(peer, at, len) {
+                Ok(answer) => answer.and_then(move |answer| whole(answer, asked)),
+                Err(error) => Pending::ready(Err(error)),
+            };
+        }
+        let reserved = usize::try_from(len).map_err(|_| too_large(len, self.scheme));
+        match reserved.and_then(|len| self.client.reserve(len)) {
+            Ok(region) => fetch_ranges(peer, at, region, len, lanes),
+            Err(error) => Pending::ready(Err(error)),
+        }
     }
 
     /// The bytes of several objects of one node, at most `MAX_WANTS`, in one round trip.
@@ -307,11 +376,11 @@ impl Remote {
         objects: Vec<Pointer>,
     ) -> Pending<Vec<Fetched>> {
         self.with_peer("get", at, move |remote, peer| {
-            let reserve =
-                |object: &Pointer| Ok((want(&object.address, object.len), remote.client.reserve(object.len as usize)?));
-            match objects.iter().map(reserve).collect::<Result<_>>() {
-                Ok(wants) => {
-                    let (fetch, mut call) = Fetch::new(wants);
+            let reserve = |object: &Pointer| remote.client.reserve(object.len as usize);
+            let wants = objects.iter().map(|object| want(&object.address, object.len)).collect();
+            let begun = objects.iter().map(reserve).collect::<Result<_>>().and_then(|regions| Fetch::new(wants, regions));
+            match begun {
+                Ok((fetch, mut call)) => {
                     call.lane = lane;
                     Arc::clone(peer).request(call).and_then(move |answer| fetch.finish(answer))
                 }
@@ -357,26 +426,20 @@ impl Remote {
     }
 }
 
-/// Fetches an object by one question.
-fn fetch_whole(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64) -> Pending<Fetched> {
-    let (parts, landing) = match usize::try_from(len).map(|len| Landing::whole(region, len)) {
-        Ok(Ok(whole)) => whole,
-        Ok(Err(error)) => return Pending::ready(Err(error)),
-        Err(_) => return Pending::ready(Err(mismatch())),
+/// Whether an object's memory can be read without its owner.
+fn is_read(peer: &Arc<dyn Peer>, at: &Address) -> bool {
+    peer.instance() == at.instance && peer.reads()
+}
+
+/// One object from the answer to a question that was asked then.
+pub(super) fn whole(mut answer: Answer, asked: Instant) -> Result<Fetched> {
+    let verdict = Verdict::decode_one(&answer.head)?;
+    let region = match (&verdict, answer.parts.pop()) {
+        (Verdict::Yes { .. }, Some(landing)) => Some(landing.into_region()?),
+        (Verdict::Yes { .. }, None) | (_, Some(_)) => return Err(mismatch()),
+        (_, None) => None,
     };
-    let asked = Instant::now();
-    let want = want(at, len);
-    let land = Box::new(Range::new(landing, &want));
-    let call = Call { head: Question::Get(vec![want]).encode(), land, lane: 0 };
-    Arc::clone(peer).request(call).and_then(move |mut answer| {
-        let verdict = Verdict::decode_one(&answer.head)?;
-        let region = match (&verdict, answer.parts.pop()) {
-            (Verdict::Yes { .. }, Some(landing)) => Some(parts.join_one(landing)?),
-            (Verdict::Yes { .. }, None) | (_, Some(_)) => return Err(mismatch()),
-            (_, None) => None,
-        };
-        Ok(Fetched { verdict, region, asked })
-    })
+    Ok(Fetched { verdict, region, asked })
 }
 
 /// Fetches a large object over several lanes, a range each.
@@ -394,8 +457,8 @@ fn fetch_ranges(peer: &Arc<dyn Peer>, at: &Address, region: RegionMut, len: u64,
     let asked = Instant::now();
     let calls = ranges.into_iter().zip(landings).enumerate().map(|(lane, ((from, count), landing))| {
         let want = Want { from, count, ..want(at, len) };
-        let land = Box::new(Range::new(landing, &want));
-        Arc::clone(peer).request(Call { head: Question::Get(vec![want]).encode(), land, lane })
+        let head = Question::Get(smallvec![want]).encode();
+        Arc::clone(peer).request(landings::call(head, landing, landings::spot(&want), lane))
     });
     Pending::all(calls.collect()).and_then(move |answers| joined(parts, answers, asked))
 }

@@ -13,7 +13,7 @@ use super::poller::Poller;
 use super::session::PATIENCE;
 use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Part, Place, Said};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Call, Land, Landing, Parts};
+use crate::fabric::{Answer, Call, Head, Land, Lander, Landing};
 use crate::failpoint::failpoint;
 use crate::pending::Completer;
 use crate::region::RegionMut;
@@ -28,8 +28,8 @@ pub(super) struct Ask {
 }
 
 struct State {
-    head: Vec<u8>,
-    land: Option<Box<dyn Land>>,
+    head: Head,
+    land: Option<Lander>,
     completer: Option<Completer<Answer>>,
     /// Parts that the owner pinned for it were pinned later than this.
     asked: Instant,
@@ -54,8 +54,8 @@ impl Ask {
     pub(super) fn new(
         link: &Arc<Link>,
         number: u64,
-        head: Vec<u8>,
-        land: Box<dyn Land>,
+        head: Head,
+        land: Lander,
         completer: Completer<Answer>,
         handle: Option<Arc<MargoPeer>>,
     ) -> Arc<Self> {
@@ -189,18 +189,17 @@ impl Ask {
 
     /// Asks for an answer that comes later, on the control connection.
     fn collect(self: &Arc<Self>) {
-        let parts: Arc<Mutex<Option<Parts>>> = Arc::default();
         let call = Call {
-            head: Control::Collect { number: self.number }.encode(),
-            land: Box::new(OnHeap(Arc::clone(&parts))),
+            head: Control::Collect { number: self.number }.encode().into(),
+            land: Box::new(OnHeap).into(),
             lane: 0,
         };
         lock(&self.state).asked = Instant::now();
         let pending = Arc::clone(&self.link.control).request(call);
         let ask = Arc::clone(self);
         let poller = Poller::new(pending, move |result| {
-            let whole = result.and_then(|answer| match (&answer.head[..], lock(&parts).take()) {
-                (head, Some(parts)) if head == DESCRIBED => parts.join(answer.parts),
+            let whole = result.and_then(|mut answer| match (&answer.head[..], answer.parts.pop()) {
+                (head, Some(landing)) if head == DESCRIBED => landing.into_region(),
                 _ => Err(nonsense("an answer that is not described")),
             });
             match whole {
@@ -224,10 +223,10 @@ impl Ask {
     fn pull_description(self: &Arc<Self>, len: u64, descriptor: &[u8]) {
         let begin = || {
             let theirs = Arc::new(Bulk::of_peer(&self.link.instance, descriptor)?);
-            let (whole, landing) = Landing::whole(RegionMut::heap(len as usize)?, len as usize)?;
-            Ok((whole, Piece { landing, ours: None, theirs, offset: 0 }))
+            let landing = Landing::whole(RegionMut::heap(len as usize)?, len as usize)?;
+            Ok(Piece { landing, ours: None, theirs, offset: 0 })
         };
-        let (whole, piece) = match begin() {
+        let piece = match begin() {
             Ok(begun) => begun,
             Err(error) => {
                 self.link.release(self.number);
@@ -242,7 +241,7 @@ impl Ask {
             vec![piece],
             self.link.silence * PATIENCE,
             || {},
-            move |result| match result.and_then(|landings| whole.join(landings)) {
+            move |result| match result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_region()) {
                 Ok(whole) => ask.described(whole.as_slice(), true),
                 Err(error) => {
                     ask.link.release(ask.number);
@@ -271,12 +270,12 @@ impl Ask {
         match landed {
             Ok(Landed { places, pieces, is_early: true }) if pieces.is_empty() => {
                 failpoint!("fabric.landing");
-                return self.landed(Answer { head: description.head, parts: places.into_iter().flatten().collect() });
+                return self.landed(Answer { head: description.head.into(), parts: places.into_iter().flatten().collect() });
             }
             Ok(Landed { places, pieces, .. }) if pieces.is_empty() => {
                 failpoint!("fabric.answered");
                 let parts = places.into_iter().flatten().collect();
-                self.end(Ok(Answer { head: description.head, parts }));
+                self.end(Ok(Answer { head: description.head.into(), parts }));
             }
             Ok(Landed { places, pieces, .. }) => return self.pull(description.head, places, pieces),
             Err(error) => self.end(Err(error)),
@@ -375,7 +374,7 @@ impl Ask {
                     }
                 };
                 places.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = landed.next());
-                ask.landed(Answer { head, parts: places.into_iter().flatten().collect() });
+                ask.landed(Answer { head: head.into(), parts: places.into_iter().flatten().collect() });
             },
         );
         self.link.keep(self.number, &transfer);
@@ -438,15 +437,13 @@ impl Keeper {
 }
 
 /// Lands a description that comes on the control connection.
-struct OnHeap(Arc<Mutex<Option<Parts>>>);
+struct OnHeap;
 
 impl Land for OnHeap {
     fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
         match lens {
             [len @ 0..=MOST_DESCRIBED] => {
-                let (parts, landing) = Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?;
-                *lock(&self.0) = Some(parts);
-                Ok(vec![landing])
+                Ok(vec![Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?])
             }
             _ => Err(nonsense("an answer of a length that none has")),
         }

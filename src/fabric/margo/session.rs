@@ -200,7 +200,7 @@ impl Session {
 
     /// Describes an answer, and pins what is to be pulled; `None` for one that cannot be.
     fn prepare(&self, number: u64, reply: Outgoing) -> Option<Prepared> {
-        let Outgoing { head, parts } = reply;
+        let (head, parts) = reply.into_bytes();
         if head.len() > MAX_HEAD || parts.len() > MAX_PARTS {
             return None;
         }

@@ -15,9 +15,11 @@ use std::task::Waker;
 use std::thread::Thread;
 use std::time::Instant;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::reader::Reader;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Land};
+use crate::fabric::{Answer, Lander};
 use crate::sync::lock;
 
 /// See the module.
@@ -43,7 +45,7 @@ pub(super) struct State {
 
 struct Entry {
     /// Taken when the answer arrives.
-    land: Option<Box<dyn Land>>,
+    land: Option<Lander>,
     end: Option<Result<Answer>>,
     waiter: Waiter,
     abandoned: bool,
@@ -58,7 +60,7 @@ enum Waiter {
 /// Somebody to be woken, outside of all locks: a waker is foreign code.
 #[must_use]
 #[derive(Default)]
-pub(super) struct Wake(Vec<Waiter>);
+pub(super) struct Wake(SmallVec<[Waiter; 1]>);
 
 impl Wake {
     pub(super) fn now(self) {
@@ -94,7 +96,7 @@ impl Calls {
     ///
     /// # Errors
     /// `Corrupt` for the answer to no question.
-    pub(super) fn begin(&self, number: u64) -> Result<Option<Box<dyn Land>>> {
+    pub(super) fn begin(&self, number: u64) -> Result<Option<Lander>> {
         let mut state = self.lock();
         let failed = state.failed.is_some();
         match state.open.get_mut(&number) {
@@ -131,7 +133,7 @@ impl Calls {
         state.running -= 1;
         drop(state);
         drop(unused);
-        Wake(vec![wake]).now();
+        Wake(smallvec![wake]).now();
         Ok(())
     }
 
@@ -163,7 +165,7 @@ impl Calls {
 }
 
 impl State {
-    pub(super) fn insert(&mut self, number: u64, land: Box<dyn Land>) {
+    pub(super) fn insert(&mut self, number: u64, land: Lander) {
         if self.running == 0 {
             self.since = Instant::now();
         }
@@ -256,7 +258,7 @@ impl State {
             match self.open.get(&number).map(|entry| &entry.waiter) {
                 Some(Waiter::Thread(thread)) => {
                     self.promoted = Some(number);
-                    return Wake(vec![Waiter::Thread(thread.clone())]);
+                    return Wake(smallvec![Waiter::Thread(thread.clone())]);
                 }
                 _ => drop(self.followers.pop_front()),
             }
@@ -279,6 +281,7 @@ fn unasked(number: u64) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fabric::Land;
 
     struct Nowhere;
 
@@ -292,7 +295,7 @@ mod tests {
     fn who_comes_too_late_to_read_is_told_again() {
         let calls = Calls::new();
         let mut state = calls.lock();
-        state.insert(1, Box::new(Nowhere));
+        state.insert(1, Box::new(Nowhere).into());
         let first = state.reader.take();
         drop(state.follow(1));
         state.reader = first;

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use smallvec::SmallVec;
 
 use super::Options;
-use super::frame::{self, Frame, Kind};
+use super::frame::{self, Frame, Kind, Lengths};
 use super::socket::{Moved, Socket};
 use crate::fabric::handshake::Proven;
-use crate::fabric::{Outgoing, Respond};
+use crate::fabric::{Answers, Asked, Outgoing, Piece};
 use crate::failpoint::failpoint;
 use crate::sync::lock;
 
@@ -37,6 +38,8 @@ pub(super) struct Connection {
 /// What goes out.
 struct Out {
     queue: VecDeque<Sending>,
+    /// Memory of descriptions that were sent, for those to come.
+    spare: Vec<Vec<u8>>,
     /// Bytes in it.
     queued: u64,
     /// Questions that are not answered yet.
@@ -51,10 +54,18 @@ struct Out {
 /// A frame, as far as it is not sent.
 struct Sending {
     description: Vec<u8>,
-    parts: VecDeque<Bytes>,
-    /// Sent bytes of the description, or, when it is gone, of the first part.
+    /// A part and what fills its last line take no memory of their own. Nothing where one is sent.
+    parts: SmallVec<[Option<Piece>; 2]>,
+    /// How many of them are sent.
+    at: usize,
+    /// Sent bytes of the description, or, when that is sent, of the first part that is not.
     sent: usize,
+    /// Whether the description is sent.
+    is_described: bool,
 }
+
+/// Parts that were sent, to be dropped outside of the lock.
+type Done = SmallVec<[Piece; 4]>;
 
 /// What a connection wants of its worker after it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +91,7 @@ impl Connection {
             beat: silence / 8,
             out: Mutex::new(Out {
                 queue: VecDeque::new(),
+                spare: Vec::new(),
                 queued: 0,
                 held: HashSet::new(),
                 moved: Instant::now(),
@@ -133,17 +145,19 @@ impl Connection {
     }
 
     fn answer(&self, number: u64, reply: Option<Outgoing>) {
+        let spare = self.lock().spare.pop().unwrap_or_default();
         let sending = reply.and_then(|Outgoing { head, parts }| {
-            let lengths: Vec<u64> = parts.iter().map(|part| part.len() as u64).collect();
+            let lengths: Lengths = parts.iter().map(|part| part.len() as u64).collect();
             let checksums: Option<Vec<u32>> =
                 self.options.checksums.then(|| parts.iter().map(|part| crc32fast::hash(part)).collect());
-            let description = frame::encode(Kind::Answer, number, &head, &lengths, checksums.as_deref()).ok()?;
-            let mut parts = VecDeque::from(parts);
+            let sums = checksums.as_deref();
+            let description = frame::encode(Kind::Answer, number, &head, &lengths, sums, spare).ok()?;
+            let mut parts: SmallVec<_> = parts.into_iter().map(Some).collect();
             let zeros = frame::padding(lengths.iter().sum());
             if zeros > 0 {
-                parts.push_back(Bytes::from_static(&ZEROS[..zeros]));
+                parts.push(Some(Bytes::from_static(&ZEROS[..zeros]).into()));
             }
-            Some(Sending { description, parts, sent: 0 })
+            Some(Sending { description, parts, at: 0, sent: 0, is_described: false })
         });
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
         let sending = sending.unwrap_or_else(|| Sending::bare(Kind::Refusal, number));
@@ -179,7 +193,7 @@ impl Connection {
 
     /// Sends until the queue is empty, the socket full, or others deserve a turn.
     fn send(&self, mut out: MutexGuard<'_, Out>) {
-        let mut done = Vec::new();
+        let mut done = Done::new();
         for _ in 0..FAIR {
             if out.queue.is_empty() || out.closed {
                 break;
@@ -244,7 +258,7 @@ impl Connection {
 
     /// Ends it; what was on its way is released.
     pub(super) fn close(&self) {
-        let mut done = Vec::new();
+        let mut done = Done::new();
         let mut out = self.lock();
         if !out.closed {
             out.close(&self.socket, &mut done);
@@ -258,7 +272,7 @@ impl Connection {
 
 impl Out {
     /// Takes `bytes` from the front of the queue.
-    fn advance(&mut self, bytes: usize, done: &mut Vec<Bytes>) {
+    fn advance(&mut self, bytes: usize, done: &mut Done) {
         self.queued -= bytes as u64;
         let mut left = bytes;
         while let Some(sending) = self.queue.front_mut() {
@@ -266,16 +280,19 @@ impl Out {
             if !sending.is_done() {
                 break;
             }
-            self.queue.pop_front();
+            let description = self.queue.pop_front().map(|sent| sent.description).unwrap_or_default();
+            if self.spare.len() < MOST_SPARE && description.capacity() <= LONGEST_SPARE {
+                self.spare.push(description);
+            }
             failpoint!("fabric.answer.sent");
         }
     }
 
-    fn close(&mut self, socket: &Socket, done: &mut Vec<Bytes>) {
+    fn close(&mut self, socket: &Socket, done: &mut Done) {
         self.closed = true;
         self.held.clear();
         self.queued = 0;
-        done.extend(self.queue.drain(..).flat_map(|sending| sending.parts));
+        done.extend(self.queue.drain(..).flat_map(|sending| sending.parts.into_iter().flatten()));
         socket.shutdown();
     }
 }
@@ -284,22 +301,31 @@ impl Sending {
     fn bare(kind: Kind, number: u64) -> Self {
         // A bare frame is within all bounds.
         let description = Frame::bare(kind, number).encode().unwrap_or_default();
-        Self { description, parts: VecDeque::new(), sent: 0 }
+        Self { description, parts: SmallVec::new(), at: 0, sent: 0, is_described: false }
     }
 
     /// Bytes that are not sent.
     fn left(&self) -> u64 {
-        let parts: usize = self.parts.iter().map(Bytes::len).sum();
-        (self.description.len() + parts - self.sent) as u64
+        let parts: usize = self.parts.iter().flatten().map(|part| part.len()).sum();
+        (self.described() + parts - self.sent) as u64
+    }
+
+    /// Bytes of the description, where it is not sent.
+    fn described(&self) -> usize {
+        match self.is_described {
+            true => 0,
+            false => self.description.len(),
+        }
     }
 
     fn is_done(&self) -> bool {
-        self.description.is_empty() && self.parts.is_empty()
+        self.is_described && self.at == self.parts.len()
     }
 
     /// Where they are, as far as there are places.
     fn slices<'a>(&'a self, places: &mut [IoSlice<'a>]) -> usize {
-        let pieces = std::iter::once(&self.description[..]).chain(self.parts.iter().map(|part| &part[..]));
+        let description = &self.description[..self.described()];
+        let pieces = std::iter::once(description).chain(self.parts.iter().flatten().map(|part| &part[..]));
         let mut skip = self.sent;
         let mut count = 0;
         for piece in pieces {
@@ -318,20 +344,20 @@ impl Sending {
     }
 
     /// Notes that up to `bytes` of it were sent; how many.
-    fn advance(&mut self, bytes: usize, done: &mut Vec<Bytes>) -> usize {
+    fn advance(&mut self, bytes: usize, done: &mut Done) -> usize {
         let mut left = bytes;
-        let own = self.description.len();
-        if own > 0 {
+        if !self.is_described {
+            let own = self.description.len();
             let now = left.min(own - self.sent);
             self.sent += now;
             left -= now;
             if self.sent < own {
                 return bytes - left;
             }
-            self.description = Vec::new();
+            self.is_described = true;
             self.sent = 0;
         }
-        while let Some(part) = self.parts.front() {
+        while let Some(Some(part)) = self.parts.get(self.at) {
             let now = left.min(part.len() - self.sent);
             self.sent += now;
             left -= now;
@@ -339,25 +365,20 @@ impl Sending {
                 break;
             }
             self.sent = 0;
-            done.extend(self.parts.pop_front());
+            done.extend(self.parts[self.at].take());
+            self.at += 1;
         }
         bytes - left
     }
 }
 
-/// The duty to answer a question of a connection.
-pub(super) struct Duty {
-    pub(super) connection: Arc<Connection>,
-    pub(super) number: u64,
-}
-
-impl Respond for Duty {
-    fn respond(self: Box<Self>, reply: Option<Outgoing>) {
-        self.connection.answer(self.number, reply);
+impl Answers for Connection {
+    fn respond(&self, asked: Asked, reply: Option<Outgoing>) {
+        self.answer(asked.number, reply);
     }
 
-    fn is_wanted(&self) -> bool {
-        self.connection.lock().held.contains(&self.number)
+    fn is_wanted(&self, asked: Asked) -> bool {
+        self.lock().held.contains(&asked.number)
     }
 }
 
@@ -366,6 +387,10 @@ const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 
 /// What frames end with.
 static ZEROS: [u8; 64] = [0; 64];
+
+/// Descriptions whose memory is kept for others, and how much that is of each at most, in bytes.
+const MOST_SPARE: usize = 16;
+const LONGEST_SPARE: usize = 1 << 10;
 
 /// Pieces of memory in one system call.
 const PLACES: usize = 128;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -18,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::{self, Handshake, Identity, Proven, Purpose};
 use crate::fabric::{Answer, Call, Peer};
 use crate::failpoint::failpoint;
-use crate::pending::Pending;
+use crate::pending::{Operations, Pending};
 
 /// An owner, reached.
 pub(super) struct TcpPeer {
@@ -72,11 +73,11 @@ impl TcpPeer {
     }
 
     /// The stream of a lane, or the first one while it is not connected.
-    fn stream(&self, number: usize) -> Option<&Arc<Stream>> {
+    fn stream(&self, number: usize) -> Option<(usize, &Arc<Stream>)> {
         let number = number % self.lanes.len();
         let lane = &self.lanes[number];
         if let Some(stream) = lane.stream.get() {
-            return Some(stream);
+            return Some((number, stream));
         }
         if !lane.begun.swap(true, Relaxed) {
             if let Some(this) = self.this.upgrade() {
@@ -84,7 +85,14 @@ impl TcpPeer {
                 drop(Pending::blocking(move || this.widen(number)).start());
             }
         }
-        self.lanes[0].stream.get()
+        self.lanes[0].stream.get().map(|stream| (0, stream))
+    }
+
+    /// The stream of a question, and its number there, by the number of the operation.
+    fn asked(&self, number: u64) -> Result<(&Stream, u64)> {
+        let lanes = self.lanes.len() as u64;
+        let stream = self.lanes[(number % lanes) as usize].stream.get().ok_or_else(stream::closed)?;
+        Ok((stream, number / lanes))
     }
 
     fn widen(&self, number: usize) -> Result<()> {
@@ -125,14 +133,40 @@ impl Peer for TcpPeer {
 
     fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
         match self.stream(call.lane) {
-            // The handle lives as long as the answer is waited for.
-            Some(stream) => stream.ask(call, &self),
+            Some((lane, stream)) => match stream.ask(call) {
+                Ok(number) => {
+                    let number = number * self.lanes.len() as u64 + lane as u64;
+                    Pending::from_operations(self, number)
+                }
+                Err(error) => Pending::ready(Err(error)),
+            },
             None => Pending::ready(Err(stream::closed())),
         }
     }
 
     fn close(&self) {
         self.end(stream::closed());
+    }
+}
+
+/// Questions that were asked; the handle lives as long as an answer is waited for.
+impl Operations<Answer> for TcpPeer {
+    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+        let (stream, number) = self.asked(number)?;
+        stream.wait(number, deadline)
+    }
+
+    fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        match self.asked(number) {
+            Ok((stream, number)) => stream.poll(number, cx),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn forget(&self, number: u64) {
+        if let Ok((stream, number)) = self.asked(number) {
+            stream.abandon(number);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::frame::{Decoder, Frame, Kind};
 use super::scatter::{self, Patience};
 use super::socket::{Moved, Socket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Landing};
+use crate::fabric::{Answer, Head, Landings};
 use crate::failpoint::failpoint;
 
 /// Who has it reads, and is alone in doing so.
@@ -25,14 +25,14 @@ pub(super) struct Reader {
 /// An answer whose description came, and whose parts come.
 struct Arriving {
     number: u64,
-    head: Vec<u8>,
+    head: Head,
     parts: Place,
     checksums: Option<Vec<u32>>,
 }
 
 enum Place {
     /// Those before `at` are full.
-    Landings { landings: Vec<Landing>, at: usize },
+    Landings { landings: Landings, at: usize },
     /// Nobody wants them: so many bytes are thrown away.
     Nowhere(u64),
 }
@@ -127,7 +127,7 @@ fn begin(frame: Frame, calls: &Calls) -> Result<Option<Arriving>> {
             return Err(Error::new(ErrorKind::Corrupt, "receive", "a question from an owner"));
         }
     }
-    let nowhere = |checksums| Arriving { number, head: Vec::new(), parts: Place::Nowhere(bulk), checksums };
+    let nowhere = |checksums| Arriving { number, head: Head::new(), parts: Place::Nowhere(bulk), checksums };
     let Some(mut land) = calls.begin(number)? else {
         calls.end(number, Err(Error::new(ErrorKind::Cancelled, "request", "abandoned")))?;
         return Ok(Some(nowhere(None)));

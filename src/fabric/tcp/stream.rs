@@ -22,7 +22,6 @@ use super::socket::{Moved, Socket, down};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call};
 use crate::failpoint::failpoint;
-use crate::pending::{Pending, Source};
 use crate::sync::lock;
 
 /// A proved connection.
@@ -49,6 +48,8 @@ struct Writer {
     /// Whole frames, but perhaps for the first.
     rest: Vec<u8>,
     sent: usize,
+    /// Memory of the last frame, for the next one.
+    spare: Vec<u8>,
 }
 
 /// How a leader's turn ended.
@@ -74,7 +75,7 @@ impl Stream {
             silence,
             generation: crate::process::generation(),
             calls: Calls::new(),
-            writer: Mutex::new(Writer { last: 0, rest: Vec::new(), sent: 0 }),
+            writer: Mutex::new(Writer { last: 0, rest: Vec::new(), sent: 0, spare: Vec::new() }),
             unsent: AtomicBool::new(false),
             reactor,
             number: reactor.number(),
@@ -93,19 +94,13 @@ impl Stream {
         self.generation == crate::process::generation() && self.calls.lock().failed.is_none()
     }
 
-    /// Asks; nothing waits here.
-    pub(super) fn ask(self: &Arc<Self>, call: Call, peer: &Arc<TcpPeer>) -> Pending<Answer> {
-        match self.begin(call) {
-            Ok(number) => Pending::from_source(Asked { stream: Arc::clone(self), number, _peer: Arc::clone(peer) }),
-            Err(error) => Pending::ready(Err(error)),
-        }
-    }
-
-    fn begin(&self, call: Call) -> Result<u64> {
+    /// Asks; nothing waits here. The number of the call.
+    pub(super) fn ask(&self, call: Call) -> Result<u64> {
         self.check_process()?;
         let mut writer = lock(&self.writer);
         let number = writer.last + 1;
-        let frame = frame::encode(Kind::Ask, number, &call.head, &[], None)?;
+        let spare = std::mem::take(&mut writer.spare);
+        let frame = frame::encode(Kind::Ask, number, &call.head, &[], None, spare)?;
         if writer.waiting() > MOST_UNSENT {
             let context = format!("{} takes no more questions now; retry", self.address);
             return Err(Error::new(ErrorKind::Unavailable, "request", context));
@@ -121,9 +116,88 @@ impl Stream {
         }
         writer.last = number;
         self.write(&mut writer, &frame);
+        if frame.capacity() <= LONGEST_SPARE {
+            writer.spare = frame;
+        }
         drop(writer);
         failpoint!("fabric.asked");
         Ok(number)
+    }
+
+    /// Waits for a call.
+    pub(super) fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+        self.check_process()?;
+        loop {
+            let mut state = self.calls.lock();
+            let result = state.take(number);
+            let is_late = result.is_none() && deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if result.is_some() || is_late {
+                state.leave(number);
+                let wake = state.promote();
+                self.arm(&mut state);
+                drop(state);
+                wake.now();
+                return result.unwrap_or_else(|| Err(late(self.address)));
+            }
+            if let Some(reader) = state.reader.take() {
+                state.leave(number);
+                drop(state);
+                let mut lead = Lead { stream: self, reader: Some(reader) };
+                lead.run(Some(number), deadline);
+                continue;
+            }
+            let former = state.follow(number);
+            drop(state);
+            drop(former);
+            match deadline {
+                None => std::thread::park(),
+                Some(deadline) => std::thread::park_timeout(deadline.saturating_duration_since(Instant::now())),
+            }
+        }
+    }
+
+    /// Looks for the end of a call.
+    pub(super) fn poll(&self, number: u64, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        if let Err(error) = self.check_process() {
+            return Poll::Ready(Err(error));
+        }
+        if let Some(result) = self.calls.lock().take(number) {
+            return Poll::Ready(result);
+        }
+        // A waker is foreign code: it is cloned and dropped outside of the lock.
+        let waker = cx.waker().clone();
+        let mut state = self.calls.lock();
+        let (result, unused) = match state.take(number) {
+            Some(result) => (Poll::Ready(result), Some(waker)),
+            None => {
+                let former = state.watch(number, waker);
+                self.arm(&mut state);
+                (Poll::Pending, former)
+            }
+        };
+        drop(state);
+        drop(unused);
+        result
+    }
+
+    /// Gives up a call.
+    pub(super) fn abandon(&self, number: u64) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let mut state = self.calls.lock();
+        let (unused, is_open) = state.abandon(number);
+        let wake = state.promote();
+        self.arm(&mut state);
+        drop(state);
+        drop(unused);
+        wake.now();
+        if is_open {
+            let mut writer = lock(&self.writer);
+            if let (Ok(frame), true) = (frame::Frame::bare(Kind::Abandon, number).encode(), writer.has_room()) {
+                self.write(&mut writer, &frame);
+            }
+        }
     }
 
     /// Sends a frame behind those that wait.
@@ -338,93 +412,6 @@ impl Writer {
     }
 }
 
-/// A call that was asked.
-struct Asked {
-    stream: Arc<Stream>,
-    number: u64,
-    /// Ends the stream when it goes.
-    _peer: Arc<TcpPeer>,
-}
-
-impl Source<Answer> for Asked {
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Answer> {
-        let stream = &*self.stream;
-        stream.check_process()?;
-        loop {
-            let mut state = stream.calls.lock();
-            let result = state.take(self.number);
-            let is_late = result.is_none() && deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if result.is_some() || is_late {
-                state.leave(self.number);
-                let wake = state.promote();
-                stream.arm(&mut state);
-                drop(state);
-                wake.now();
-                return result.unwrap_or_else(|| Err(late(stream.address)));
-            }
-            if let Some(reader) = state.reader.take() {
-                state.leave(self.number);
-                drop(state);
-                let mut lead = Lead { stream, reader: Some(reader) };
-                lead.run(Some(self.number), deadline);
-                continue;
-            }
-            let former = state.follow(self.number);
-            drop(state);
-            drop(former);
-            match deadline {
-                None => std::thread::park(),
-                Some(deadline) => std::thread::park_timeout(deadline.saturating_duration_since(Instant::now())),
-            }
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
-        if let Err(error) = self.stream.check_process() {
-            return Poll::Ready(Err(error));
-        }
-        if let Some(result) = self.stream.calls.lock().take(self.number) {
-            return Poll::Ready(result);
-        }
-        // A waker is foreign code: it is cloned and dropped outside of the lock.
-        let waker = cx.waker().clone();
-        let mut state = self.stream.calls.lock();
-        let (result, unused) = match state.take(self.number) {
-            Some(result) => (Poll::Ready(result), Some(waker)),
-            None => {
-                let former = state.watch(self.number, waker);
-                self.stream.arm(&mut state);
-                (Poll::Pending, former)
-            }
-        };
-        drop(state);
-        drop(unused);
-        result
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        let stream = &*self.stream;
-        if stream.check_process().is_err() {
-            return;
-        }
-        let mut state = stream.calls.lock();
-        let (unused, is_open) = state.abandon(self.number);
-        let wake = state.promote();
-        stream.arm(&mut state);
-        drop(state);
-        drop(unused);
-        wake.now();
-        if is_open {
-            let mut writer = lock(&stream.writer);
-            if let (Ok(frame), true) = (frame::Frame::bare(Kind::Abandon, self.number).encode(), writer.has_room()) {
-                stream.write(&mut writer, &frame);
-            }
-        }
-    }
-}
-
 impl Writer {
     fn has_room(&self) -> bool {
         self.waiting() <= MOST_UNSENT
@@ -453,6 +440,9 @@ const IDLE: EventFlags = EventFlags::RDHUP;
 
 /// Bytes of questions that wait for the socket.
 const MOST_UNSENT: usize = 4 << 20;
+
+/// Bytes of memory that are kept for the next question.
+const LONGEST_SPARE: usize = 1 << 10;
 
 /// Reads of the reactor on one stream before it looks at others.
 const FAIR: u32 = 64;

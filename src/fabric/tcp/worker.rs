@@ -13,13 +13,13 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use super::Options;
-use super::connection::{Connection, Duty, State};
+use super::connection::{Connection, State};
 use super::door::{Door, LISTENER};
 use super::frame::{Decoder, Kind};
 use super::socket::{Moved, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::handshake::{Proven, Purpose};
-use crate::fabric::{Incoming, Responder, Service};
+use crate::fabric::{Answers, Asked, Incoming, Responder, Service};
 use crate::failpoint::failpoint;
 use crate::sync::lock;
 
@@ -227,7 +227,7 @@ impl Client {
 
     /// Answers what was received, as long as its answers find room.
     fn process(&mut self) -> bool {
-        let ahead = std::mem::take(&mut self.ahead);
+        let mut ahead = std::mem::take(&mut self.ahead);
         let mut input = &ahead[..];
         let outcome = loop {
             if self.connection.state() != State::Open {
@@ -243,7 +243,10 @@ impl Client {
                 Err(error) => break Err(error),
             }
         };
-        self.ahead = if input.is_empty() { Vec::new() } else { input.to_vec() };
+        let taken = ahead.len() - input.len();
+        ahead.drain(..taken);
+        // Of a requester that asks now and then this is as much as a question.
+        self.ahead = if ahead.is_empty() && ahead.capacity() > KEPT { Vec::new() } else { ahead };
         if let Err(error) = &outcome {
             report(self.connection.address, error);
         }
@@ -257,9 +260,9 @@ impl Client {
                 self.last = number;
                 failpoint!("fabric.question");
                 if self.connection.hold(number) {
-                    let duty = Duty { connection: Arc::clone(&self.connection), number };
-                    let responder = Responder::new(Box::new(duty));
                     let (from, connection) = (self.connection.proven.instance, self.connection.number);
+                    let answers = Arc::clone(&self.connection) as Arc<dyn Answers>;
+                    let responder = Responder::among(answers, Asked { connection, number });
                     let call = Incoming { head, from, connection, responder };
                     // Its responder refuses as the panic drops it; other connections of this thread go on.
                     let _ = catch_unwind(AssertUnwindSafe(|| self.service.answer(call)));
@@ -293,6 +296,9 @@ const FIRST: u64 = LISTENER + 1;
 
 /// How often to look at nothing.
 const NEVER: Duration = Duration::from_secs(3600);
+
+/// Bytes of memory for what is received that a connection keeps.
+const KEPT: usize = 1 << 10;
 
 /// Bytes received at once: many questions, or a part of the longest one.
 const AHEAD: usize = 16 << 10;

@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 use std::task::Waker;
 use std::thread::Thread;
 
+use smallvec::SmallVec;
+
 use super::numbered::Numbered;
 use super::operation::Data;
 use crate::error::{Error, Result};
-use crate::fabric::{Answer, Land, Landing, MAX_PARTS};
+use crate::fabric::{Answer, Head, Lander, Landing, Landings, MAX_PARTS};
 
 /// See the module.
 #[derive(Default)]
@@ -51,17 +53,17 @@ struct Left {
 enum Stage {
     /// Nothing has come; parts that overtook their answer wait.
     Asked {
-        land: Option<Box<dyn Land>>,
+        land: Option<Lander>,
         early: Vec<(u32, Data)>,
         /// Its bytes are being fetched before it is known where they go.
         is_claimed: bool,
     },
     /// Parts are on their way to their landings.
     Landing {
-        head: Vec<u8>,
-        landings: Vec<Option<Landing>>,
+        head: Head,
+        landings: SmallVec<[Option<Landing>; 1]>,
         missing: usize,
-        given: Vec<bool>,
+        given: SmallVec<[bool; 1]>,
     },
     Ended(Result<Answer>),
 }
@@ -92,7 +94,7 @@ pub(super) struct After {
     /// Dropped, not woken.
     idle: Few<Waiter>,
     unused: Few<Stage>,
-    lands: Few<Box<dyn Land>>,
+    lands: Few<Lander>,
     /// For the worker to take back.
     pub(super) data: Vec<Data>,
 }
@@ -142,7 +144,7 @@ impl After {
         self.data.extend(other.data);
     }
 
-    pub(super) fn drop_later(&mut self, land: Box<dyn Land>) {
+    pub(super) fn drop_later(&mut self, land: Lander) {
         self.lands.push(land);
     }
 
@@ -176,7 +178,7 @@ impl Calls {
         self.last
     }
 
-    pub(super) fn insert(&mut self, link: u64, number: u64, land: Box<dyn Land>) {
+    pub(super) fn insert(&mut self, link: u64, number: u64, land: Lander) {
         let stage = Stage::Asked { land: Some(land), early: Vec::new(), is_claimed: false };
         self.open.insert(number, Entry { link, stage, waiter: Waiter::None });
         *self.running.entry(link).or_default() += 1;
@@ -202,7 +204,7 @@ impl Calls {
     }
 
     /// What chooses the memory for an answer that has come; `None` when nobody wants it.
-    pub(super) fn begin(&mut self, link: u64, number: u64) -> Option<Box<dyn Land>> {
+    pub(super) fn begin(&mut self, link: u64, number: u64) -> Option<Lander> {
         match self.open.get_mut(&number) {
             Some(Entry { link: own, stage: Stage::Asked { land, .. }, .. }) if *own == link => land.take(),
             _ => None,
@@ -226,15 +228,15 @@ impl Calls {
     pub(super) fn expect(
         &mut self,
         number: u64,
-        head: Vec<u8>,
-        landings: Vec<Landing>,
-    ) -> std::result::Result<Vec<(u32, Data)>, Vec<Landing>> {
+        head: Head,
+        landings: Landings,
+    ) -> std::result::Result<Vec<(u32, Data)>, Landings> {
         let Some(entry) = self.open.get_mut(&number) else { return Err(landings) };
         let Stage::Asked { early, .. } = &mut entry.stage else { return Err(landings) };
         let early = std::mem::take(early);
         let missing = landings.len();
         let landings = landings.into_iter().map(Some).collect();
-        entry.stage = Stage::Landing { head, landings, missing, given: vec![false; missing] };
+        entry.stage = Stage::Landing { head, landings, missing, given: SmallVec::from_elem(false, missing) };
         Ok(early)
     }
 
@@ -498,6 +500,7 @@ const MOST_EARLY: usize = 32 << 20;
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
+    use crate::fabric::Land;
 
     /// Is never asked.
     struct Nowhere;
@@ -514,7 +517,7 @@ mod tests {
     fn calls() -> Calls {
         let mut calls = Calls::default();
         for number in 1..4 {
-            calls.insert(LINK, number, Box::new(Nowhere));
+            calls.insert(LINK, number, Box::new(Nowhere).into());
         }
         calls
     }
@@ -531,7 +534,7 @@ mod tests {
     #[test]
     fn parts_of_calls_that_ended_are_owed_until_they_came() {
         let mut calls = calls();
-        calls.end(1, Ok(Answer { head: Vec::new(), parts: Vec::new() })).run();
+        calls.end(1, Ok(Answer { head: Head::new(), parts: Landings::new() })).run();
         assert!(!calls.are_left());
         calls.end_before(2, Err(Error::new(ErrorKind::NoSpace, "get", "x")), Some(2)).run();
         calls.abandon(3).0.run();

@@ -9,11 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use ucx_sys::{UCS_OK, ucp_worker_h, ucs_status_t};
 
 use super::context::Context;
-use crate::fabric::Landing;
+use crate::fabric::{Landing, Piece};
 
 /// What is moved. The memory belongs to it from the call that begins it to its end, also when nobody waits any more.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ pub(super) enum About {
 pub(super) enum Body {
     None,
     /// To be sent, from pinned memory.
-    Shared(Bytes),
+    Shared(Piece),
     /// To be sent, or received.
     Own(Vec<u8>),
     /// To be received.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use smallvec::SmallVec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ucx_sys::UCS_OK;
 
@@ -21,7 +21,7 @@ use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Operation};
 use super::worker::Worker;
 use crate::error::Result;
-use crate::fabric::{Incoming, Outgoing, Respond, Responder, Segments, Service};
+use crate::fabric::{Answers, Asked, Incoming, Outgoing, Piece, Responder, Segments, Service};
 use crate::failpoint::failpoint;
 use crate::key::random_number;
 use crate::sync::lock;
@@ -40,7 +40,7 @@ struct Shared {
     options: Options,
     orders: Mutex<Vec<Order>>,
     /// Questions that are not answered yet, by connection and number, which is the requester's choice.
-    held: Mutex<HashSet<(u64, u64)>>,
+    held: Mutex<HashSet<Asked>>,
     bell: OwnedFd,
     /// The thread's own: it need not wake itself.
     thread: OnceLock<ThreadId>,
@@ -53,7 +53,7 @@ enum Order {
     Watch { connection: u64, responder: Responder },
     Segment { connection: u64, number: u16, responder: Responder },
     Gone { connection: u64 },
-    Answer { token: u64, number: u64, reply: Option<Outgoing> },
+    Answer { asked: Asked, reply: Option<Outgoing> },
     Stop,
 }
 
@@ -149,24 +149,16 @@ impl Shared {
     }
 }
 
-/// The duty to answer a question of a connection.
-struct Duty {
-    shared: Arc<Shared>,
-    token: u64,
-    number: u64,
-}
-
-impl Respond for Duty {
-    fn respond(self: Box<Self>, reply: Option<Outgoing>) {
-        let (token, number) = (self.token, self.number);
+impl Answers for Shared {
+    fn respond(&self, asked: Asked, reply: Option<Outgoing>) {
         // Whoever gave up meanwhile had a refusal by then.
-        if lock(&self.shared.held).remove(&(token, number)) {
-            self.shared.order(Order::Answer { token, number, reply });
+        if lock(&self.held).remove(&asked) {
+            self.order(Order::Answer { asked, reply });
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        lock(&self.shared.held).contains(&(self.token, self.number))
+    fn is_wanted(&self, asked: Asked) -> bool {
+        lock(&self.held).contains(&asked)
     }
 }
 
@@ -253,20 +245,20 @@ fn take(
     client.heard = Instant::now();
     let Ok((described, _)) = message.describe(header, bytes) else { return true };
     failpoint!("fabric.question");
-    let (token, number) = (message.token, message.number);
+    let asked = Asked { connection: message.token, number: message.number };
     {
         let mut held = lock(&shared.held);
         if held.len() >= shared.options.held {
             drop(held);
-            shared.order(Order::Answer { token, number, reply: None });
+            shared.order(Order::Answer { asked, reply: None });
             return true;
         }
-        if !held.insert((token, number)) {
+        if !held.insert(asked) {
             return true;
         }
     }
-    let responder = Responder::new(Box::new(Duty { shared: Arc::clone(shared), token, number }));
-    let call = Incoming { head: described.head, from: client.from, connection: token, responder };
+    let responder = Responder::among(Arc::clone(shared) as Arc<dyn Answers>, asked);
+    let call = Incoming { head: described.head, from: client.from, connection: asked.connection, responder };
     // Its responder refuses as the panic drops it; others are answered on.
     let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
     true
@@ -368,7 +360,7 @@ impl Desk {
             Order::Meet { connection, from, token, address, responder } => {
                 self.meet(connection, from, token, &address, responder);
             }
-            Order::Answer { token, number, reply } => self.answer(token, number, reply),
+            Order::Answer { asked, reply } => self.answer(asked, reply),
         }
         true
     }
@@ -402,7 +394,7 @@ impl Desk {
     /// Ends a connection; what was on its way is released when UCX is done with it.
     fn forget(&mut self, token: u64) {
         if let Some(client) = self.clients.remove(&token) {
-            lock(&self.shared.held).retain(|(held, _)| *held != token);
+            lock(&self.shared.held).retain(|held| held.connection != token);
             self.worker.close(token);
             // Its end of the connection may have noticed nothing.
             if let Some(watch) = client.watch {
@@ -429,15 +421,17 @@ impl Desk {
         if let (Ok(message), Some(_)) = (Message::decode(header), data.bytes()) {
             if let Some(client) = self.clients.get_mut(&message.token) {
                 client.heard = Instant::now();
-                if message.kind == Kind::Abandon && lock(&self.shared.held).remove(&(message.token, message.number)) {
-                    self.answer(message.token, message.number, None);
+                let asked = Asked { connection: message.token, number: message.number };
+                if message.kind == Kind::Abandon && lock(&self.shared.held).remove(&asked) {
+                    self.answer(asked, None);
                 }
             }
         }
         self.worker.release(data);
     }
 
-    fn answer(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {
+    fn answer(&mut self, asked: Asked, reply: Option<Outgoing>) {
+        let Asked { connection: token, number } = asked;
         let Some(client) = self.clients.get_mut(&token) else { return };
         client.queue.push_back((number, reply));
         if client.queue.len() > self.shared.options.held {
@@ -467,7 +461,7 @@ impl Desk {
     fn send(&mut self, token: u64, number: u64, outgoing: Outgoing) {
         let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
         let Outgoing { head, mut parts } = outgoing;
-        let lengths: Vec<u64> = parts.iter().map(|part| part.len() as u64).collect();
+        let lengths: SmallVec<[u64; 4]> = parts.iter().map(|part| part.len() as u64).collect();
         let total: u64 = lengths.iter().sum();
         // One part behind a short head needs no message of its own: it goes where it belongs as it is.
         let is_one = parts.len() == 1 && !Message::is_long_with(head.len(), 1);
@@ -501,7 +495,7 @@ impl Desk {
                 is_packed = true;
                 let mut packed = Vec::with_capacity(prefix.len() + total as usize);
                 packed.extend_from_slice(&prefix);
-                parts.iter().for_each(|part: &Bytes| packed.extend_from_slice(part));
+                parts.iter().for_each(|part: &Piece| packed.extend_from_slice(part));
                 Body::Own(packed)
             }
         };

@@ -10,7 +10,7 @@ use super::driver::Driver;
 use super::reader::{Reader, Reading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Landing, Peer, Spot};
-use crate::pending::{Pending, Source};
+use crate::pending::{Operations, Pending};
 
 /// A connection of this process.
 pub(super) struct UcxPeer {
@@ -51,7 +51,7 @@ impl Peer for UcxPeer {
 
     fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
         match self.driver.ask(self.link, call) {
-            Ok(number) => Pending::from_source(Asked { peer: self, number }),
+            Ok(number) => Pending::from_operations(self, number),
             Err(error) => Pending::ready(Err(error)),
         }
     }
@@ -72,6 +72,21 @@ impl Peer for UcxPeer {
     }
 }
 
+/// Questions that were asked; the connection lives as long as one is waited for.
+impl Operations<Answer> for UcxPeer {
+    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+        self.driver.wait(number, deadline)
+    }
+
+    fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        self.driver.poll(number, cx)
+    }
+
+    fn forget(&self, number: u64) {
+        self.driver.abandon(number, self.link);
+    }
+}
+
 impl Drop for UcxPeer {
     fn drop(&mut self) {
         self.driver.forget(self.link);
@@ -81,27 +96,5 @@ impl Drop for UcxPeer {
 impl fmt::Debug for UcxPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "UcxPeer({}, instance {:016x})", self.contact, self.instance)
-    }
-}
-
-/// A question that was asked; the connection lives as long as it is waited for.
-struct Asked {
-    peer: Arc<UcxPeer>,
-    number: u64,
-}
-
-impl Source<Answer> for Asked {
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Answer> {
-        self.peer.driver.wait(self.number, deadline)
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
-        self.peer.driver.poll(self.number, cx)
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.peer.driver.abandon(self.number, self.peer.link);
     }
 }

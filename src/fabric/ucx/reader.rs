@@ -186,7 +186,7 @@ pub(super) fn probe(options: &Options) -> Result<String> {
     let mut owner = Worker::new(&context)?;
     let address = owner.address()?;
     let packed = context.memory.packed(context.ucx(), context.raw(), 0)?;
-    let (parts, landing) = Landing::whole(RegionMut::heap(memory.0.len())?, memory.0.len())?;
+    let landing = Landing::whole(RegionMut::heap(memory.0.len())?, memory.0.len())?;
     let is_over = AtomicBool::new(false);
     let read = std::thread::scope(|scope| {
         // Adapters meet by messages.
@@ -209,7 +209,7 @@ pub(super) fn probe(options: &Options) -> Result<String> {
         read
     });
     let unavailable = |error: Error| Error::new(ErrorKind::Unavailable, "open", error.context().to_owned());
-    match parts.join(vec![read.map_err(unavailable)?])?.as_slice() == memory.0 {
+    match read.map_err(unavailable)?.into_region()?.as_slice() == memory.0 {
         true => Ok(reader.transports.clone()),
         false => Err(Error::new(ErrorKind::Unavailable, "open", "other bytes were read than there are")),
     }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::pins::{self, Pinned};
-use super::{Client, Expected, Look};
+use super::{Client, Expected};
 use crate::error::Result;
-use crate::region::Region;
+use crate::region::View;
 use crate::shm::clock;
 use crate::shm::table::{Found, Id, Object, REDIRECT};
 
@@ -13,7 +13,7 @@ use crate::shm::table::{Found, Id, Object, REDIRECT};
 #[derive(Debug)]
 pub(crate) enum Sight {
     /// An object, and its slot's words.
-    Object(Region, Box<Object>),
+    Object(View, Object),
     /// A declaration without an object.
     Declared,
     Missing,
@@ -30,10 +30,15 @@ impl Client {
         }
         let cell = pins::cell(self)?;
         match self.table.pin(cell, id) {
-            Found::Object(object) => match self.view(&object, expected, Pinned::new(self, cell))? {
-                Look::Object(region) => Ok(Sight::Object(region, Box::new(object))),
-                Look::Declared | Look::Missing => Ok(Sight::Missing),
-            },
+            Found::Object(object) => {
+                let pinned = Pinned::new(self, cell);
+                Ok(match self.seen(&object, expected)? {
+                    // SAFETY: `seen` checked the range against the mapping, which `pinned` keeps; the object is live and
+                    // pinned, so nobody writes to its bytes until the pin is given up.
+                    Some((ptr, len)) => Sight::Object(unsafe { View::new(ptr, len, pinned) }, object),
+                    None => Sight::Missing,
+                })
+            }
             Found::Declared => Ok(Sight::Declared),
             Found::Missing => Ok(Sight::Missing),
         }

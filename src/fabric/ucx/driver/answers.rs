@@ -13,7 +13,7 @@ use crate::fabric::ucx::context::failed;
 use crate::fabric::ucx::message::{Described, Kind, Message};
 use crate::fabric::ucx::numbered::Numbered;
 use crate::fabric::ucx::operation::{About, Body, Data, Event, Finished, Operation};
-use crate::fabric::{Answer, Land, Landing};
+use crate::fabric::{Answer, Head, Lander, Landing, Landings};
 use crate::failpoint::failpoint;
 use crate::sync::lock;
 
@@ -40,9 +40,9 @@ pub(super) fn take(
         return true;
     };
     let answer = message.describe(header, bytes).and_then(|(described, _)| {
-        let mut landings = choose(&mut *land, &described)?;
+        let mut landings = choose(&mut land, &described)?;
         fill(&message, bytes, &mut landings)?;
-        Ok(Answer { head: described.head.to_vec(), parts: landings })
+        Ok(Answer { head: Head::from_slice(described.head), parts: landings })
     });
     after.join(calls.end(message.number, answer));
     after.drop_later(land);
@@ -50,7 +50,7 @@ pub(super) fn take(
 }
 
 /// Memory for the parts of an answer.
-fn choose(land: &mut dyn Land, described: &Described<'_>) -> Result<Vec<Landing>> {
+fn choose(land: &mut Lander, described: &Described<'_>) -> Result<Landings> {
     let landed = catch_unwind(AssertUnwindSafe(|| land.land(described.head, &described.lengths)));
     let landings = landed.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Cancelled, "request", "what chooses memory for the answer panicked"))
@@ -167,7 +167,7 @@ impl Driver {
             // The one part goes where it belongs.
             let Some((described, landings)) = self.land(message, header, &[]) else { return self.release(data) };
             let mut core = lock(&self.core);
-            let early = match core.calls.expect(number, described.head.to_vec(), landings) {
+            let early = match core.calls.expect(number, Head::from_slice(described.head), landings) {
                 Ok(early) => early,
                 Err(unused) => {
                     core.calls.settle(Some(link), number);
@@ -209,10 +209,10 @@ impl Driver {
         let Some((described, mut landings)) = self.land(message, header, bytes) else { return };
         if message.kind == Kind::Apart {
             if landings.is_empty() {
-                return self.end(number, Ok(Answer { head: described.head.to_vec(), parts: landings }));
+                return self.end(number, Ok(Answer { head: Head::from_slice(described.head), parts: landings }));
             }
             let mut core = lock(&self.core);
-            let early = core.calls.expect(number, described.head.to_vec(), landings);
+            let early = core.calls.expect(number, Head::from_slice(described.head), landings);
             if early.is_err() {
                 core.calls.announced(message.token, number, message.parts());
             }
@@ -223,12 +223,12 @@ impl Driver {
             return;
         }
         let end =
-            fill(message, bytes, &mut landings).map(|()| Answer { head: described.head.to_vec(), parts: landings });
+            fill(message, bytes, &mut landings).map(|()| Answer { head: Head::from_slice(described.head), parts: landings });
         self.end(number, end);
     }
 
     /// Where the parts of an answer go; `None` when that ended the call, or nobody wants them.
-    fn land<'a>(&self, message: &Message, header: &'a [u8], bytes: &'a [u8]) -> Option<(Described<'a>, Vec<Landing>)> {
+    fn land<'a>(&self, message: &Message, header: &'a [u8], bytes: &'a [u8]) -> Option<(Described<'a>, Landings)> {
         let number = message.number;
         let described = match message.describe(header, bytes) {
             Ok((described, _)) => described,
@@ -249,7 +249,7 @@ impl Driver {
             }
             land?
         };
-        match choose(&mut *land, &described) {
+        match choose(&mut land, &described) {
             Ok(landings) => Some((described, landings)),
             Err(error) => {
                 let parts = if message.kind == Kind::Apart { message.parts() } else { 0 };
