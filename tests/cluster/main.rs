@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+mod allocations;
 mod bare;
 mod bench;
 mod chaos;
@@ -63,6 +64,7 @@ fn main() {
             .chain(crowd::trials())
             .chain(objects::trials())
             .chain(reads::trials())
+            .chain(allocations::trials())
             .chain(ucx::trials())
             .chain(margo::trials())
             .chain(interface::trials())

@@ -11,7 +11,7 @@ use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
 
 use crate::content::{Random, content, verify};
-use crate::count::allocations;
+use crate::count::{self, allocations};
 use crate::proxy::Proxy;
 use crate::worker::say;
 
@@ -276,6 +276,39 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             (begun.elapsed().as_nanos() as u64 / (threads * each) as u64).to_string()
         }
         ["allocations"] => allocations().to_string(),
+        ["trace", switch] => {
+            count::trace(switch == "on");
+            "done".to_owned()
+        }
+        // Allocations for `count` objects, the keys in turn, after as many to warm up.
+        ["allocations_of", how, count, keys] => {
+            let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+            let (warm, measured) = (number(count) as usize, number(count) as usize);
+            let mut begun = 0;
+            match how {
+                "batch" => {
+                    for at in 0..(warm + measured) / keys.len() {
+                        if at == warm / keys.len() {
+                            begun = allocations();
+                        }
+                        assert!(store.get_batch(&keys).wait()?.iter().all(Option::is_some), "they are there");
+                    }
+                }
+                _ => {
+                    for (at, key) in keys.iter().cycle().take(warm + measured).enumerate() {
+                        if at == warm {
+                            begun = allocations();
+                        }
+                        let found = match how {
+                            "wait" => store.get(key).wait()?,
+                            _ => futures::executor::block_on(store.get(key))?,
+                        };
+                        assert!(found.is_some(), "it is there");
+                    }
+                }
+            }
+            (allocations() - begun).to_string()
+        }
         // Processor time of this process, in ticks of 10 ms.
         ["ticks"] => {
             let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");

@@ -66,7 +66,7 @@ impl Ask {
     }
 
     /// What to ask, now.
-    pub(super) fn begin(&self) -> Vec<u8> {
+    pub(super) fn begin(&self) -> Head {
         let mut state = lock(&self.state);
         state.asked = Instant::now();
         std::mem::take(&mut state.head)
