@@ -118,24 +118,38 @@ pub trait Source<T>: Send {
 /// Of each number, [`wait`](Self::wait) or [`poll`](Self::poll) is used to the end, as of a [`Source`].
 pub(crate) trait Operations<T>: Send + Sync {
     /// As [`Source::wait`].
-    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<T>;
+    fn wait(self: Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<T>;
 
     /// As [`Source::poll`].
     fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<T>>;
 
+    /// Somebody wants it to go on now, whoever waits for it; called before the first poll, at most once.
+    fn start(self: Arc<Self>, number: u64, deadline: Option<Instant>) {
+        let _ = (number, deadline);
+    }
+
     /// Nobody asks for it any more: called once, in the end.
-    fn forget(&self, number: u64);
+    fn let_go(self: Arc<Self>, number: u64);
 }
 
 /// One of them.
 struct Numbered<T> {
     operations: Arc<dyn Operations<T>>,
     number: u64,
+    is_started: bool,
+}
+
+impl<T> Numbered<T> {
+    fn start(&mut self, deadline: Option<Instant>) {
+        if !std::mem::replace(&mut self.is_started, true) {
+            Arc::clone(&self.operations).start(self.number, deadline);
+        }
+    }
 }
 
 impl<T> Drop for Numbered<T> {
     fn drop(&mut self) {
-        self.operations.forget(self.number);
+        Arc::clone(&self.operations).let_go(self.number);
     }
 }
 
@@ -162,7 +176,7 @@ impl<T> Pending<T> {
     /// Allocates nothing, unless it is continued.
     #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
     pub(crate) fn from_operations(operations: Arc<dyn Operations<T>>, number: u64) -> Self {
-        Self::from_state(State::Numbered(Numbered { operations, number }))
+        Self::from_state(State::Numbered(Numbered { operations, number, is_started: false }))
     }
 
     const fn from_state(state: State<T>) -> Self {
@@ -241,7 +255,7 @@ impl<T> Pending<T> {
             State::Blocking { work, cooperative } if cooperative || !limit.explicit => work.run(limit.at),
             State::Blocking { work, .. } => pool::lend_place(|| work.start(limit.at).wait(limit)),
             State::Waiting(mut operation) => pool::lend_place(|| operation.wait(limit)),
-            State::Numbered(one) => pool::lend_place(|| one.operations.wait(one.number, limit.at)),
+            State::Numbered(one) => pool::lend_place(|| Arc::clone(&one.operations).wait(one.number, limit.at)),
             State::Taken => Err(taken()),
         }
     }
@@ -259,6 +273,9 @@ impl<T> Pending<T> {
     }
 
     fn begin(&mut self) {
+        if let State::Numbered(one) = &mut self.state {
+            one.start(self.limit.at);
+        }
         if !matches!(self.state, State::Blocking { .. }) {
             return;
         }
@@ -274,6 +291,12 @@ impl<T> Pending<T> {
     #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
     pub(crate) fn wait_until(self, at: Option<Instant>) -> Result<T> {
         self.within(Limit { at, explicit: false }).wait()
+    }
+
+    /// [`start`](Self::start)s, bounded as by [`wait_until`](Self::wait_until).
+    #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
+    pub(crate) fn start_until(self, at: Option<Instant>) -> Self {
+        self.within(Limit { at, explicit: false }).start()
     }
 
     /// Ends within `limit` too, for operations made of this one.
@@ -496,11 +519,16 @@ trait Operation<T>: Send {
 
 impl<T> Operation<T> for Numbered<T> {
     fn wait(&mut self, limit: Limit) -> Result<T> {
-        self.operations.wait(self.number, limit.at)
+        Arc::clone(&self.operations).wait(self.number, limit.at)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        Numbered::start(self, None);
         Arc::clone(&self.operations).poll(self.number, cx)
+    }
+
+    fn start(&mut self) {
+        Numbered::start(self, None);
     }
 }
 
@@ -534,8 +562,7 @@ where
     F: FnOnce(Option<Instant>) -> Result<T> + Send + 'static,
 {
     fn run(self: Box<Self>, limit: Option<Instant>) -> Result<T> {
-        // The call is consumed either way, so nobody can see what the panic left half done.
-        catch_unwind(AssertUnwindSafe(move || (self.0)(limit))).unwrap_or_else(|payload| Err(panicked(payload)))
+        caught(move || (self.0)(limit))
     }
 
     fn start(self: Box<Self>, limit: Option<Instant>) -> Box<dyn Operation<T>> {
@@ -547,6 +574,12 @@ where
     fn detach(self: Box<Self>, limit: Option<Instant>) {
         pool::spawn(Box::new(move || drop(self.run(limit))));
     }
+}
+
+/// Runs a call, whose panic is an error.
+pub(crate) fn caught<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    // The call is consumed either way, so nobody can see what the panic left half done.
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| Err(panicked(payload)))
 }
 
 /// Wakes a task. A waker is foreign code; the thread that completes others' operations outlives its panic.

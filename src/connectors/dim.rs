@@ -30,7 +30,7 @@ use crate::shm::table::{Id, Label, Unbound};
 
 mod batch;
 mod digest;
-mod fetches;
+mod gets;
 #[cfg(test)]
 mod crowd;
 #[cfg(test)]
@@ -43,12 +43,13 @@ mod peers;
 mod reads;
 mod relayed;
 mod remote;
+mod slots;
 
-use fetches::Fetches;
 use known::Known;
 use objects::{HOPS, Objects};
 use peers::Peers;
 use remote::{Found, Limit, Remote, want};
+use slots::Slots;
 
 /// Keeps objects in the memory of the node that puts them; all nodes of the job reach them.
 ///
@@ -141,7 +142,7 @@ impl DimConnector {
             relays,
             trust,
             known: Known::default(),
-            fetches: Fetches::default(),
+            fetches: Slots::default(),
         };
         let signer = Signer::new(scheme, signing);
         // In this order: of a change in between the words tell.
@@ -149,7 +150,7 @@ impl DimConnector {
         let here = contact::read(client.table()).unwrap_or(contact);
         let nothing = Id { slot: 0, generation: 0 };
         let stamp = signer.stamp(&Address { contact: here, instance: client.instance(), id: nothing, place: 0 })?;
-        let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote) };
+        let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote), gets: Slots::default() };
         Ok(Self { config, contact, words, stamp, objects: Arc::new(all) })
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Answer, Call, Fabric, Incoming, Land, Landing, Listener, MAX_HEAD, Parts, Peer, Responder, Service};
+use super::{Answer, Call, Fabric, Head, Incoming, Land, Landing, Listener, MAX_HEAD, Parts, Peer, Responder, Service};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
 use crate::region::RegionMut;
@@ -324,7 +324,7 @@ impl<F: FnMut(&[u8], &[u64]) -> Result<Vec<Landing>> + Send + 'static> Land for 
 }
 
 fn choose(head: impl Into<Vec<u8>>, land: impl FnMut(&[u8], &[u64]) -> Result<Vec<Landing>> + Send + 'static) -> Call {
-    Call { head: head.into(), land: Box::new(Choose(land)), lane: 0 }
+    Call { head: Head::from_vec(head.into()), land: Box::new(Choose(land)).into(), lane: 0 }
 }
 
 /// A question whose parts land in a room that appears in the cell when it is made.
@@ -345,10 +345,10 @@ fn fetch(peer: &Arc<dyn Peer>, head: impl Into<Vec<u8>>) -> (Vec<u8>, Vec<Vec<u8
     let (call, room) = roomy(head);
     let answer = ask(peer, call).wait().expect("an answer");
     let bytes = match lock(&room).take() {
-        Some(room) => room.bytes(answer.parts),
+        Some(room) => room.bytes(answer.parts.into_vec()),
         None => Vec::new(),
     };
-    (answer.head, bytes)
+    (answer.head.into_vec(), bytes)
 }
 
 fn ask(peer: &Arc<dyn Peer>, call: Call) -> Pending<Answer> {
@@ -359,7 +359,7 @@ fn ask(peer: &Arc<dyn Peer>, call: Call) -> Pending<Answer> {
 #[track_caller]
 fn still_good(peer: &Arc<dyn Peer>) {
     let answer = ask(peer, Call::small(ECHO.to_vec())).wait().expect("the connection is still good");
-    assert_eq!(answer.head, ECHO);
+    assert_eq!(&answer.head[..], ECHO);
     assert!(peer.is_up(), "is_up is false, yet the connection is good");
 }
 

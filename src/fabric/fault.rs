@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    Answer, Call, Fabric, Incoming, Land, Landing, Listener, Outgoing, Peer, Respond, Responder, Segments, Service,
+    Answer, Call, Fabric, Incoming, Land, Lander, Landing, Landings, Listener, Outgoing, Peer, Respond, Responder, Segments, Service,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
@@ -163,7 +163,7 @@ impl Peer for FaultyPeer {
     fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
         self.hand.pass(Place::Request);
         let Call { head, land, lane } = call;
-        let land = Box::new(FaultyLand { inner: land, hand: self.hand.clone() });
+        let land = Box::new(FaultyLand { inner: land, hand: self.hand.clone() }).into();
         let pending = Arc::clone(&self.inner).request(Call { head, land, lane });
         self.hand.pass(Place::Sent);
         // Holds the peer until the end, as any operation does.
@@ -187,7 +187,7 @@ impl fmt::Debug for FaultyPeer {
 }
 
 struct FaultyLand {
-    inner: Box<dyn Land>,
+    inner: Lander,
     hand: Hand,
 }
 
@@ -195,7 +195,7 @@ impl Land for FaultyLand {
     fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
         match self.hand.pass(Place::Land).contains(&Act::Refuse) {
             true => Err(Error::new(ErrorKind::NoSpace, "get", "a fault leaves no room")),
-            false => self.inner.land(head, parts),
+            false => self.inner.land(head, parts).map(Landings::into_vec),
         }
     }
 }
@@ -248,7 +248,7 @@ impl Respond for FaultyRespond {
     fn respond(self: Box<Self>, reply: Option<Outgoing>) {
         let Self { inner, hand } = *self;
         // A responder that is dropped refuses, here as inside.
-        let Some(Outgoing { mut head, mut parts }) = reply else { return };
+        let Some((mut head, mut parts)) = reply.map(Outgoing::into_bytes) else { return };
         let mut delay = Duration::ZERO;
         for act in hand.pass(Place::Reply) {
             match act {

@@ -1,5 +1,6 @@
 //! `Kept`: bytes and their owner, which the clones share.
 
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
@@ -42,9 +43,9 @@ impl Kept {
     #[inline(always)]
     pub(super) unsafe fn new<T: Send + 'static>(ptr: NonNull<u8>, len: usize, owner: T) -> Self {
         // Written where it stays.
-        let mut owned = Box::<Owned<T>>::new_uninit();
-        owned.write(Owned { shared: Shared { clones: AtomicUsize::new(1), free: free::<T> }, owner });
-        Self { ptr, len, shared: NonNull::from(Box::leak(owned)).cast() }
+        let mut place = spares::take::<T>();
+        place.write(Owned { shared: Shared { clones: AtomicUsize::new(1), free: free::<T> }, owner });
+        Self { ptr, len, shared: NonNull::from(Box::leak(place)).cast() }
     }
 
     #[inline]
@@ -94,7 +95,59 @@ impl Drop for Kept {
 /// `shared` is the start of an `Owned<T>` from `new`, and nobody uses it any more.
 unsafe fn free<T>(shared: NonNull<Shared>) {
     // SAFETY: the caller's promise; `Owned` begins with `Shared`.
-    drop(unsafe { Box::from_raw(shared.cast::<Owned<T>>().as_ptr()) });
+    let mut place = unsafe { Box::from_raw(shared.cast::<MaybeUninit<Owned<T>>>().as_ptr()) };
+    // SAFETY: `new` wrote it, and nobody uses it any more.
+    unsafe { place.assume_init_drop() };
+    spares::put(place);
+}
+
+/// Memory of owners that are gone, for those to come: each thread keeps what it freed, some of it.
+mod spares {
+    use std::cell::RefCell;
+    use std::mem::MaybeUninit;
+
+    use super::Owned;
+
+    /// An owner as small as a pin, and what stands before it.
+    type Small = MaybeUninit<Owned<[u64; 2]>>;
+
+    thread_local! {
+        static SPARE: RefCell<Vec<Box<Small>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    const fn is_small<T>() -> bool {
+        size_of::<Owned<T>>() == size_of::<Small>() && align_of::<Owned<T>>() == align_of::<Small>()
+    }
+
+    #[inline]
+    pub(super) fn take<T>() -> Box<MaybeUninit<Owned<T>>> {
+        if is_small::<T>() {
+            // At the end of a thread there are none any more.
+            if let Ok(Some(spare)) = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()) {
+                // SAFETY: memory that holds nothing, of the same size and alignment.
+                return unsafe { Box::from_raw(Box::into_raw(spare).cast()) };
+            }
+        }
+        Box::new_uninit()
+    }
+
+    #[inline]
+    pub(super) fn put<T>(place: Box<MaybeUninit<Owned<T>>>) {
+        if is_small::<T>() {
+            // SAFETY: memory that holds nothing, of the same size and alignment.
+            let place: Box<Small> = unsafe { Box::from_raw(Box::into_raw(place).cast()) };
+            let _ = SPARE.try_with(|spare| {
+                if let Ok(mut spare) = spare.try_borrow_mut() {
+                    if spare.len() < MOST {
+                        spare.push(place);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Most that a thread keeps, of 32 bytes each.
+    const MOST: usize = 256;
 }
 
 #[cfg(test)]

@@ -31,11 +31,12 @@ impl Fetch {
     /// # Errors
     /// `TooLarge` for more than a region has room for.
     pub(super) fn new(wants: Wants, regions: Vec<RegionMut>) -> Result<(Self, Call)> {
-        let landings = wants.iter().zip(regions).map(|(want, region)| {
+        let mut landings = Vec::with_capacity(wants.len());
+        for (want, region) in wants.iter().zip(regions) {
             let len = usize::try_from(want.count).map_err(|_| mismatch())?;
-            Ok(Some(Landing::whole(region, len)?))
-        });
-        let land = Cells { landings: landings.collect::<Result<_>>()? };
+            landings.push(Some(Landing::whole(region, len)?));
+        }
+        let land = Cells { landings };
         let count = wants.len();
         let head = Question::Get(wants).encode();
         Ok((Self { count, asked: Instant::now() }, Call { head, land: Box::new(land).into(), lane: 0 }))

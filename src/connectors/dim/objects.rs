@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use smallvec::smallvec;
 
-use super::fetches;
+use super::gets::{self, Get};
 use super::landings;
 use super::relayed;
 use super::remote::{Begun, Found, Limit, Remote, origin, refused, want};
+use super::slots::Slots;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::random_number;
 use crate::mutant::mutant;
-use crate::pending::{Operations, Pending};
+use crate::pending::Pending;
 use crate::region::Region;
 use crate::service::address::{Address, Signer};
 use crate::service::client::{Client, Expected, Look, Replica, Sight};
@@ -27,6 +28,7 @@ pub(super) struct Objects {
     pub(super) closed: Arc<AtomicBool>,
     pub(super) signer: Signer,
     pub(super) remote: Arc<Remote>,
+    pub(super) gets: Slots<Get>,
 }
 
 impl Objects {
@@ -49,21 +51,12 @@ impl Objects {
 
     /// Reads an object, or what was committed to a declaration, which may lie elsewhere.
     pub(super) fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
-        let Pointer { address, len, .. } = object;
-        if !self.remote.shares && address.place != NO_PLACE && !self.is_here(&address) {
-            return match self.remote.begin(address, len) {
-                Begun::Numbered(number) => {
-                    Pending::from_operations(Arc::clone(self) as Arc<dyn Operations<Option<Region>>>, number)
-                }
-                Begun::Otherwise(fetched) => {
-                    let remote = Arc::clone(&self.remote);
-                    fetched.and_then(move |fetched| fetches::shown(&remote, fetched))
-                }
-            };
+        if object.address.place != NO_PLACE && !self.is_here(&object.address) {
+            return self.get_remote(object);
         }
         let found = match self.is_here(&object.address) {
             true => Pending::ready(self.find(&object)),
-            false => self.fetch(object),
+            false => self.look_up(object),
         };
         let all = Arc::clone(self);
         found.chain(move |found| match found {
@@ -76,30 +69,35 @@ impl Objects {
         })
     }
 
-    /// Finds an object of another node: here, if a process of this node has fetched it, or there.
-    pub(super) fn fetch(self: &Arc<Self>, object: Pointer) -> Pending<Found> {
-        let Pointer { address, len, format } = object;
-        if address.place == NO_PLACE {
-            let asked = self.remote.ask(address, Question::Exists(smallvec![want(&address, len)]));
-            return asked.and_then(|verdict| match verdict {
-                Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
-                Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
-                _ => Err(landings::mismatch()),
-            });
-        }
+    /// Reads an object of another node: here, if a process of this node has fetched it, or there.
+    fn get_remote(self: &Arc<Self>, object: Pointer) -> Pending<Option<Region>> {
+        let Pointer { address, len, .. } = object;
         if !self.remote.shares {
-            let remote = Arc::clone(&self.remote);
-            return self.remote.fetch(address, len).and_then(move |fetched| remote.found(fetched, format, None));
+            return match self.remote.begin(address, len) {
+                Begun::Asked(fetching) => self.getting(Get::Asked(fetching)),
+                Begun::Otherwise(fetched) => {
+                    let remote = Arc::clone(&self.remote);
+                    fetched.and_then(move |fetched| gets::shown(&remote, fetched))
+                }
+            };
         }
         match self.client.find_replica(origin(&address)) {
-            Ok(Some(Replica::Landed { region, fresh: true })) => Pending::ready(self.whole(region, len)),
-            Err(error) => Pending::ready(Err(error)),
-            // Who has the duty to fetch for all is at it until it is done: so it begins when somebody waits for it.
-            Ok(_) => {
-                let all = Arc::clone(self);
-                Pending::blocking_until(move |deadline| all.fetch_shared(object, Limit::new(deadline)))
+            Ok(Some(Replica::Landed { region, fresh: true })) => {
+                Pending::ready(self.whole(region, len).and_then(gets::region_of))
             }
+            Err(error) => Pending::ready(Err(error)),
+            Ok(_) => self.getting(Get::Shared(object)),
         }
+    }
+
+    /// Finds what was committed to a declaration of another node.
+    fn look_up(self: &Arc<Self>, Pointer { address, len, .. }: Pointer) -> Pending<Found> {
+        let asked = self.remote.ask(address, Question::Exists(smallvec![want(&address, len)]));
+        asked.and_then(|verdict| match verdict {
+            Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
+            Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
+            _ => Err(landings::mismatch()),
+        })
     }
 
     /// Fetches an object for all processes of this node, or waits for the one that does.

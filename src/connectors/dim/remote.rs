@@ -10,9 +10,10 @@ use smallvec::smallvec;
 
 use super::digest::Digest;
 use super::known::{Known, Sighted};
-use super::fetches::{Alone, Fetches, Fetching};
+use super::gets::{Alone, Fetching};
 use super::landings::{self, Fetch, Fetched, mismatch};
 use super::peers::Peers;
+use super::slots::Slots;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Landing, Parts, Peer, Spot};
@@ -43,13 +44,12 @@ pub(super) struct Remote {
     /// How long the owner's word that an object is there lets its memory be read without asking again.
     pub(super) trust: Duration,
     pub(super) known: Known,
-    pub(super) fetches: Fetches,
+    pub(super) fetches: Slots<Fetching>,
 }
 
 /// A fetch that was begun.
 pub(super) enum Begun {
-    /// Of [`Fetches`].
-    Numbered(u64),
+    Asked(Fetching),
     /// It takes more than a question on a connection that stands.
     Otherwise(Pending<Fetched>),
 }
@@ -243,7 +243,10 @@ impl Remote {
     /// Of an object that is fetched by an answer over a connection that stands, as almost always: no allocation.
     pub(super) fn fetch(self: &Arc<Self>, at: Address, len: u64) -> Pending<Fetched> {
         match self.begin(at, len) {
-            Begun::Numbered(number) => Pending::from_operations(Arc::clone(self) as Arc<dyn Operations<Fetched>>, number),
+            Begun::Asked(fetching) => match self.fetches.insert(fetching) {
+                Ok(number) => Pending::from_operations(Arc::clone(self) as Arc<dyn Operations<Fetched>>, number),
+                Err(fetching) => Pending::from_source(Alone { remote: Arc::clone(self), fetching: Some(fetching) }),
+            },
             Begun::Otherwise(fetched) => fetched,
         }
     }
@@ -264,12 +267,8 @@ impl Remote {
         };
         let begun = Instant::now();
         let asked = self.check_instance("get", &peer, &at).and_then(|()| self.ask_for(&peer, &at, len));
-        match asked.map(|answer| self.fetches.insert(Fetching::new(at, len, begun, answer))) {
-            Ok(Ok(number)) => Begun::Numbered(number),
-            Ok(Err(fetching)) => {
-                let alone = Alone { remote: Arc::clone(self), fetching: Some(fetching) };
-                Begun::Otherwise(Pending::from_source(alone))
-            }
+        match asked {
+            Ok(answer) => Begun::Asked(Fetching::new(at, len, begun, answer)),
             Err(error) => Begun::Otherwise(Pending::ready(Err(error.with_connector(self.scheme)))),
         }
     }
@@ -376,10 +375,14 @@ impl Remote {
         objects: Vec<Pointer>,
     ) -> Pending<Vec<Fetched>> {
         self.with_peer("get", at, move |remote, peer| {
-            let reserve = |object: &Pointer| remote.client.reserve(object.len as usize);
-            let wants = objects.iter().map(|object| want(&object.address, object.len)).collect();
-            let begun = objects.iter().map(reserve).collect::<Result<_>>().and_then(|regions| Fetch::new(wants, regions));
-            match begun {
+            let begin = || {
+                let mut regions = Vec::with_capacity(objects.len());
+                for object in &objects {
+                    regions.push(remote.client.reserve(object.len as usize)?);
+                }
+                Fetch::new(objects.iter().map(|object| want(&object.address, object.len)).collect(), regions)
+            };
+            match begin() {
                 Ok((fetch, mut call)) => {
                     call.lane = lane;
                     Arc::clone(peer).request(call).and_then(move |answer| fetch.finish(answer))

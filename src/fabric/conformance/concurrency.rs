@@ -18,7 +18,7 @@ pub(super) fn out_of_order(ends: &Ends) {
         }
     });
     for (i, answer) in asked.into_iter().enumerate() {
-        assert_eq!(answer.wait().unwrap().head, [i as u8 + 101]);
+        assert_eq!(&answer.wait().unwrap().head[..], [i as u8 + 101]);
     }
     answerer.join().unwrap();
 }
@@ -43,10 +43,10 @@ pub(super) fn many(ends: &Ends) {
             .collect();
         for (number, pending, room) in asked {
             let answer = pending.wait().unwrap();
-            assert_eq!(answer.head, written(number));
+            assert_eq!(&answer.head[..], written(number));
             assert_eq!(answer.parts.len(), number % 4);
             let Some(room) = lock(&room).take() else { continue };
-            for (i, part) in room.bytes(answer.parts).into_iter().enumerate() {
+            for (i, part) in room.bytes(answer.parts.into_vec()).into_iter().enumerate() {
                 assert!(part == pattern(number + i, number % 3 * 700), "part {i} of {number}");
             }
         }
@@ -70,8 +70,8 @@ pub(super) fn threads_and_tasks(ends: &Ends) {
                 scope.spawn(move || {
                     let asked = (0..20).map(|i| ask(peer, Call::small(vec![i, thread])));
                     match thread % 2 {
-                        0 => asked.map(|one| one.wait().unwrap().head).collect::<Vec<_>>(),
-                        _ => block_on(join_all(asked)).into_iter().map(|one| one.unwrap().head).collect(),
+                        0 => asked.map(|one| one.wait().unwrap().head.into_vec()).collect::<Vec<_>>(),
+                        _ => block_on(join_all(asked)).into_iter().map(|one| one.unwrap().head.into_vec()).collect(),
                     }
                 })
             })
@@ -108,7 +108,7 @@ pub(super) fn nobody_waits(ends: &Ends) {
         }
         assert!(!waiter.is_finished());
         held.take().into_iter().for_each(|(head, responder)| responder.reply(head, Vec::new()));
-        assert_eq!(waiter.join().unwrap().unwrap().head, b"hold");
+        assert_eq!(&waiter.join().unwrap().unwrap().head[..], b"hold");
     });
 }
 

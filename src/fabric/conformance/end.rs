@@ -25,7 +25,7 @@ pub(super) fn held_answer(ends: &Ends) {
         assert!(!waiter.is_finished(), "it ended though the owner lives: {:?}", waiter.join());
         assert!(peer.is_up() && held.wanted().len() == 1);
         held.take().into_iter().for_each(|(head, responder)| responder.reply(head, Vec::new()));
-        assert_eq!(waiter.join().unwrap().unwrap().head, b"later");
+        assert_eq!(&waiter.join().unwrap().unwrap().head[..], b"later");
     });
     still_good(&peer);
 }
@@ -64,7 +64,7 @@ pub(super) fn gave_up_on_parts(ends: &Ends) {
         let (region, lent) = RegionMut::foreign(LARGE / 8).unwrap();
         let mut region = Some(region);
         let call = choose("x", move |_, lens| match (region.take(), lens) {
-            (Some(region), [len]) => Ok(vec![Landing::whole(region, *len as usize)?.1]),
+            (Some(region), [len]) => Ok(vec![Landing::whole(region, *len as usize)?]),
             _ => Err(Error::new(ErrorKind::Invalid, "get", "land was called again")),
         });
         let limit = Duration::from_micros(100 << round);
@@ -91,7 +91,7 @@ pub(super) fn dropped(ends: &Ends) {
     for (head, responder) in held.take() {
         responder.reply(head, Vec::new());
     }
-    assert_eq!(kept.wait().unwrap().head, b"kept");
+    assert_eq!(&kept.wait().unwrap().head[..], b"kept");
     still_good(&peer);
 }
 
@@ -102,7 +102,7 @@ pub(super) fn peer_dropped(ends: &Ends) {
     drop(peer);
     ends.soon("the question arrives", || held.len() == 1);
     held.take().into_iter().for_each(|(head, responder)| responder.reply(head, Vec::new()));
-    assert_eq!(asked.wait().unwrap().head, b"mine");
+    assert_eq!(&asked.wait().unwrap().head[..], b"mine");
 }
 
 /// A closed connection ends all that it was asked, and stays closed.

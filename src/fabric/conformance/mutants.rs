@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::fabric::fake::{Net, Time};
-use crate::fabric::{MAX_PARTS, Outgoing, Respond};
+use crate::fabric::{Lander, Landings, MAX_PARTS, Outgoing, Respond};
 use crate::pending::Source;
 
 /// Defect, and a case that it fails.
@@ -231,7 +231,7 @@ impl Peer for BadPeer {
             _ => {}
         }
         let land = BadLand { inner: Some(call.land), defect: self.defect, peer: Arc::clone(&self.inner) };
-        call.land = Box::new(land);
+        call.land = Box::new(land).into();
         if self.defect == "one_at_a_time" {
             let (inner, turn) = (Arc::clone(&self.inner), Arc::clone(&self.turn));
             return Pending::blocking(move || {
@@ -298,7 +298,7 @@ impl Source<Answer> for Sleepy {
 }
 
 struct BadLand {
-    inner: Option<Box<dyn Land>>,
+    inner: Option<Lander>,
     defect: &'static str,
     peer: Arc<dyn Peer>,
 }
@@ -307,10 +307,10 @@ impl Land for BadLand {
     fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
         let elsewhere = || Room::new(&parts.iter().map(|len| *len as usize).collect::<Vec<_>>()).map(|(_, own)| own);
         let inner = self.inner.as_mut().expect("it is taken at the end only");
-        let mut chosen = inner.land(head, parts);
+        let mut chosen = inner.land(head, parts).map(Landings::into_vec);
         let fit = |chosen: &Vec<Landing>| chosen.iter().map(|one| one.len() as u64).eq(parts.iter().copied());
         match self.defect {
-            "land_again" => chosen = inner.land(head, parts),
+            "land_again" => chosen = inner.land(head, parts).map(Landings::into_vec),
             "landings_elsewhere" => chosen = elsewhere(),
             "landings_reversed" => chosen.iter_mut().for_each(|chosen| chosen.reverse()),
             "landings_mended" if !chosen.as_ref().is_ok_and(fit) => chosen = elsewhere(),
@@ -379,7 +379,7 @@ impl Respond for BadRespond {
             _ => lock(&self.inner).take(),
         };
         let Some(responder) = responder else { return };
-        let Some(Outgoing { mut head, mut parts }) = reply else {
+        let Some((mut head, mut parts)) = reply.map(Outgoing::into_bytes) else {
             return match self.defect {
                 "dropped_is_empty" => responder.reply(Vec::new(), Vec::new()),
                 "dropped_is_nothing" => forget(responder),

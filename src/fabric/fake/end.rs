@@ -217,7 +217,7 @@ impl Peer for End {
             let open = Question { connection, land: Some(land), result: None, waker: None };
             state.questions.insert(question, open);
             let at = state.travel(from, to, head.len());
-            state.post(at, Some(Route { connection, from, to }), Event::Ask { question, head });
+            state.post(at, Some(Route { connection, from, to }), Event::Ask { question, head: head.into_vec() });
             Ok(question)
         });
         match asked {

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::Net;
 use super::end::{Duty, Knock};
 use super::state::Connection;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Incoming, Landing, Outgoing, Responder};
+use crate::fabric::{Answer, Head, Incoming, Landings, Outgoing, Pieces, Responder};
 
 /// An event with the way that it takes, if it is a message.
 pub(super) struct Posted {
@@ -50,9 +48,9 @@ pub(super) enum Event {
 /// Bytes between the first and the last.
 pub(super) struct Transfer {
     question: u64,
-    head: Vec<u8>,
-    parts: Vec<Bytes>,
-    landings: Vec<Landing>,
+    head: Head,
+    parts: Pieces,
+    landings: Landings,
     first: Duration,
     last: Duration,
 }
@@ -171,7 +169,7 @@ impl Net {
     fn land(&self, route: Option<Route>, question: u64, outgoing: Outgoing, first: Duration, last: Duration) {
         let Outgoing { head, parts } = outgoing;
         if parts.is_empty() {
-            self.with(|state| state.finish(question, Ok(Answer { head, parts: Vec::new() })));
+            self.with(|state| state.finish(question, Ok(Answer { head, parts: Landings::new() })));
             return;
         }
         let land = self.with(|state| state.questions.get_mut(&question).and_then(|open| open.land.take()));
@@ -190,7 +188,7 @@ impl Net {
 }
 
 /// The landings, if they are as many and as long as the parts.
-fn fitting(landings: Vec<Landing>, lens: &[u64]) -> Result<Vec<Landing>> {
+fn fitting(landings: Landings, lens: &[u64]) -> Result<Landings> {
     let fit = landings.len() == lens.len()
         && landings
             .iter()

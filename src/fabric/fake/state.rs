@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::Link;
 use super::event::{Event, Posted, Route};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Answer, Land, Service};
+use crate::fabric::{Answer, Lander, Service};
 
 /// Everything that the threads of a `Net` share.
 pub(super) struct State {
@@ -67,7 +67,7 @@ pub(super) struct Connection {
 
 pub(super) struct Question {
     pub(super) connection: u64,
-    pub(super) land: Option<Box<dyn Land>>,
+    pub(super) land: Option<Lander>,
     pub(super) result: Option<Result<Answer>>,
     pub(super) waker: Option<Waker>,
 }

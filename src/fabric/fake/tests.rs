@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::*;
 use crate::error::{ErrorKind, Result};
 use crate::fabric::conformance::{self, Ends};
-use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Parts, Peer, Service};
+use crate::fabric::{Call, Fabric, Head, Incoming, Land, Landing, Listener, Parts, Peer, Service};
 use crate::region::RegionMut;
 
 conformance::suite!(|| ends(&Net::new(Time::Auto, 7)));
@@ -62,7 +62,7 @@ impl Land for Heap {
 }
 
 fn question(len: u32) -> Call {
-    Call { head: len.to_le_bytes().to_vec(), land: Box::new(Heap(std::sync::mpsc::channel().0)), lane: 0 }
+    Call { head: Head::from_slice(&len.to_le_bytes()), land: Box::new(Heap(std::sync::mpsc::channel().0)).into(), lane: 0 }
 }
 
 fn far() -> Instant {
@@ -176,7 +176,7 @@ fn what_nobody_can_end_is_told() {
 fn a_cut_leaves_part_of_the_bytes() {
     let (net, _listener, peer) = simulation(0);
     let (sender, chosen) = std::sync::mpsc::channel();
-    let call = Call { land: Box::new(Heap(sender)), ..question(10_000_000) };
+    let call = Call { land: Box::new(Heap(sender)).into(), ..question(10_000_000) };
     let asked = peer.request(call);
     net.advance(MS * 2 + MS * 4);
     net.cut(OWNER, REQUESTER);

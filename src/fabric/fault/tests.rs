@@ -166,7 +166,7 @@ impl Asker {
         self.peer = Some(Arc::clone(&peer));
         let parts = Arc::new(Mutex::new(None));
         let land = Box::new(Room { parts: Arc::clone(&parts), number, _alive: self.alive.with(()) });
-        let pending = peer.request(Call { head: sealed(number), land, lane: 0 }).deadline(DEADLINE);
+        let pending = peer.request(Call { head: sealed(number).into(), land: land.into(), lane: 0 }).deadline(DEADLINE);
         Ok((number, parts, pending))
     }
 

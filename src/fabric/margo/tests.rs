@@ -14,7 +14,7 @@ use super::wire::{Answered, Description, KEPT, Numbers, Said};
 use super::*;
 use crate::error::ErrorKind;
 use crate::fabric::conformance::{Ends, own_network};
-use crate::fabric::{Incoming, Land, Landing, Parts, Responder, Segment, Spot};
+use crate::fabric::{Incoming, Land, Landing, Responder, Segment, Spot};
 use crate::launch::Secret;
 use crate::region::RegionMut;
 
@@ -184,7 +184,7 @@ fn segments_are_registered_once() {
     let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
     for len in [100_000_u32, 1 << 20, 4 << 20, 70_000] {
         let region = RegionMut::heap(4 << 20).unwrap();
-        let call = Call { head: len.to_le_bytes().to_vec(), land: Box::new(Into(Some(region), None)), lane: 0 };
+        let call = Call { head: len.to_le_bytes().to_vec().into(), land: Box::new(Into(Some(region))).into(), lane: 0 };
         let answer = Arc::clone(&peer).request(call).deadline(LIMIT).wait().unwrap();
         assert_eq!(answer.parts.iter().map(Landing::len).collect::<Vec<_>>(), [len as usize]);
     }
@@ -222,7 +222,7 @@ fn instances_end_in_any_order() {
         let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
         let region = RegionMut::heap(1 << 20).unwrap();
         let call =
-            Call { head: (1u32 << 20).to_le_bytes().to_vec(), land: Box::new(Into(Some(region), None)), lane: 0 };
+            Call { head: (1u32 << 20).to_le_bytes().to_vec().into(), land: Box::new(Into(Some(region))).into(), lane: 0 };
         let asked = Arc::clone(&peer).request(call);
         match order {
             0 => {
@@ -248,12 +248,12 @@ struct Expecting {
 }
 
 impl Expecting {
-    fn call(question: [u32; 2], len: usize, offset: u64, early: &Arc<[AtomicUsize; 2]>) -> (Call, Parts) {
-        let (parts, landing) = Landing::whole(RegionMut::heap(len).unwrap(), len).unwrap();
+    fn call(question: [u32; 2], len: usize, offset: u64, early: &Arc<[AtomicUsize; 2]>) -> Call {
+        let landing = Landing::whole(RegionMut::heap(len).unwrap(), len).unwrap();
         let head = question.map(u32::to_le_bytes).concat();
         let spot = Spot { segment: 0, offset };
         let land = Box::new(Self { landing: Some(landing), spot, early: Arc::clone(early) });
-        (Call { head, land, lane: 0 }, parts)
+        Call { head: head.into(), land: land.into(), lane: 0 }
     }
 }
 
@@ -304,9 +304,9 @@ fn bytes_whose_place_is_known_are_pulled_while_they_are_asked_for() {
     let early = Arc::<[AtomicUsize; 2]>::default();
     let counts = || [early[0].load(SeqCst), early[1].load(SeqCst)];
     let get = |from: u32, len: u32, expected: u64| {
-        let (call, parts) = Expecting::call([from, len], LEN, expected, &early);
+        let call = Expecting::call([from, len], LEN, expected, &early);
         let answer = Arc::clone(&peer).request(call).deadline(LIMIT).wait()?;
-        answer.parts.into_iter().next().map(|landing| parts.join_one(landing)).transpose()
+        answer.parts.into_iter().next().map(Landing::into_region).transpose()
     };
     const LEN: usize = 100_000;
     let bytes = |from: usize| &content[from..from + LEN];
@@ -335,7 +335,7 @@ fn places_beyond_the_memory_of_an_owner_are_refused() {
     let listener = owner.listen(&[any()], Arc::new(At(content))).unwrap();
     let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
     let get = |expected: u64| {
-        let (call, _parts) = Expecting::call([0, 100_000], 100_000, expected, &Arc::default());
+        let call = Expecting::call([0, 100_000], 100_000, expected, &Arc::default());
         Arc::clone(&peer).request(call).deadline(LIMIT).wait().map(|answer| answer.parts.len())
     };
     assert_eq!(get(0).unwrap(), 1);
@@ -376,14 +376,12 @@ fn an_owner_that_ends_before_it_greets_is_met_when_it_is_back() {
 }
 
 /// Lands in a region, which it keeps.
-struct Into(Option<RegionMut>, Option<Parts>);
+struct Into(Option<RegionMut>);
 
 impl Land for Into {
     fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
         let (Some(region), [len]) = (self.0.take(), lens) else { panic!("{lens:?}") };
-        let (parts, landing) = Landing::whole(region, *len as usize)?;
-        self.1 = Some(parts);
-        Ok(vec![landing])
+        Ok(vec![Landing::whole(region, *len as usize)?])
     }
 }
 

@@ -151,7 +151,7 @@ impl Connection {
             let checksums: Option<Vec<u32>> =
                 self.options.checksums.then(|| parts.iter().map(|part| crc32fast::hash(part)).collect());
             let sums = checksums.as_deref();
-            let description = frame::encode(Kind::Answer, number, &head, &lengths, sums, spare).ok()?;
+            let description = frame::encode_in(Kind::Answer, number, &head, &lengths, sums, spare).ok()?;
             let mut parts: SmallVec<_> = parts.into_iter().map(Some).collect();
             let zeros = frame::padding(lengths.iter().sum());
             if zeros > 0 {

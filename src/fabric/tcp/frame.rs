@@ -90,7 +90,7 @@ impl Frame {
     /// # Errors
     /// `TooLarge` beyond [`MAX_HEAD`], [`MAX_PARTS`] or `MAX_BULK`.
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        encode(self.kind, self.number, &self.head, &self.lengths, self.checksums.as_deref(), Vec::new())
+        encode(self.kind, self.number, &self.head, &self.lengths, self.checksums.as_deref())
     }
 }
 
@@ -100,14 +100,25 @@ pub(super) fn padding(bulk: u64) -> usize {
     (bulk.next_multiple_of(LINE as u64) - bulk) as usize
 }
 
-/// What precedes the bytes of the parts in a frame, in memory that was used before.
+/// What precedes the bytes of the parts in a frame.
 ///
 /// # Cost
-/// At most one allocation.
+/// One allocation.
 ///
 /// # Errors
 /// As [`Frame::encode`].
 pub(super) fn encode(
+    kind: Kind,
+    number: u64,
+    head: &[u8],
+    lengths: &[u64],
+    checksums: Option<&[u32]>,
+) -> Result<Vec<u8>> {
+    encode_in(kind, number, head, lengths, checksums, Vec::new())
+}
+
+/// The same, in memory that was used before.
+pub(super) fn encode_in(
     kind: Kind,
     number: u64,
     head: &[u8],
@@ -429,7 +440,7 @@ mod tests {
     }
 
     fn refused(change: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = encode(Kind::Answer, 9, b"head", &[3, 4], None, Vec::new()).unwrap();
+        let mut bytes = encode(Kind::Answer, 9, b"head", &[3, 4], None).unwrap();
         change(&mut bytes);
         seal(&mut bytes);
         let error = Decoder::default().take(&mut &bytes[..]).unwrap_err();
@@ -457,18 +468,18 @@ mod tests {
 
     #[test]
     fn bounds() {
-        let most = encode(Kind::Answer, 1, &[7; MAX_HEAD], &[1; MAX_PARTS], Some(&[0; MAX_PARTS]), Vec::new()).unwrap();
+        let most = encode(Kind::Answer, 1, &[7; MAX_HEAD], &[1; MAX_PARTS], Some(&[0; MAX_PARTS])).unwrap();
         assert_eq!(most.len(), (HEADER + MAX_HEAD + MAX_PARTS * (8 + 4)).next_multiple_of(LINE));
         assert_eq!(check_frames(&most), 1);
         for (head, lengths) in [(MAX_HEAD + 1, vec![]), (0, vec![0; MAX_PARTS + 1]), (0, vec![u64::MAX, 1])] {
-            let error = encode(Kind::Answer, 1, &vec![0; head], &lengths, None, Vec::new()).unwrap_err();
+            let error = encode(Kind::Answer, 1, &vec![0; head], &lengths, None).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TooLarge);
         }
     }
 
     #[test]
     fn announced_bytes_are_not_allocated() {
-        let bytes = encode(Kind::Ask, 1, &[7; MAX_HEAD], &[], None, Vec::new()).unwrap();
+        let bytes = encode(Kind::Ask, 1, &[7; MAX_HEAD], &[], None).unwrap();
         let mut decoder = Decoder::default();
         assert!(decoder.take(&mut &bytes[..HEADER + 10]).unwrap().is_none());
         assert!(decoder.part.capacity() < 200, "{}", decoder.part.capacity());
@@ -477,7 +488,7 @@ mod tests {
     #[test]
     fn bytes_are_stable() {
         // Changing these lines changes the protocol: bump the version and write it in the CHANGELOG.
-        let bytes = encode(Kind::Answer, 0x0102, b"h", &[0x0304], Some(&[5]), Vec::new()).unwrap();
+        let bytes = encode(Kind::Answer, 0x0102, b"h", &[0x0304], Some(&[5])).unwrap();
         let header = [
             0xf5, b'p', b'x', 1, 3, 1, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 171, 158, 51,
             1,

@@ -151,7 +151,7 @@ impl Peer for TcpPeer {
 
 /// Questions that were asked; the handle lives as long as an answer is waited for.
 impl Operations<Answer> for TcpPeer {
-    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+    fn wait(self: Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<Answer> {
         let (stream, number) = self.asked(number)?;
         stream.wait(number, deadline)
     }
@@ -163,7 +163,7 @@ impl Operations<Answer> for TcpPeer {
         }
     }
 
-    fn forget(&self, number: u64) {
+    fn let_go(self: Arc<Self>, number: u64) {
         if let Ok((stream, number)) = self.asked(number) {
             stream.abandon(number);
         }

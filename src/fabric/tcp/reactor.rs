@@ -88,6 +88,7 @@ impl Reactor {
 
     fn run(&self) {
         let mut events = Vec::with_capacity(64);
+        let mut all: Vec<Arc<Stream>> = Vec::new();
         let mut looked = Instant::now();
         loop {
             let tick = {
@@ -119,8 +120,8 @@ impl Reactor {
             }
             if looked.elapsed() >= tick {
                 looked = Instant::now();
-                let all: Vec<_> = lock(&self.streams).all.values().filter_map(|(stream, _)| stream.upgrade()).collect();
-                all.iter().for_each(|stream| stream.turn(false));
+                all.extend(lock(&self.streams).all.values().filter_map(|(stream, _)| stream.upgrade()));
+                all.drain(..).for_each(|stream| stream.turn(false));
             }
         }
     }

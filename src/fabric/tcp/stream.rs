@@ -100,7 +100,7 @@ impl Stream {
         let mut writer = lock(&self.writer);
         let number = writer.last + 1;
         let spare = std::mem::take(&mut writer.spare);
-        let frame = frame::encode(Kind::Ask, number, &call.head, &[], None, spare)?;
+        let frame = frame::encode_in(Kind::Ask, number, &call.head, &[], None, spare)?;
         if writer.waiting() > MOST_UNSENT {
             let context = format!("{} takes no more questions now; retry", self.address);
             return Err(Error::new(ErrorKind::Unavailable, "request", context));

@@ -134,10 +134,10 @@ pub(super) fn ask(peer: &Arc<dyn Peer>, head: impl AsRef<[u8]>) -> Pending<(Vec<
 
 pub(super) fn ask_on(peer: &Arc<dyn Peer>, head: impl AsRef<[u8]>, lane: usize) -> Pending<(Vec<u8>, Vec<u8>)> {
     let (sender, receiver) = std::sync::mpsc::channel();
-    let call = Call { head: head.as_ref().to_vec(), land: Box::new(Heap(sender)), lane };
+    let call = Call { head: head.as_ref().to_vec().into(), land: Box::new(Heap(sender)).into(), lane };
     Arc::clone(peer).request(call).and_then(move |Answer { head, parts }| {
         let whole: Parts = receiver.try_recv().expect("it landed");
-        Ok((head, whole.join(parts)?.as_slice().to_vec()))
+        Ok((head.into_vec(), whole.join(parts)?.as_slice().to_vec()))
     })
 }
 

@@ -227,9 +227,9 @@ impl Driver {
                 false => unused.push((*number, Arc::clone(&link.control))),
             }
         }
-        let error = Error::new(ErrorKind::PeerDown, "request", "the connection was closed since nobody used it");
         let mut afters = Vec::new();
         for (link, _) in &unused {
+            let error = Error::new(ErrorKind::PeerDown, "request", "the connection was closed since nobody used it");
             afters.push(self.fail(&mut core, *link, &error));
         }
         drop(core);

@@ -74,7 +74,7 @@ impl Peer for UcxPeer {
 
 /// Questions that were asked; the connection lives as long as one is waited for.
 impl Operations<Answer> for UcxPeer {
-    fn wait(&self, number: u64, deadline: Option<Instant>) -> Result<Answer> {
+    fn wait(self: Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<Answer> {
         self.driver.wait(number, deadline)
     }
 
@@ -82,7 +82,7 @@ impl Operations<Answer> for UcxPeer {
         self.driver.poll(number, cx)
     }
 
-    fn forget(&self, number: u64) {
+    fn let_go(self: Arc<Self>, number: u64) {
         self.driver.abandon(number, self.link);
     }
 }

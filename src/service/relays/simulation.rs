@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::{Node, Relays};
 use crate::error::Result;
 use crate::fabric::fake::{Link, Net, Time};
-use crate::fabric::{Call, Fabric as _, Incoming, Land, Landing, Listener, Peer, Responder, Service};
+use crate::fabric::{Call, Fabric as _, Head, Incoming, Land, Landing, Listener, Peer, Responder, Service};
 use crate::pending::Pending;
 use crate::region::RegionMut;
 use crate::shm::table::Id;
@@ -83,7 +83,7 @@ struct Anywhere;
 
 impl Land for Anywhere {
     fn land(&mut self, _: &[u8], parts: &[u64]) -> Result<Vec<Landing>> {
-        parts.iter().map(|len| Ok(Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?.1)).collect()
+        parts.iter().map(|len| Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)).collect()
     }
 }
 
@@ -109,7 +109,7 @@ impl Fetch {
         let mut flight = lock(&self.state);
         loop {
             while flight.flying.len() < WINDOW && flight.next < PIECES {
-                let call = Call { head: flight.next.to_le_bytes().to_vec(), land: Box::new(Anywhere), lane: 0 };
+                let call = Call { head: Head::from_slice(&flight.next.to_le_bytes()), land: Box::new(Anywhere).into(), lane: 0 };
                 flight.flying.push_back(Arc::clone(&self.source).request(call));
                 flight.next += 1;
             }

@@ -80,7 +80,7 @@ fn landings_of_another_size_are_refused() {
     }
     let site = Site::new(options());
     let peer = site.peer();
-    let call = Call { head: b"send 9".to_vec(), land: Box::new(Wrong), lane: 0 };
+    let call = Call { head: b"send 9".to_vec().into(), land: Box::new(Wrong).into(), lane: 0 };
     assert_eq!(kind(Arc::clone(&peer).request(call).wait()), ErrorKind::Corrupt);
     assert_eq!(echo(&peer, "next").unwrap(), "next");
 }

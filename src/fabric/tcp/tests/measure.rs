@@ -26,7 +26,7 @@ impl Land for Again {
 fn get(peer: &Arc<dyn Peer>, len: usize, lane: usize, memory: RegionMut) -> Pending<RegionMut> {
     let (sender, receiver) = mpsc::channel();
     let head = format!("send {len}").into_bytes();
-    let call = Call { head, land: Box::new(Again { memory: Some(memory), whole: sender }), lane };
+    let call = Call { head: head.into(), land: Box::new(Again { memory: Some(memory), whole: sender }).into(), lane };
     Arc::clone(peer)
         .request(call)
         .and_then(move |answer| Ok(receiver.try_recv().expect("it landed").join(answer.parts)?.emptied()))

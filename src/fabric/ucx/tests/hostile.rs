@@ -84,9 +84,9 @@ impl Site {
     fn assert_alive(&self) {
         for text in ["a", "a longer question than the one before"] {
             let (sender, whole) = mpsc::channel();
-            let call = Call { head: text.as_bytes().to_vec(), land: Box::new(Heap(sender)), lane: 0 };
+            let call = Call { head: text.as_bytes().to_vec().into(), land: Box::new(Heap(sender)).into(), lane: 0 };
             let answer = Arc::clone(&self.honest).request(call).deadline(Duration::from_secs(10)).wait().unwrap();
-            assert_eq!(answer.head, text.as_bytes());
+            assert_eq!(&answer.head[..], text.as_bytes());
             let bytes = whole.recv().unwrap().join(answer.parts).unwrap();
             assert_eq!(bytes.as_slice(), vec![text.len() as u8; text.len() * 1000]);
         }

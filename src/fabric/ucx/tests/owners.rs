@@ -91,7 +91,7 @@ impl Stage {
 
 fn ask(peer: &Arc<dyn Peer>) -> (Pending<Answer>, mpsc::Receiver<Parts>) {
     let (sender, whole) = mpsc::channel();
-    let call = Call { head: b"x".to_vec(), land: Box::new(Heap(sender)), lane: 0 };
+    let call = Call { head: b"x".to_vec().into(), land: Box::new(Heap(sender)).into(), lane: 0 };
     (Arc::clone(peer).request(call).deadline(Duration::from_secs(10)), whole)
 }
 
@@ -145,7 +145,7 @@ fn an_owner_does_not_end_the_calls_of_another() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(!asked.is_finished(), "{:?}", asked.join());
     lock(&held).drain(..).for_each(|responder| responder.reply(b"mine".to_vec(), Vec::new()));
-    assert_eq!(asked.join().unwrap().unwrap().head, b"mine");
+    assert_eq!(&asked.join().unwrap().unwrap().head[..], b"mine");
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn parts_before_an_answer_that_has_none_are_refused() {
     stage.send(answer, b"head", &[bytes.len() as u64], &bytes, UCP_AM_SEND_FLAG_RNDV);
     stage.all_taken();
     let answer = asked.join().unwrap().unwrap();
-    assert_eq!(answer.head, b"head");
+    assert_eq!(&answer.head[..], b"head");
     assert_eq!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice(), bytes);
 }
 

@@ -78,8 +78,7 @@ impl Site {
 }
 
 fn read(len: usize, by: impl FnOnce(Landing) -> Result<Landing>) -> Result<Vec<u8>> {
-    let (parts, landing) = Landing::whole(RegionMut::heap(len)?, len)?;
-    Ok(parts.join(vec![by(landing)?])?.as_slice().to_vec())
+    Ok(by(Landing::whole(RegionMut::heap(len)?, len)?)?.into_region()?.as_slice().to_vec())
 }
 
 const ALL: &str = "tcp,sysv,cma";

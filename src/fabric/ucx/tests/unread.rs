@@ -73,9 +73,9 @@ impl Site {
     #[track_caller]
     fn assert_answers(&self, text: &str, head: &[u8], bytes: &[u8]) {
         let (sender, whole) = mpsc::channel();
-        let call = Call { head: text.as_bytes().to_vec(), land: Box::new(Heap(sender)), lane: 0 };
+        let call = Call { head: text.as_bytes().to_vec().into(), land: Box::new(Heap(sender)).into(), lane: 0 };
         let answer = Arc::clone(&self.peer).request(call).deadline(Duration::from_secs(10)).wait().unwrap();
-        assert_eq!(answer.head, head);
+        assert_eq!(&answer.head[..], head);
         assert!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice() == bytes);
     }
 
@@ -105,7 +105,7 @@ fn an_answer_that_nobody_wants_any_more_is_taken() {
     site.assert_answers("1", b"1", &vec![1; 1 << 20]);
     for text in ["3", "2 and 3"] {
         let before = site.service.sent.load(SeqCst);
-        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere), ..Call::small(text.into()) });
+        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
         while site.service.sent.load(SeqCst) == before {
             std::thread::yield_now();
         }
@@ -121,7 +121,7 @@ fn an_answer_that_nobody_wants_any_more_is_taken() {
 fn an_answer_for_which_there_is_no_room_is_taken() {
     let site = site(Duration::from_secs(6), 100);
     for text in ["3", "2 and 3", "1 and 9 and 9"] {
-        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere), ..Call::small(text.into()) });
+        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
         assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::NoSpace);
         site.assert_released(Duration::from_secs(4));
     }
@@ -153,7 +153,7 @@ fn who_asks_and_takes_nothing_is_given_up() {
     raw.progress(Duration::from_secs(5));
     (2..150).for_each(|number| ask(&mut raw, number));
     let end = watch.deadline(Duration::from_secs(15)).wait();
-    assert_eq!(end.unwrap().head, ENDED);
+    assert_eq!(&end.unwrap().head[..], ENDED);
     drop(raw);
     site.assert_released(Duration::from_secs(10));
     site.assert_answers("1", b"1", &vec![1; 1 << 20]);
