@@ -231,7 +231,9 @@ impl Lander {
     pub(crate) fn land(&mut self, head: &[u8], parts: &[u64]) -> Result<Landings> {
         match (self, parts) {
             (Self::Nothing, []) => Ok(Landings::new()),
-            (Self::Nothing, _) => Err(Error::new(ErrorKind::Corrupt, "get", "an answer has bytes that nobody asked for")),
+            (Self::Nothing, _) => {
+                Err(Error::new(ErrorKind::Corrupt, "get", "an answer has bytes that nobody asked for"))
+            }
             (Self::One(one), _) => one.land(head, parts),
             (Self::Other(land), _) => Ok(land.land(head, parts)?.into()),
         }

@@ -150,7 +150,14 @@ impl DimConnector {
         let here = contact::read(client.table()).unwrap_or(contact);
         let nothing = Id { slot: 0, generation: 0 };
         let stamp = signer.stamp(&Address { contact: here, instance: client.instance(), id: nothing, place: 0 })?;
-        let all = Objects { scheme, client, closed: Arc::default(), signer, remote: Arc::new(remote), gets: Slots::default() };
+        let all = Objects {
+            scheme,
+            client,
+            closed: Arc::default(),
+            signer,
+            remote: Arc::new(remote),
+            gets: Slots::default(),
+        };
         Ok(Self { config, contact, words, stamp, objects: Arc::new(all) })
     }
 

@@ -16,7 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{
-    Answer, Call, Fabric, Incoming, Land, Lander, Landing, Landings, Listener, Outgoing, Peer, Respond, Responder, Segments, Service,
+    Answer, Call, Fabric, Incoming, Land, Lander, Landing, Landings, Listener, Outgoing, Peer, Respond, Responder,
+    Segments, Service,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;

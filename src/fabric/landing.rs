@@ -118,7 +118,8 @@ impl Parts {
     /// `Corrupt` when one is missing, another's, or not full; the memory is released with the last of them.
     pub(crate) fn join(self, landings: impl Into<Landings>) -> Result<RegionMut> {
         let landings = landings.into();
-        let is_ours = |landing: &Landing| matches!(&landing.memory, Memory::Range(_, whole) if Arc::ptr_eq(whole, &self.whole));
+        let is_ours =
+            |landing: &Landing| matches!(&landing.memory, Memory::Range(_, whole) if Arc::ptr_eq(whole, &self.whole));
         let whole = landings.iter().all(|landing| landing.is_full() && is_ours(landing));
         let len: usize = landings.iter().map(|landing| landing.len).sum();
         // All are lent and each to one: as many as there are is all of them.

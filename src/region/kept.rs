@@ -112,6 +112,7 @@ mod spares {
     type Small = MaybeUninit<Owned<[u64; 2]>>;
 
     thread_local! {
+        #[expect(clippy::vec_box, reason = "the boxes are what is spared")]
         static SPARE: RefCell<Vec<Box<Small>>> = const { RefCell::new(Vec::new()) };
     }
 

@@ -257,8 +257,9 @@ impl Service for Arc<Export> {
             // One verdict, which fits no question about several objects: it is refused as nonsense there too.
             Err(error) => return responder.reply(Verdict::encode_all(&[Verdict::refused(&error)]), Vec::new()),
         };
-        let or_refused =
-            |verdict: Result<Verdict>| -> Verdicts { smallvec![verdict.unwrap_or_else(|error| Verdict::refused(&error))] };
+        let or_refused = |verdict: Result<Verdict>| -> Verdicts {
+            smallvec![verdict.unwrap_or_else(|error| Verdict::refused(&error))]
+        };
         let (verdicts, parts) = match question {
             Question::Get(wants) => self.get(&wants),
             Question::Exists(wants) => {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use smallvec::smallvec;
 
 use super::digest::Digest;
-use super::known::{Known, Sighted};
 use super::gets::{Alone, Fetching};
+use super::known::{Known, Sighted};
 use super::landings::{self, Fetch, Fetched, mismatch};
 use super::peers::Peers;
 use super::slots::Slots;

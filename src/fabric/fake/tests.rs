@@ -62,7 +62,11 @@ impl Land for Heap {
 }
 
 fn question(len: u32) -> Call {
-    Call { head: Head::from_slice(&len.to_le_bytes()), land: Box::new(Heap(std::sync::mpsc::channel().0)).into(), lane: 0 }
+    Call {
+        head: Head::from_slice(&len.to_le_bytes()),
+        land: Box::new(Heap(std::sync::mpsc::channel().0)).into(),
+        lane: 0,
+    }
 }
 
 fn far() -> Instant {

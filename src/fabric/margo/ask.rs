@@ -270,7 +270,8 @@ impl Ask {
         match landed {
             Ok(Landed { places, pieces, is_early: true }) if pieces.is_empty() => {
                 failpoint!("fabric.landing");
-                return self.landed(Answer { head: description.head.into(), parts: places.into_iter().flatten().collect() });
+                return self
+                    .landed(Answer { head: description.head.into(), parts: places.into_iter().flatten().collect() });
             }
             Ok(Landed { places, pieces, .. }) if pieces.is_empty() => {
                 failpoint!("fabric.answered");
@@ -442,9 +443,7 @@ struct OnHeap;
 impl Land for OnHeap {
     fn land(&mut self, _: &[u8], lens: &[u64]) -> Result<Vec<Landing>> {
         match lens {
-            [len @ 0..=MOST_DESCRIBED] => {
-                Ok(vec![Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?])
-            }
+            [len @ 0..=MOST_DESCRIBED] => Ok(vec![Landing::whole(RegionMut::heap(*len as usize)?, *len as usize)?]),
             _ => Err(nonsense("an answer of a length that none has")),
         }
     }

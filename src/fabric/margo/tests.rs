@@ -221,8 +221,11 @@ fn instances_end_in_any_order() {
         let listener = owner.listen(&[any()], Arc::new(sender)).unwrap();
         let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
         let region = RegionMut::heap(1 << 20).unwrap();
-        let call =
-            Call { head: (1u32 << 20).to_le_bytes().to_vec().into(), land: Box::new(Into(Some(region))).into(), lane: 0 };
+        let call = Call {
+            head: (1u32 << 20).to_le_bytes().to_vec().into(),
+            land: Box::new(Into(Some(region))).into(),
+            lane: 0,
+        };
         let asked = Arc::clone(&peer).request(call);
         match order {
             0 => {

@@ -109,7 +109,11 @@ impl Fetch {
         let mut flight = lock(&self.state);
         loop {
             while flight.flying.len() < WINDOW && flight.next < PIECES {
-                let call = Call { head: Head::from_slice(&flight.next.to_le_bytes()), land: Box::new(Anywhere).into(), lane: 0 };
+                let call = Call {
+                    head: Head::from_slice(&flight.next.to_le_bytes()),
+                    land: Box::new(Anywhere).into(),
+                    lane: 0,
+                };
                 flight.flying.push_back(Arc::clone(&self.source).request(call));
                 flight.next += 1;
             }

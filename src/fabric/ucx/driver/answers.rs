@@ -222,8 +222,8 @@ impl Driver {
             }
             return;
         }
-        let end =
-            fill(message, bytes, &mut landings).map(|()| Answer { head: Head::from_slice(described.head), parts: landings });
+        let end = fill(message, bytes, &mut landings)
+            .map(|()| Answer { head: Head::from_slice(described.head), parts: landings });
         self.end(number, end);
     }
 

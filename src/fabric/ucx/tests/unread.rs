@@ -105,7 +105,8 @@ fn an_answer_that_nobody_wants_any_more_is_taken() {
     site.assert_answers("1", b"1", &vec![1; 1 << 20]);
     for text in ["3", "2 and 3"] {
         let before = site.service.sent.load(SeqCst);
-        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
+        let asked =
+            Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
         while site.service.sent.load(SeqCst) == before {
             std::thread::yield_now();
         }
@@ -121,7 +122,8 @@ fn an_answer_that_nobody_wants_any_more_is_taken() {
 fn an_answer_for_which_there_is_no_room_is_taken() {
     let site = site(Duration::from_secs(6), 100);
     for text in ["3", "2 and 3", "1 and 9 and 9"] {
-        let asked = Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
+        let asked =
+            Arc::clone(&site.peer).request(Call { land: Box::new(Nowhere).into(), ..Call::small(text.as_bytes()) });
         assert_eq!(asked.wait().unwrap_err().kind(), ErrorKind::NoSpace);
         site.assert_released(Duration::from_secs(4));
     }
