@@ -18,7 +18,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 use std::sync::Arc;
 
 use bytes::buf::UninitSlice;
@@ -51,7 +51,7 @@ enum Inner {
     #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
     Kept(kept::Kept),
     /// The first bytes of memory whose holder is used again.
-    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     Reused(Reused, usize),
 }
 
@@ -156,7 +156,7 @@ impl Deref for Region {
             Inner::Bytes(bytes) => bytes,
             #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
             Inner::Kept(kept) => kept.as_slice(),
-            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
             Inner::Reused(memory, len) => {
                 // SAFETY: `freeze` saw `len` bytes that were written, and nobody writes any more.
                 unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), *len) }
@@ -209,7 +209,7 @@ pub unsafe trait Memory: AsAny + Send + Sync {
 }
 
 /// Memory whose holder serves one reservation after another: neither a reservation nor its region takes any of the allocator's.
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub(crate) trait Reuse: Memory {
     /// Somebody lets go of it. Where nobody else has it, gives the memory back and keeps the holder for another reservation.
     fn release(self: Arc<Self>);
@@ -219,10 +219,10 @@ pub(crate) trait Reuse: Memory {
 }
 
 /// One of those who have such memory: a reservation alone, or the clones of a region.
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 struct Reused(Option<Arc<dyn Reuse>>);
 
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Reused {
     #[inline]
     fn memory(&self) -> &dyn Memory {
@@ -237,14 +237,14 @@ impl Reused {
     }
 }
 
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Clone for Reused {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-#[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Drop for Reused {
     fn drop(&mut self) {
         if let Some(memory) = self.0.take() {
@@ -256,7 +256,7 @@ impl Drop for Reused {
 /// Who has the memory of a reservation.
 enum Holder {
     Own(Box<dyn Memory>),
-    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     Reused(Reused),
 }
 
@@ -267,7 +267,7 @@ impl Deref for Holder {
     fn deref(&self) -> &dyn Memory {
         match self {
             Self::Own(memory) => &**memory,
-            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
             Self::Reused(memory) => memory.memory(),
         }
     }
@@ -310,7 +310,7 @@ impl RegionMut {
     }
 
     /// Wraps memory that nobody else has, empty, whose holder is used again.
-    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     pub(crate) fn reusing(memory: Arc<dyn Reuse>) -> Self {
         let initialized = memory.initialized().min(memory.capacity());
         Self { memory: Holder::Reused(Reused(Some(memory))), len: 0, initialized }
@@ -401,7 +401,7 @@ impl RegionMut {
     pub fn freeze(self) -> Region {
         Region(match self.memory {
             Holder::Own(memory) => Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory })),
-            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
             Holder::Reused(memory) => Inner::Reused(memory, self.len),
         })
     }
@@ -448,7 +448,7 @@ impl RegionMut {
                 Ok(memory) => Ok((memory, len)),
                 Err(_) => unreachable!("checked by is_memory"),
             },
-            #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
             memory => Err(Self { memory, len, initialized }),
         }
     }
@@ -457,7 +457,7 @@ impl RegionMut {
     ///
     /// # Errors
     /// As `into_memory`.
-    #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
+    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
     pub(crate) fn into_reused<M: Memory>(self) -> Result<(Arc<M>, usize), Self> {
         if !self.is_memory::<M>() {
             return Err(self);

@@ -211,7 +211,8 @@ impl DimConnector {
             // Neighbours often lie together.
             if !nodes.get(last).is_some_and(|(node, _)| is_of(node)) {
                 last = *places.entry((address.contact, address.instance)).or_insert_with(|| {
-                    nodes.push((address, Vec::new()));
+                    // Often there is one node.
+                    nodes.push((address, Vec::with_capacity(if at == 0 { keys.len() } else { 0 })));
                     nodes.len() - 1
                 });
             }

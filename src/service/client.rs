@@ -102,7 +102,8 @@ pub(crate) struct Client {
     arrivals: (Mutex<u64>, Condvar),
     pools: Box<[OnceLock<Pool>]>,
     /// Holders of reservations that ended, for those to come.
-    cells: Mutex<Vec<Arc<cell::Cell>>>,
+    #[cfg(feature = "tcp")]
+    cells: Mutex<Vec<Arc<cell::Again>>>,
     /// Pages of pin cells that no thread has.
     pages: Mutex<Vec<u32>>,
     requests: Requests,

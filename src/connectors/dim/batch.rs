@@ -69,10 +69,10 @@ fn fetch_from(
     objects: Vec<Placed>,
     limit: Limit,
 ) -> Result<Vec<(usize, Option<Region>)>> {
-    let mut done = Vec::new();
+    let mut done = Vec::with_capacity(objects.len());
     let mut later = Vec::new();
     let (mut transfers, mut relayed, mut looks) = (Vec::new(), Vec::new(), Vec::new());
-    let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::new();
+    let mut small: Vec<(usize, Pointer, Option<Claim>)> = Vec::with_capacity(objects.len());
     let mut stale: Vec<(usize, Pointer, Region)> = Vec::new();
     for (at, object) in objects {
         if object.address.place == NO_PLACE || all.is_here(&object.address) {

@@ -276,7 +276,7 @@ impl Remote {
     /// Asks for all bytes of an object at once.
     fn ask_for(&self, peer: &Arc<dyn Peer>, at: &Address, len: u64) -> Result<Pending<Answer>> {
         let len_here = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
-        let landing = Landing::whole(self.client.reserve(len_here)?, len_here)?;
+        let landing = Landing::whole(self.client.reserve_again(len_here)?, len_here)?;
         let want = want(at, len);
         let head = Question::Get(smallvec![want]).encode();
         Ok(Arc::clone(peer).request(landings::call(head, landing, landings::spot(&want), 0)))
@@ -330,7 +330,7 @@ impl Remote {
         };
         let place = Place::from_bits(at.place);
         let len = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
-        let landing = Landing::whole(self.client.reserve(len)?, len)?;
+        let landing = Landing::whole(self.client.reserve_again(len)?, len)?;
         let spot = Spot { segment: place.segment(), offset: place.offset() };
         let region = peer.read(spot, landing, limit.half().0)?.into_region()?;
         if Digest::of(region.as_slice()) == digest || mutant!("read_unverified") {
@@ -378,7 +378,7 @@ impl Remote {
             let begin = || {
                 let mut regions = Vec::with_capacity(objects.len());
                 for object in &objects {
-                    regions.push(remote.client.reserve(object.len as usize)?);
+                    regions.push(remote.client.reserve_again(object.len as usize)?);
                 }
                 Fetch::new(objects.iter().map(|object| want(&object.address, object.len)).collect(), regions)
             };

@@ -102,6 +102,8 @@ struct Spares {
     #[expect(clippy::vec_box, reason = "the boxes are what is spared: UCX is told their addresses")]
     boxes: Vec<Box<MaybeUninit<Running>>>,
     headers: Vec<Vec<u8>>,
+    /// Of small parts that were sent together.
+    packed: Vec<Vec<u8>>,
 }
 
 /// Takes a message, by its header and bytes, or leaves it.
@@ -123,6 +125,11 @@ impl Inbox {
     /// Memory for a header.
     pub(super) fn header(&self) -> Vec<u8> {
         self.spares.borrow_mut().headers.pop().unwrap_or_default()
+    }
+
+    /// Memory for parts that are sent together.
+    pub(super) fn packed(&self) -> Vec<u8> {
+        self.spares.borrow_mut().packed.pop().unwrap_or_default()
     }
 
     /// Has `taker` offered all messages that come whole during `call`.
@@ -256,6 +263,13 @@ impl Running {
         if this.expected.is_none() && spares.headers.len() < MOST_SPARE {
             spares.headers.push(std::mem::take(&mut this.operation.header));
         }
+        if let (None, Body::Own(bytes)) = (this.expected, &mut this.operation.body) {
+            if spares.packed.len() < MOST_PACKED && (1..=LONGEST_PACKED).contains(&bytes.capacity()) {
+                let mut bytes = std::mem::take(bytes);
+                bytes.clear();
+                spares.packed.push(bytes);
+            }
+        }
         drop(spares);
         let is_whole = match (this.expected, received) {
             (Some(expected), Some(received)) => expected == received,
@@ -269,6 +283,10 @@ impl Running {
         Finished { operation: this.operation, status }
     }
 }
+
+/// How many buffers of parts that were sent together are kept for others, and how long they are at most: 1 MiB in all.
+const MOST_PACKED: usize = 4;
+const LONGEST_PACKED: usize = 256 << 10;
 
 /// Most operations whose memory is kept for others.
 const MOST_SPARE: usize = 64;

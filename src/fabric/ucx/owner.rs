@@ -493,7 +493,8 @@ impl Desk {
             // receiver would copy them as well.
             _ => {
                 is_packed = true;
-                let mut packed = Vec::with_capacity(prefix.len() + total as usize);
+                let mut packed = self.worker.packed();
+                packed.reserve(prefix.len() + total as usize);
                 packed.extend_from_slice(&prefix);
                 parts.iter().for_each(|part: &Piece| packed.extend_from_slice(part));
                 Body::Own(packed)

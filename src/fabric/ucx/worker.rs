@@ -159,6 +159,11 @@ impl Worker {
         self.raw.inbox.header()
     }
 
+    /// Memory for parts that are sent together.
+    pub(super) fn packed(&self) -> Vec<u8> {
+        self.raw.inbox.packed()
+    }
+
     /// Begins to send a message, or sends it: then its end is the result. To a link that is closed nothing is sent.
     ///
     /// # Cost

@@ -93,7 +93,8 @@ fn enter(options: &Options, directory: Directory, link: Arc<Socket>, welcome: We
         segments: (0..Layout::SHARED.segments).map(|_| OnceLock::new()).collect(),
         arrivals: Default::default(),
         pools: (0..Class::COUNT).map(|_| OnceLock::new()).collect(),
-        cells: std::sync::Mutex::default(),
+        #[cfg(feature = "tcp")]
+        cells: Mutex::default(),
         pages: Mutex::new(vec![welcome.pin_page]),
         requests: Requests::default(),
         retired: SegQueue::new(),
