@@ -15,6 +15,8 @@
 use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+use std::mem::ManuallyDrop;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
@@ -158,7 +160,7 @@ impl Deref for Region {
             Inner::Kept(kept) => kept.as_slice(),
             #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
             Inner::Reused(memory, len) => {
-                // SAFETY: `freeze` saw `len` bytes that were written, and nobody writes any more.
+                // SAFETY: as in `Room::as_slice`; nobody writes any more, because the `Room` was consumed.
                 unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), *len) }
             }
         }
@@ -218,58 +220,124 @@ pub(crate) trait Reuse: Memory {
     fn into_any_arc(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
-/// One of those who have such memory: a reservation alone, or the clones of a region.
+/// One of those who have such memory: a [`Room`] alone, or the clones of a region.
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-struct Reused(Option<Arc<dyn Reuse>>);
+pub(crate) struct Reused(ManuallyDrop<Arc<dyn Reuse>>);
 
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Reused {
-    #[inline]
-    fn memory(&self) -> &dyn Memory {
-        match &self.0 {
-            Some(memory) => &**memory,
-            None => unreachable!("taken when it is dropped"),
-        }
+    fn as_ptr(&self) -> NonNull<u8> {
+        self.0.as_ptr()
     }
 
-    fn as_ptr(&self) -> NonNull<u8> {
-        self.memory().as_ptr()
+    /// The holder as an `M`.
+    pub(crate) fn downcast<M: Memory>(self) -> Option<Arc<M>> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: taken once: `this` is not dropped.
+        let memory = unsafe { ManuallyDrop::take(&mut this.0) };
+        memory.into_any_arc().downcast::<M>().ok()
     }
 }
 
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Clone for Reused {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(ManuallyDrop::new(Arc::clone(&self.0)))
     }
 }
 
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 impl Drop for Reused {
     fn drop(&mut self) {
-        if let Some(memory) = self.0.take() {
-            memory.release();
+        // SAFETY: taken once, as this ends.
+        unsafe { ManuallyDrop::take(&mut self.0) }.release();
+    }
+}
+
+/// Memory for an object of another node, empty or written.
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+pub(crate) enum Room {
+    Own(RegionMut),
+    /// Memory whose holder is used again, and how much of it is written.
+    Reused(Reused, usize),
+}
+
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+impl Room {
+    /// Memory that nobody else has, empty.
+    pub(crate) fn reusing(memory: Arc<dyn Reuse>) -> Self {
+        Self::Reused(Reused(ManuallyDrop::new(memory)), 0)
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            Self::Own(region) => region.capacity(),
+            Self::Reused(memory, _) => memory.0.capacity(),
+        }
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Own(region) => region.len(),
+            Self::Reused(_, len) => *len,
+        }
+    }
+
+    /// What was written so far.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Own(region) => region.as_slice(),
+            // SAFETY: so many bytes are valid by the contract of `Memory`, and were written: see `advance`.
+            Self::Reused(memory, len) => unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), *len) },
+        }
+    }
+
+    /// First byte that is not written, with the room behind it.
+    pub(crate) fn spare(&mut self) -> *mut u8 {
+        match self {
+            Self::Own(region) => region.spare_capacity_mut().as_mut_ptr().cast(),
+            // SAFETY: at most the capacity is written.
+            Self::Reused(memory, len) => unsafe { memory.as_ptr().as_ptr().add(*len) },
+        }
+    }
+
+    /// Notes that the next bytes are written.
+    ///
+    /// # Safety
+    /// They are.
+    pub(crate) unsafe fn advance(&mut self, bytes: usize) {
+        assert!(bytes <= self.capacity() - self.len(), "advanced {bytes} bytes beyond {self:?}");
+        match self {
+            // SAFETY: the caller's.
+            Self::Own(region) => unsafe { region.advance_mut(bytes) },
+            Self::Reused(_, len) => *len += bytes,
+        }
+    }
+
+    /// Ends writing and keeps the memory, as [`RegionMut::freeze`].
+    ///
+    /// # Cost
+    /// Nothing of memory that is used again.
+    pub(crate) fn freeze(self) -> Region {
+        match self {
+            Self::Own(region) => region.freeze(),
+            Self::Reused(memory, len) => Region(Inner::Reused(memory, len)),
         }
     }
 }
 
-/// Who has the memory of a reservation.
-enum Holder {
-    Own(Box<dyn Memory>),
-    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-    Reused(Reused),
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+impl From<RegionMut> for Room {
+    fn from(region: RegionMut) -> Self {
+        Self::Own(region)
+    }
 }
 
-impl Deref for Holder {
-    type Target = dyn Memory;
-
-    #[inline]
-    fn deref(&self) -> &dyn Memory {
-        match self {
-            Self::Own(memory) => &**memory,
-            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-            Self::Reused(memory) => memory.memory(),
-        }
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Room({} of {} B)", self.len(), self.capacity())
     }
 }
 
@@ -297,7 +365,7 @@ impl<T: Any> AsAny for T {
 /// Write through [`BufMut`], through [`std::io::Write`], or in place through
 /// [`initialize`](Self::initialize) / [`spare_capacity_mut`](Self::spare_capacity_mut).
 pub struct RegionMut {
-    memory: Holder,
+    memory: Box<dyn Memory>,
     len: usize,
     initialized: usize,
 }
@@ -306,14 +374,7 @@ impl RegionMut {
     /// Wraps lent memory, empty.
     pub fn new(memory: Box<dyn Memory>) -> Self {
         let initialized = memory.initialized().min(memory.capacity());
-        Self { memory: Holder::Own(memory), len: 0, initialized }
-    }
-
-    /// Wraps memory that nobody else has, empty, whose holder is used again.
-    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-    pub(crate) fn reusing(memory: Arc<dyn Reuse>) -> Self {
-        let initialized = memory.initialized().min(memory.capacity());
-        Self { memory: Holder::Reused(Reused(Some(memory))), len: 0, initialized }
+        Self { memory, len: 0, initialized }
     }
 
     /// Allocates `capacity` bytes of process memory.
@@ -397,13 +458,9 @@ impl RegionMut {
     /// Ends writing and keeps the memory, without any connector.
     ///
     /// # Cost
-    /// At most one small allocation, no copy.
+    /// One small allocation, no copy.
     pub fn freeze(self) -> Region {
-        Region(match self.memory {
-            Holder::Own(memory) => Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory })),
-            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-            Holder::Reused(memory) => Inner::Reused(memory, self.len),
-        })
+        Region(Inner::Bytes(Bytes::from_owner(Frozen { len: self.len, memory: self.memory })))
     }
 
     /// The region itself where it lies in process memory, else a copy there; the lender has its memory back then.
@@ -442,33 +499,10 @@ impl RegionMut {
         if !self.is_memory::<M>() {
             return Err(self);
         }
-        let (len, initialized) = (self.len, self.initialized);
-        match self.memory {
-            Holder::Own(memory) => match memory.into_any().downcast::<M>() {
-                Ok(memory) => Ok((memory, len)),
-                Err(_) => unreachable!("checked by is_memory"),
-            },
-            #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-            memory => Err(Self { memory, len, initialized }),
-        }
-    }
-
-    /// As [`into_memory`](Self::into_memory), of memory whose holder is used again.
-    ///
-    /// # Errors
-    /// As `into_memory`.
-    #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-    pub(crate) fn into_reused<M: Memory>(self) -> Result<(Arc<M>, usize), Self> {
-        if !self.is_memory::<M>() {
-            return Err(self);
-        }
-        let Self { memory, len, initialized } = self;
-        match memory {
-            Holder::Reused(mut memory) => match memory.0.take().map(|memory| memory.into_any_arc().downcast::<M>()) {
-                Some(Ok(memory)) => Ok((memory, len)),
-                _ => unreachable!("checked by is_memory"),
-            },
-            memory => Err(Self { memory, len, initialized }),
+        let len = self.len;
+        match self.memory.into_any().downcast::<M>() {
+            Ok(memory) => Ok((memory, len)),
+            Err(_) => unreachable!("checked by is_memory"),
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::BufMut;
 
 use super::Landings;
 use crate::error::{Error, ErrorKind, Result};
-use crate::region::RegionMut;
+use crate::region::{RegionMut, Room};
 
 /// Memory for some bytes of an answer, the transfer's alone until it is dropped or joined.
 ///
@@ -20,7 +20,7 @@ use crate::region::RegionMut;
 ///    │  │ │      Parts::join <─────┴──────┴───────┘         only with all of them, written to the end
 ///    │  └─┼───────────┘
 ///    │    └── Landing::whole ──> Landing                    the only one, which has the region
-///    └──────────────────────────────┘ into_region           when it is written to the end
+///    └──────────────────────────────┘ into_room             when it is written to the end
 /// ```
 ///
 /// It counts what was written, so that a region is joined only from landings that are full.
@@ -33,11 +33,11 @@ pub(crate) struct Landing {
 
 /// What keeps a landing's memory.
 enum Memory {
-    /// It is all of the region.
-    Own(RegionMut),
+    /// It is all of that.
+    Own(Room),
     /// It is this range of the region.
     Range(usize, Arc<Whole>),
-    /// The region was given out.
+    /// It was given out.
     Gone,
 }
 
@@ -148,25 +148,25 @@ impl Landing {
     ///
     /// # Errors
     /// As [`Parts::of`].
-    pub(crate) fn whole(mut region: RegionMut, len: usize) -> Result<Self> {
-        if len > region.capacity() || !region.is_empty() {
-            let context = format!("a landing of {len} bytes does not fit into {region:?}");
+    pub(crate) fn whole(room: impl Into<Room>, len: usize) -> Result<Self> {
+        let mut room = room.into();
+        if len > room.capacity() || room.len() > 0 {
+            let context = format!("a landing of {len} bytes does not fit into {room:?}");
             return Err(Error::new(ErrorKind::TooLarge, "get", context));
         }
-        let start = region.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        Ok(Self { start, len, filled: 0, memory: Memory::Own(region) })
+        Ok(Self { start: room.spare(), len, filled: 0, memory: Memory::Own(room) })
     }
 
-    /// The region with its bytes, where it is all of one.
+    /// The memory with its bytes, where it is all of that.
     ///
     /// # Errors
     /// `Corrupt` where it is not full, or a part; then the memory is released.
-    pub(crate) fn into_region(mut self) -> Result<RegionMut> {
+    pub(crate) fn into_room(mut self) -> Result<Room> {
         match std::mem::replace(&mut self.memory, Memory::Gone) {
-            Memory::Own(mut region) if self.is_full() => {
-                // SAFETY: all `len` bytes were written, which lie at the region's beginning.
-                unsafe { region.advance_mut(self.len) };
-                Ok(region)
+            Memory::Own(mut room) if self.is_full() => {
+                // SAFETY: all `len` bytes were written, which lie at its beginning.
+                unsafe { room.advance(self.len) };
+                Ok(room)
             }
             memory => {
                 self.memory = memory;
@@ -319,12 +319,12 @@ mod tests {
         let (mut half, mut landing) = (whole(3), whole(3));
         half.write(b"ab");
         landing.write(b"abc");
-        assert_eq!(half.into_region().unwrap_err().kind(), ErrorKind::Corrupt);
-        assert_eq!(landing.into_region().unwrap().as_slice(), b"abc");
-        assert!(whole(0).into_region().unwrap().is_empty());
+        assert_eq!(half.into_room().unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(landing.into_room().unwrap().as_slice(), b"abc");
+        assert!(whole(0).into_room().unwrap().as_slice().is_empty());
         let (_parts, mut landings) = Parts::of(RegionMut::heap(4).unwrap(), &[2, 2]).unwrap();
         assert!(landings.iter_mut().all(|landing| landing.write(b"ab") == 2));
-        assert_eq!(landings.remove(0).into_region().unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(landings.remove(0).into_room().unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(Landing::whole(RegionMut::heap(4).unwrap(), 5).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 
@@ -333,6 +333,6 @@ mod tests {
         let mut landing = Landing::whole(RegionMut::heap(4).unwrap(), 3).unwrap();
         assert_eq!(landing.write(b"abcd"), 3);
         assert_eq!(landing.write(b"e"), 0);
-        assert_eq!(landing.into_region().unwrap().as_slice(), b"abc");
+        assert_eq!(landing.into_room().unwrap().as_slice(), b"abc");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Head, Land, Lander, Landing, One, Spot};
-use crate::region::RegionMut;
+use crate::region::Room;
 use crate::service::locator::NO_PLACE;
 use crate::service::question::{Question, Verdict, Want, Wants};
 use crate::shm::class::Place;
@@ -20,7 +20,7 @@ pub(super) struct Fetch {
 pub(super) struct Fetched {
     pub(super) verdict: Verdict,
     /// The bytes, where the verdict is `Yes`.
-    pub(super) region: Option<RegionMut>,
+    pub(super) region: Option<Room>,
     /// When it was asked for: all that is known of the original is that it was there later than that.
     pub(super) asked: Instant,
 }
@@ -30,7 +30,7 @@ impl Fetch {
     ///
     /// # Errors
     /// `TooLarge` for more than a region has room for.
-    pub(super) fn new(wants: Wants, regions: Vec<RegionMut>) -> Result<(Self, Call)> {
+    pub(super) fn new(wants: Wants, regions: Vec<Room>) -> Result<(Self, Call)> {
         let mut landings = Vec::with_capacity(wants.len());
         for (want, region) in wants.iter().zip(regions) {
             let len = usize::try_from(want.count).map_err(|_| mismatch())?;
@@ -52,7 +52,7 @@ impl Fetch {
         let mut fetched = Vec::with_capacity(verdicts.len());
         for verdict in verdicts {
             let region = match verdict {
-                Verdict::Yes { .. } => Some(landings.next().ok_or_else(mismatch)?.into_region()?),
+                Verdict::Yes { .. } => Some(landings.next().ok_or_else(mismatch)?.into_room()?),
                 _ => None,
             };
             fetched.push(Fetched { verdict, region, asked: self.asked });

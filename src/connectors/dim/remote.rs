@@ -20,7 +20,7 @@ use crate::fabric::{Answer, Call, Landing, Parts, Peer, Spot};
 use crate::key::Format;
 use crate::mutant::mutant;
 use crate::pending::{Operations, Pending};
-use crate::region::{Region, RegionMut};
+use crate::region::{Region, RegionMut, Room};
 use crate::service::address::Address;
 use crate::service::client::{Claim, Client};
 use crate::service::locator::NO_PLACE;
@@ -324,7 +324,7 @@ impl Remote {
     /// The bytes of an object from where it was, if they are its own.
     ///
     /// Nobody pins them: what was read may be another object's by now, or of two. The digest alone decides.
-    fn read(&self, at: &Address, len: u64, digest: Digest, limit: Limit) -> Result<RegionMut> {
+    fn read(&self, at: &Address, len: u64, digest: Digest, limit: Limit) -> Result<Room> {
         let Some(peer) = self.reader(at) else {
             return Err(Error::new(ErrorKind::Unavailable, "get", "the connection was lost"));
         };
@@ -332,7 +332,7 @@ impl Remote {
         let len = usize::try_from(len).map_err(|_| too_large(len, self.scheme))?;
         let landing = Landing::whole(self.client.reserve_again(len)?, len)?;
         let spot = Spot { segment: place.segment(), offset: place.offset() };
-        let region = peer.read(spot, landing, limit.half().0)?.into_region()?;
+        let region = peer.read(spot, landing, limit.half().0)?.into_room()?;
         if Digest::of(region.as_slice()) == digest || mutant!("read_unverified") {
             return Ok(region);
         }
@@ -406,8 +406,8 @@ impl Remote {
     }
 
     /// Makes fetched bytes the object that all processes of this node find.
-    fn land(&self, claim: Claim, region: RegionMut, format: Format, expires_in: u64, asked: Instant) -> Result<Found> {
-        let (lease, len) = self.client.lease_of(region)?;
+    fn land(&self, claim: Claim, region: Room, format: Format, expires_in: u64, asked: Instant) -> Result<Found> {
+        let (lease, len) = self.client.lease_in(region)?;
         let expires = self.expiry(expires_in, asked);
         Found::landed(claim.land(lease, Label { len, expires, ..Client::label(format) }, self.fresh_for(asked)))
     }
@@ -438,7 +438,7 @@ fn is_read(peer: &Arc<dyn Peer>, at: &Address) -> bool {
 pub(super) fn whole(mut answer: Answer, asked: Instant) -> Result<Fetched> {
     let verdict = Verdict::decode_one(&answer.head)?;
     let region = match (&verdict, answer.parts.pop()) {
-        (Verdict::Yes { .. }, Some(landing)) => Some(landing.into_region()?),
+        (Verdict::Yes { .. }, Some(landing)) => Some(landing.into_room()?),
         (Verdict::Yes { .. }, None) | (_, Some(_)) => return Err(mismatch()),
         (_, None) => None,
     };
@@ -481,7 +481,7 @@ fn joined(parts: Parts, answers: Vec<Answer>, asked: Instant) -> Result<Fetched>
         }
     }
     let verdict = verdict.ok_or_else(mismatch)?;
-    Ok(Fetched { verdict, region: Some(parts.join(landings)?), asked })
+    Ok(Fetched { verdict, region: Some(parts.join(landings)?.into()), asked })
 }
 
 /// What identifies an object in the memory of other nodes.

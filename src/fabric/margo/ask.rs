@@ -199,7 +199,7 @@ impl Ask {
         let ask = Arc::clone(self);
         let poller = Poller::new(pending, move |result| {
             let whole = result.and_then(|mut answer| match (&answer.head[..], answer.parts.pop()) {
-                (head, Some(landing)) if head == DESCRIBED => landing.into_region(),
+                (head, Some(landing)) if head == DESCRIBED => landing.into_room(),
                 _ => Err(nonsense("an answer that is not described")),
             });
             match whole {
@@ -241,7 +241,7 @@ impl Ask {
             vec![piece],
             self.link.silence * PATIENCE,
             || {},
-            move |result| match result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_region()) {
+            move |result| match result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room()) {
                 Ok(whole) => ask.described(whole.as_slice(), true),
                 Err(error) => {
                     ask.link.release(ask.number);

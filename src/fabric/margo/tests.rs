@@ -309,7 +309,7 @@ fn bytes_whose_place_is_known_are_pulled_while_they_are_asked_for() {
     let get = |from: u32, len: u32, expected: u64| {
         let call = Expecting::call([from, len], LEN, expected, &early);
         let answer = Arc::clone(&peer).request(call).deadline(LIMIT).wait()?;
-        answer.parts.into_iter().next().map(Landing::into_region).transpose()
+        answer.parts.into_iter().next().map(Landing::into_room).transpose()
     };
     const LEN: usize = 100_000;
     let bytes = |from: usize| &content[from..from + LEN];

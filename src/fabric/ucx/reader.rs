@@ -209,7 +209,7 @@ pub(super) fn probe(options: &Options) -> Result<String> {
         read
     });
     let unavailable = |error: Error| Error::new(ErrorKind::Unavailable, "open", error.context().to_owned());
-    match read.map_err(unavailable)?.into_region()?.as_slice() == memory.0 {
+    match read.map_err(unavailable)?.into_room()?.as_slice() == memory.0 {
         true => Ok(reader.transports.clone()),
         false => Err(Error::new(ErrorKind::Unavailable, "open", "other bytes were read than there are")),
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "tcp")]
 use crate::process;
 #[cfg(feature = "tcp")]
-use crate::region::{self, Reuse};
+use crate::region::{self, Reuse, Room};
 use crate::region::{Memory, RegionMut};
 #[cfg(feature = "tcp")]
 use crate::sync::lock;
@@ -96,16 +96,16 @@ impl Client {
     /// # Errors
     /// As `reserve`.
     #[cfg(feature = "tcp")]
-    pub(crate) fn reserve_again(self: &Arc<Self>, len: usize) -> Result<RegionMut> {
+    pub(crate) fn reserve_again(self: &Arc<Self>, len: usize) -> Result<Room> {
         let lease = Some(self.lease(len as u64)?);
         let kept = lock(&self.cells).pop();
         if let Some(mut kept) = kept {
             if let Some(cell) = Arc::get_mut(&mut kept) {
                 *cell = Again { lease, len };
-                return Ok(RegionMut::reusing(kept));
+                return Ok(Room::reusing(kept));
             }
         }
-        Ok(RegionMut::reusing(Arc::new(Again { lease, len })))
+        Ok(Room::reusing(Arc::new(Again { lease, len })))
     }
 
     /// Keeps a cell without a lease, for the next reservation.
@@ -129,26 +129,29 @@ impl Client {
         match region.into_memory::<Cell>() {
             Ok((cell, len)) if Arc::ptr_eq(cell.lease.client(), self) => Ok((cell.lease, len as u64)),
             Ok((cell, len)) => self.copy_of(RegionMut::new(cell), len),
-            Err(region) => self.lease_of_other(region),
+            Err(region) => self.copied(region.as_slice()),
         }
     }
 
-    /// As [`lease_of`](Self::lease_of), of what may be used again.
-    #[inline(never)]
-    fn lease_of_other(self: &Arc<Self>, region: RegionMut) -> Result<(Lease, u64)> {
-        #[cfg(feature = "tcp")]
-        let region = match region.into_reused::<Again>() {
-            Ok((mut cell, len)) => {
-                let lease = Arc::get_mut(&mut cell).and_then(|cell| cell.lease.take()).ok_or_else(foreign)?;
-                if Arc::ptr_eq(lease.client(), self) {
-                    self.keep_cell(cell);
-                    return Ok((lease, len as u64));
-                }
-                return self.copy_of(RegionMut::new(Box::new(Cell { lease, len: cell.len })), len);
-            }
-            Err(region) => region,
+    /// As [`lease_of`](Self::lease_of), of a [`Room`].
+    ///
+    /// # Errors
+    /// As `lease_of`.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn lease_in(self: &Arc<Self>, room: Room) -> Result<(Lease, u64)> {
+        let (memory, len) = match room {
+            Room::Own(region) => return self.lease_of(region),
+            Room::Reused(memory, len) => (memory, len as u64),
         };
-        self.copied(region.as_slice())
+        let mut cell = memory.downcast::<Again>().ok_or_else(foreign)?;
+        let lease = Arc::get_mut(&mut cell).and_then(|cell| cell.lease.take()).ok_or_else(foreign)?;
+        match Arc::ptr_eq(lease.client(), self) {
+            true => {
+                self.keep_cell(cell);
+                Ok((lease, len))
+            }
+            false => Err(foreign()),
+        }
     }
 
     /// A lease with a copy of the first bytes of another client's cell.
@@ -181,10 +184,9 @@ const MOST_KEPT: usize = 256;
 mod tests {
     use std::time::Duration;
 
-    use bytes::BufMut;
-
     use super::super::Options;
     use super::*;
+    use crate::fabric::Landing;
 
     #[test]
     fn cells_are_used_again_and_not_more_than_some_are_kept() {
@@ -198,9 +200,9 @@ mod tests {
         let client = Client::attach(&options).expect("a service of its own");
         let kept = || lock(&client.cells).len();
         let region = |bytes: &[u8]| {
-            let mut region = client.reserve_again(100).unwrap();
-            region.put_slice(bytes);
-            region.freeze()
+            let mut landing = Landing::whole(client.reserve_again(100).unwrap(), bytes.len()).unwrap();
+            landing.write(bytes);
+            landing.into_room().unwrap().freeze()
         };
         let (first, second) = (region(b"first"), region(b"second"));
         let clone = first.clone();
@@ -212,7 +214,7 @@ mod tests {
         assert_eq!((&again[..], &second[..], kept()), (&b"again"[..], &b"second"[..], 0));
         drop((again, second));
         // The lease goes on without it.
-        let (lease, len) = client.lease_of(client.reserve_again(100).unwrap()).unwrap();
+        let (lease, len) = client.lease_in(client.reserve_again(100).unwrap()).unwrap();
         assert_eq!((lease.capacity() >= 100, len, kept()), (true, 0, 2));
         let many: Vec<_> = (0..2 * MOST_KEPT).map(|_| region(b"x")).collect();
         assert_eq!(kept(), 0);

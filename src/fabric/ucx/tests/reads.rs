@@ -78,7 +78,7 @@ impl Site {
 }
 
 fn read(len: usize, by: impl FnOnce(Landing) -> Result<Landing>) -> Result<Vec<u8>> {
-    Ok(by(Landing::whole(RegionMut::heap(len)?, len)?)?.into_region()?.as_slice().to_vec())
+    Ok(by(Landing::whole(RegionMut::heap(len)?, len)?)?.into_room()?.as_slice().to_vec())
 }
 
 const ALL: &str = "tcp,sysv,cma";
