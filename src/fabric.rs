@@ -425,6 +425,7 @@ impl fmt::Debug for Piece {
 }
 
 impl Responder {
+    #[cfg_attr(not(any(test, feature = "margo")), allow(dead_code, reason = "for fabrics that answer by boxes"))]
     pub(crate) fn new(respond: Box<dyn Respond>) -> Self {
         Self(Duty::Own(respond))
     }
