@@ -15,13 +15,9 @@
 use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-use std::mem::ManuallyDrop;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, RangeBounds};
 use std::ptr::NonNull;
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-use std::sync::Arc;
 
 use bytes::buf::UninitSlice;
 use bytes::{BufMut, Bytes};
@@ -32,8 +28,12 @@ use crate::error::{Error, ErrorKind, Result};
 #[cfg(all(feature = "shm", not(any(loom, shuttle))))]
 mod kept;
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+mod room;
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 mod view;
 
+#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
+pub(crate) use room::{Reuse, Room};
 #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
 pub(crate) use view::View;
 
@@ -54,7 +54,7 @@ enum Inner {
     Kept(kept::Kept),
     /// The first bytes of memory whose holder is used again.
     #[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-    Reused(Reused, usize),
+    Reused(room::Reused, usize),
 }
 
 impl Region {
@@ -207,137 +207,6 @@ pub unsafe trait Memory: AsAny + Send + Sync {
     /// as `&mut [u8]` without being zeroed first.
     fn initialized(&self) -> usize {
         0
-    }
-}
-
-/// Memory whose holder serves one reservation after another: neither a reservation nor its region takes any of the allocator's.
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-pub(crate) trait Reuse: Memory {
-    /// Somebody lets go of it. Where nobody else has it, gives the memory back and keeps the holder for another reservation.
-    fn release(self: Arc<Self>);
-
-    /// The holder as [`Any`].
-    fn into_any_arc(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
-}
-
-/// One of those who have such memory: a [`Room`] alone, or the clones of a region.
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-pub(crate) struct Reused(ManuallyDrop<Arc<dyn Reuse>>);
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl Reused {
-    fn as_ptr(&self) -> NonNull<u8> {
-        self.0.as_ptr()
-    }
-
-    /// The holder as an `M`.
-    pub(crate) fn downcast<M: Memory>(self) -> Option<Arc<M>> {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: taken once: `this` is not dropped.
-        let memory = unsafe { ManuallyDrop::take(&mut this.0) };
-        memory.into_any_arc().downcast::<M>().ok()
-    }
-}
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl Clone for Reused {
-    fn clone(&self) -> Self {
-        Self(ManuallyDrop::new(Arc::clone(&self.0)))
-    }
-}
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl Drop for Reused {
-    fn drop(&mut self) {
-        // SAFETY: taken once, as this ends.
-        unsafe { ManuallyDrop::take(&mut self.0) }.release();
-    }
-}
-
-/// Memory for an object of another node, empty or written.
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-pub(crate) enum Room {
-    Own(RegionMut),
-    /// Memory whose holder is used again, and how much of it is written.
-    Reused(Reused, usize),
-}
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl Room {
-    /// Memory that nobody else has, empty.
-    pub(crate) fn reusing(memory: Arc<dyn Reuse>) -> Self {
-        Self::Reused(Reused(ManuallyDrop::new(memory)), 0)
-    }
-
-    pub(crate) fn capacity(&self) -> usize {
-        match self {
-            Self::Own(region) => region.capacity(),
-            Self::Reused(memory, _) => memory.0.capacity(),
-        }
-    }
-
-    /// Bytes written so far.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Own(region) => region.len(),
-            Self::Reused(_, len) => *len,
-        }
-    }
-
-    /// What was written so far.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Own(region) => region.as_slice(),
-            // SAFETY: so many bytes are valid by the contract of `Memory`, and were written: see `advance`.
-            Self::Reused(memory, len) => unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), *len) },
-        }
-    }
-
-    /// First byte that is not written, with the room behind it.
-    pub(crate) fn spare(&mut self) -> *mut u8 {
-        match self {
-            Self::Own(region) => region.spare_capacity_mut().as_mut_ptr().cast(),
-            // SAFETY: at most the capacity is written.
-            Self::Reused(memory, len) => unsafe { memory.as_ptr().as_ptr().add(*len) },
-        }
-    }
-
-    /// Notes that the next bytes are written.
-    ///
-    /// # Safety
-    /// They are.
-    pub(crate) unsafe fn advance(&mut self, bytes: usize) {
-        assert!(bytes <= self.capacity() - self.len(), "advanced {bytes} bytes beyond {self:?}");
-        match self {
-            // SAFETY: the caller's.
-            Self::Own(region) => unsafe { region.advance_mut(bytes) },
-            Self::Reused(_, len) => *len += bytes,
-        }
-    }
-
-    /// Ends writing and keeps the memory, as [`RegionMut::freeze`].
-    ///
-    /// # Cost
-    /// Nothing of memory that is used again.
-    pub(crate) fn freeze(self) -> Region {
-        match self {
-            Self::Own(region) => region.freeze(),
-            Self::Reused(memory, len) => Region(Inner::Reused(memory, len)),
-        }
-    }
-}
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl From<RegionMut> for Room {
-    fn from(region: RegionMut) -> Self {
-        Self::Own(region)
-    }
-}
-
-#[cfg(all(feature = "tcp", not(any(loom, shuttle))))]
-impl fmt::Debug for Room {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Room({} of {} B)", self.len(), self.capacity())
     }
 }
 
