@@ -147,8 +147,14 @@ mod spares {
         }
     }
 
+    /// How many this thread keeps.
+    #[cfg(test)]
+    pub(super) fn count() -> usize {
+        SPARE.with_borrow(Vec::len)
+    }
+
     /// Most that a thread keeps, of 32 bytes each.
-    const MOST: usize = 256;
+    pub(super) const MOST: usize = 256;
 }
 
 #[cfg(test)]
@@ -186,6 +192,21 @@ mod tests {
         drop(second);
         drop(third);
         assert_eq!(drops.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_thread_keeps_some_memory_of_owners_and_not_more() {
+        static BYTES: [u8; 64] = [7; 64];
+        // SAFETY: static, and never written.
+        let kept = || unsafe { Kept::new(NonNull::from(&BYTES).cast(), 64, [1u64, 2]) };
+        let one = kept();
+        let place = one.shared;
+        drop(one);
+        let again = kept();
+        assert_eq!((again.shared, spares::count()), (place, 0));
+        let many: Vec<Kept> = (0..2 * spares::MOST).map(|_| kept()).collect();
+        drop(many);
+        assert_eq!(spares::count(), spares::MOST);
     }
 
     #[test]
