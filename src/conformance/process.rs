@@ -74,6 +74,11 @@ fn read_here(subject: &Subject) -> Check {
         connector.evict(&key).wait()?;
         is_missing(&*connector, &key)?;
     }
+    let keys = [child.ask_key(format_args!("put 1 5000"))?, child.ask_key(format_args!("put 2 6000"))?];
+    holds(&*connector, &keys[0], 1, 5000)?;
+    holds(&*connector, &keys[1], 2, 6000)?;
+    connector.evict_batch(&keys).wait()?;
+    keys.iter().try_for_each(|key| is_missing(&*connector, key))?;
     child.end()
 }
 

@@ -365,6 +365,7 @@ impl Connector for DimConnector {
             let wants: Vec<Want> = objects.iter().map(|(at, address)| want(address, keys[*at].len())).collect();
             let all = Arc::clone(&self.objects);
             started.push(self.objects.remote.ask_all(node, &wants, Question::Evict).chain(move |verdicts| {
+                objects.iter().for_each(|(_, address)| all.forget(address));
                 let targets = verdicts.into_iter().map(|verdict| all.evict_target(verdict));
                 Pending::all(targets.collect()).and_then(|_| Ok(()))
             }));

@@ -136,6 +136,20 @@ fn what_was_evicted_meanwhile_is_missing_everywhere() {
 }
 
 #[test]
+fn what_was_evicted_among_others_is_missing_here_at_once() {
+    let crowd = Crowd::new("crowd-evict-batch", 2);
+    let keys = [crowd.put(&content(5000)), crowd.put(&content(LEN))];
+    let here = &crowd.nodes[1].connector;
+    for key in &keys {
+        assert!(here.get(key).wait().unwrap().is_some());
+    }
+    here.evict_batch(&keys).wait().unwrap();
+    for key in &keys {
+        assert!(here.get(key).wait().unwrap().is_none());
+    }
+}
+
+#[test]
 fn an_object_in_a_batch_is_passed_on_too() {
     let crowd = Crowd::new("crowd-batch", 4);
     let bytes = content(LEN);
