@@ -137,6 +137,8 @@ struct Numbered<T> {
     operations: Arc<dyn Operations<T>>,
     number: u64,
     is_started: bool,
+    /// As [`Operation::bound`] says.
+    until: Option<Instant>,
 }
 
 impl<T> Numbered<T> {
@@ -176,7 +178,7 @@ impl<T> Pending<T> {
     /// Allocates nothing, unless it is continued.
     #[cfg_attr(not(feature = "tcp"), allow(dead_code, reason = "for what fabrics do"))]
     pub(crate) fn from_operations(operations: Arc<dyn Operations<T>>, number: u64) -> Self {
-        Self::from_state(State::Numbered(Numbered { operations, number, is_started: false }))
+        Self::from_state(State::Numbered(Numbered { operations, number, is_started: false, until: None }))
     }
 
     const fn from_state(state: State<T>) -> Self {
@@ -266,7 +268,10 @@ impl<T> Pending<T> {
     /// For a blocking operation two allocations and a thread hop; nothing for the others.
     pub fn start(mut self) -> Self {
         match &mut self.state {
-            State::Waiting(operation) => operation.start(),
+            State::Waiting(operation) => {
+                operation.bound(self.limit.at);
+                operation.start();
+            }
             _ => self.begin(),
         }
         self
@@ -454,7 +459,10 @@ impl<T> Future for Pending<T> {
         let this = self.get_mut();
         this.begin();
         let polled = match &mut this.state {
-            State::Waiting(operation) => Some(operation.poll(cx)),
+            State::Waiting(operation) => {
+                operation.bound(this.limit.at);
+                Some(operation.poll(cx))
+            }
             State::Numbered(one) => Some(Arc::clone(&one.operations).poll(one.number, cx)),
             _ => None,
         };
@@ -509,6 +517,10 @@ trait Operation<T>: Send {
     fn wait(&mut self, limit: Limit) -> Result<T>;
     /// As [`Source::poll`].
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>>;
+    /// Says until when its caller waits; called before each poll and before `start`.
+    fn bound(&mut self, until: Option<Instant>) {
+        let _ = until;
+    }
     /// Sees to it that the operation makes progress without its waiter.
     fn start(&mut self) {}
     /// The result for a caller who stopped waiting because of `error`; nothing else is called afterwards.
@@ -523,12 +535,16 @@ impl<T> Operation<T> for Numbered<T> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        Numbered::start(self, None);
+        Numbered::start(self, self.until);
         Arc::clone(&self.operations).poll(self.number, cx)
     }
 
+    fn bound(&mut self, until: Option<Instant>) {
+        self.until = until;
+    }
+
     fn start(&mut self) {
-        Numbered::start(self, None);
+        Numbered::start(self, self.until);
     }
 }
 

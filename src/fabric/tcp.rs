@@ -20,7 +20,7 @@ mod connection;
 mod door;
 #[cfg(test)]
 #[expect(unsafe_code, reason = "fork has no safe form")]
-mod fork;
+pub(crate) mod fork;
 mod frame;
 mod listener;
 mod peer;

@@ -49,6 +49,10 @@ where
         }
     }
 
+    fn bound(&mut self, until: Option<Instant>) {
+        self.operation.bound(until);
+    }
+
     fn start(&mut self) {
         self.operation.start();
     }
@@ -99,6 +103,12 @@ where
         match &mut self.second {
             Some(second) => Pin::new(second).poll(cx),
             None => Poll::Ready(Err(super::taken())),
+        }
+    }
+
+    fn bound(&mut self, until: Option<Instant>) {
+        if let Some((first, _)) = &mut self.first {
+            first.bound(until);
         }
     }
 
@@ -335,6 +345,62 @@ impl Wake for WakeOne {
         drop(wakes);
         if let Some(task) = task {
             task.wake();
+        }
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Operations;
+    use super::*;
+    use crate::sync::lock;
+
+    /// Never ends, and notes until when it was started.
+    #[derive(Default)]
+    struct Started(Mutex<Vec<Option<Instant>>>);
+
+    impl Operations<()> for Started {
+        fn wait(self: Arc<Self>, _: u64, _: Option<Instant>) -> Result<()> {
+            Err(super::super::taken())
+        }
+
+        fn poll(self: Arc<Self>, _: u64, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Pending
+        }
+
+        fn start(self: Arc<Self>, _: u64, deadline: Option<Instant>) {
+            lock(&self.0).push(deadline);
+        }
+
+        fn let_go(self: Arc<Self>, _: u64) {}
+    }
+
+    #[test]
+    fn what_an_operation_is_continued_by_does_not_hide_until_when_it_may_take() {
+        type Way = fn(Pending<()>) -> Pending<()>;
+        let ways: [Way; 4] = [
+            |one| one,
+            |one| one.then(|result| result),
+            |one| one.chain(|()| Pending::ready(Ok(()))),
+            |one| one.then(|result| result).and_then(Ok).chain(|()| Pending::ready(Ok(()))),
+        ];
+        for (at, way) in ways.into_iter().enumerate() {
+            for is_polled in [true, false] {
+                let started = Arc::new(Started::default());
+                let before = Instant::now();
+                let one = way(Pending::from_operations(Arc::clone(&started) as _, 1));
+                let one = one.deadline(Duration::from_secs(3600));
+                let mut one = if is_polled { one } else { one.start() };
+                for _ in 0..2 {
+                    assert!(Pin::new(&mut one).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                }
+                let told = lock(&started.0).clone();
+                let is_right =
+                    |until: &Option<Instant>| until.is_some_and(|at| at - before >= Duration::from_secs(3600));
+                assert!(told.len() == 1 && told.iter().all(is_right), "way {at}, polled {is_polled}: {told:?}");
+            }
         }
     }
 }

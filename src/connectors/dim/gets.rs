@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::landings::{Fetched, mismatch};
 use super::objects::Objects;
 use super::remote::{Found, Limit, Remote, whole};
+use super::slots::ended;
 use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::Answer;
@@ -100,11 +101,14 @@ fn again(
 
 impl Operations<Fetched> for Remote {
     fn wait(self: Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<Fetched> {
-        self.fetches.take(number).ok_or_else(ended)?.wait(&self, deadline)
+        self.fetches.take(number)?.wait(&self, deadline)
     }
 
     fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<Fetched>> {
-        let Some(mut fetching) = self.fetches.take(number) else { return Poll::Ready(Err(ended())) };
+        let mut fetching = match self.fetches.take(number) {
+            Ok(fetching) => fetching,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
         let polled = fetching.poll(&self, cx);
         if polled.is_pending() {
             self.fetches.put(number, fetching);
@@ -177,8 +181,8 @@ impl Objects {
     }
 
     /// The get of a number, begun where it is to go on without its waiter.
-    fn begun(self: &Arc<Self>, number: u64, deadline: Option<Instant>) -> Option<Get> {
-        Some(match self.gets.take(number)? {
+    fn begun(self: &Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<Get> {
+        Ok(match self.gets.take(number)? {
             Get::Shared(object) => Get::Begun(Box::new(self.sharing(object).start_until(deadline))),
             get => get,
         })
@@ -187,7 +191,7 @@ impl Objects {
 
 impl Operations<Option<Region>> for Objects {
     fn wait(self: Arc<Self>, number: u64, deadline: Option<Instant>) -> Result<Option<Region>> {
-        match self.gets.take(number).ok_or_else(ended)? {
+        match self.gets.take(number)? {
             Get::Asked(fetching) => shown(&self.remote, fetching.wait(&self.remote, deadline)?),
             Get::Shared(object) => caught(|| self.get_shared(object, deadline)),
             Get::Begun(begun) => begun.wait_until(deadline),
@@ -195,7 +199,10 @@ impl Operations<Option<Region>> for Objects {
     }
 
     fn poll(self: Arc<Self>, number: u64, cx: &mut Context<'_>) -> Poll<Result<Option<Region>>> {
-        let Some(mut get) = self.begun(number, None) else { return Poll::Ready(Err(ended())) };
+        let mut get = match self.begun(number, None) {
+            Ok(get) => get,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
         let polled = match &mut get {
             Get::Asked(fetching) => fetching.poll(&self.remote, cx).map(|fetched| shown(&self.remote, fetched?)),
             Get::Begun(begun) => Pin::new(begun).poll(cx),
@@ -208,7 +215,7 @@ impl Operations<Option<Region>> for Objects {
     }
 
     fn start(self: Arc<Self>, number: u64, deadline: Option<Instant>) {
-        if let Some(begun) = self.begun(number, deadline) {
+        if let Ok(begun) = self.begun(number, deadline) {
             self.gets.put(number, begun);
         }
     }
@@ -235,8 +242,4 @@ pub(super) fn region_of(found: Found) -> Result<Option<Region>> {
         // Only declarations, whose keys have no place, lead elsewhere.
         Found::Elsewhere(_) => Err(mismatch()),
     }
-}
-
-fn ended() -> Error {
-    Error::new(ErrorKind::Cancelled, "get", "the result was taken before")
 }

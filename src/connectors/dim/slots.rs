@@ -1,11 +1,18 @@
 //! `Slots`: operations that are under way, by numbers that are used again.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
+use crate::error::{Error, ErrorKind, Result};
+use crate::process;
 use crate::sync::lock;
 
 /// See the module. It keeps the memory of [`MOST`] at most.
-pub(super) struct Slots<T>(Mutex<Places<T>>);
+///
+/// In a forked child it has no place and no operation: threads of the parent may have held its lock.
+pub(super) struct Slots<T> {
+    places: Mutex<Places<T>>,
+    generation: u32,
+}
 
 struct Places<T> {
     /// Nothing where the number is free, or somebody has the operation in hands.
@@ -15,17 +22,22 @@ struct Places<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Self(Mutex::new(Places { all: Vec::new(), free: Vec::new() }))
+        let places = Mutex::new(Places { all: Vec::new(), free: Vec::new() });
+        Self { places, generation: process::generation() }
     }
 }
 
 impl<T> Slots<T> {
+    fn places(&self) -> Option<MutexGuard<'_, Places<T>>> {
+        (self.generation == process::generation()).then(|| lock(&self.places))
+    }
+
     /// A number for an operation.
     ///
     /// # Errors
     /// The operation, when there are too many.
-    pub(super) fn insert(&self, operation: T) -> Result<u64, Box<T>> {
-        let mut places = lock(&self.0);
+    pub(super) fn insert(&self, operation: T) -> std::result::Result<u64, Box<T>> {
+        let Some(mut places) = self.places() else { return Err(Box::new(operation)) };
         if let Some(number) = places.free.pop() {
             places.all[number] = Some(operation);
             return Ok(number as u64);
@@ -39,13 +51,20 @@ impl<T> Slots<T> {
     }
 
     /// The operation, whose number stays its own.
-    pub(super) fn take(&self, number: u64) -> Option<T> {
-        lock(&self.0).all.get_mut(number as usize)?.take()
+    ///
+    /// # Errors
+    /// `Forked` in a child of the process that it is one of, `Cancelled` when somebody has it.
+    pub(super) fn take(&self, number: u64) -> Result<T> {
+        let Some(mut places) = self.places() else {
+            let context = "the operation is the parent process's; open the store again after fork";
+            return Err(Error::new(ErrorKind::Forked, "get", context));
+        };
+        places.all.get_mut(number as usize).and_then(Option::take).ok_or_else(ended)
     }
 
     /// Puts it back.
     pub(super) fn put(&self, number: u64, operation: T) {
-        if let Some(place) = lock(&self.0).all.get_mut(number as usize) {
+        if let Some(place) = self.places().as_mut().and_then(|places| places.all.get_mut(number as usize)) {
             *place = Some(operation);
         }
     }
@@ -53,11 +72,15 @@ impl<T> Slots<T> {
     /// Frees a number; what is left of its operation is to be dropped where no lock is held.
     #[must_use]
     pub(super) fn free(&self, number: u64) -> Option<T> {
-        let mut places = lock(&self.0);
+        let mut places = self.places()?;
         let left = places.all.get_mut(number as usize)?.take();
         places.free.push(number as usize);
         left
     }
+}
+
+pub(super) fn ended() -> Error {
+    Error::new(ErrorKind::Cancelled, "get", "the result was taken before")
 }
 
 /// Most operations that have numbers.
@@ -72,12 +95,28 @@ mod tests {
         let slots = Slots::default();
         let numbers: Vec<u64> = (0..MOST).map(|at| slots.insert(at).unwrap()).collect();
         assert_eq!(slots.insert(MOST).unwrap_err(), Box::new(MOST));
-        assert_eq!((slots.take(numbers[3]), slots.take(numbers[3])), (Some(3), None));
+        assert_eq!((slots.take(numbers[3]).ok(), slots.take(numbers[3]).ok()), (Some(3), None));
         // Its number is not free by that.
         assert!(slots.insert(MOST).is_err());
         slots.put(numbers[3], 33);
         assert_eq!((slots.free(numbers[3]), slots.free(numbers[7])), (Some(33), Some(7)));
         assert_eq!(slots.insert(70).unwrap(), numbers[7]);
-        assert_eq!((slots.take(numbers[7]), slots.take(MOST as u64)), (Some(70), None));
+        assert_eq!((slots.take(numbers[7]).ok(), slots.take(MOST as u64).ok()), (Some(70), None));
+    }
+
+    #[test]
+    #[cfg(not(miri))]
+    fn a_forked_child_does_not_wait_for_a_lock_that_its_parent_had() {
+        let slots = Slots::default();
+        let number = slots.insert(1).unwrap();
+        let held = lock(&slots.places);
+        assert!(crate::fabric::tcp::fork::in_child(|| {
+            assert!(slots.free(number).is_none());
+            slots.put(number, 2);
+            assert_eq!(slots.take(number).unwrap_err().kind(), ErrorKind::Forked);
+            assert!(slots.insert(3).is_err());
+        }));
+        drop(held);
+        assert_eq!(slots.take(number).unwrap(), 1);
     }
 }

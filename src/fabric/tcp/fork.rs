@@ -8,7 +8,7 @@ use super::tests::{Site, ask, echo, eventually, kind, options};
 use crate::error::ErrorKind;
 
 /// Whether `body` ends well in a forked child.
-fn in_child(body: impl FnOnce()) -> bool {
+pub(crate) fn in_child(body: impl FnOnce()) -> bool {
     // SAFETY: the child has this thread alone; it does what this test is about, and ends by `_exit`.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
