@@ -142,9 +142,9 @@ struct Numbered<T> {
 }
 
 impl<T> Numbered<T> {
-    fn start(&mut self, deadline: Option<Instant>) {
+    fn start(&mut self) {
         if !std::mem::replace(&mut self.is_started, true) {
-            Arc::clone(&self.operations).start(self.number, deadline);
+            Arc::clone(&self.operations).start(self.number, self.until);
         }
     }
 }
@@ -279,7 +279,8 @@ impl<T> Pending<T> {
 
     fn begin(&mut self) {
         if let State::Numbered(one) = &mut self.state {
-            one.start(self.limit.at);
+            one.until = self.limit.at;
+            one.start();
         }
         if !matches!(self.state, State::Blocking { .. }) {
             return;
@@ -535,7 +536,7 @@ impl<T> Operation<T> for Numbered<T> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        Numbered::start(self, self.until);
+        Numbered::start(self);
         Arc::clone(&self.operations).poll(self.number, cx)
     }
 
@@ -544,7 +545,7 @@ impl<T> Operation<T> for Numbered<T> {
     }
 
     fn start(&mut self) {
-        Numbered::start(self, self.until);
+        Numbered::start(self);
     }
 }
 

@@ -51,11 +51,9 @@ impl Objects {
 
     /// Reads an object, or what was committed to a declaration, which may lie elsewhere.
     pub(super) fn get_through(self: &Arc<Self>, object: Pointer, hops: u32) -> Pending<Option<Region>> {
-        if object.address.place != NO_PLACE && !self.is_here(&object.address) {
-            return self.get_remote(object);
-        }
         let found = match self.is_here(&object.address) {
             true => Pending::ready(self.find(&object)),
+            false if object.address.place != NO_PLACE => return self.get_remote(object),
             false => self.look_up(object),
         };
         let all = Arc::clone(self);

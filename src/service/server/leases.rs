@@ -33,7 +33,8 @@ impl Server {
             (false, ..=GROW_AHEAD) => Effort::Grow,
             (false, _) => Effort::Free,
         };
-        let effort = if self.is_gathering() { Effort::Free } else { effort };
+        let gathers = self.is_gathering();
+        let effort = if gathers { Effort::Free } else { effort };
         self.standing.insert((tag, class));
         match self.memory.lease(tag, class, count, id, effort) {
             Ok((slots, added)) => {
@@ -42,7 +43,7 @@ impl Server {
                 failpoint!("service.lease.told");
             }
             Err(_) if urgent => {
-                let until = (!self.is_gathering()).then(|| {
+                let until = (!gathers).then(|| {
                     self.recall();
                     Instant::now() + RECALL
                 });
