@@ -1,14 +1,22 @@
-//! Gets between two hosts beside bare loops, in one run: `cluster --bench [ucx|margo]`.
+//! Gets between two hosts beside bare loops, in one run: `cluster --bench [ucx|margo] [latency|bandwidth|many|contact]`.
+//!
+//! A round is the bare loop and then ours. Ratios are medians of those of the rounds, with the smallest and the largest behind
+//! them: what else the machine does concerns both sides of a round.
 
 use crate::hosts::{Cluster, Worker, missing};
 use crate::pair::{ENVIRONMENT, Fabric, MARGO, UCX};
 
-/// Prints the tables; the exit status.
-pub(crate) fn main(fabric: Fabric) -> i32 {
+/// Prints the tables, or one of them; the exit status.
+pub(crate) fn main(fabric: Fabric, only: Option<&str>) -> i32 {
+    if let Some(only) = only.filter(|only| !TABLES.contains(only)) {
+        eprintln!("there is no table {only}; tables are {}", TABLES.join(", "));
+        return 2;
+    }
     if let Err(reason) = missing().and(fabric.missing()) {
         println!("ignored: {reason}");
         return 77;
     }
+    let wants = |table: &str| only.is_none_or(|only| only == table);
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut server = one.worker();
@@ -24,27 +32,46 @@ pub(crate) fn main(fabric: Fabric) -> i32 {
     if fabric == UCX {
         let contact = server.ask(&format!("ucp_own {}", LARGEST));
         let first = run.ucp(&contact);
-        run.ucp_latencies();
-        run.ucp_bandwidths();
-        run.ucp_many();
-        let mut fresh: Vec<f64> = Vec::new();
-        let key = put(run.owner, 8);
-        for _ in 0..ROUNDS {
-            let mut worker = start(&two);
-            fresh.push(number(&worker.ask(&format!("singles {key}"))) / 1e6);
+        if wants("latency") {
+            run.ucp_latencies();
         }
-        println!("\nfirst get of a process {:.2} ms, bare endpoint and first byte {first:.2} ms", median(fresh));
-        idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+        if wants("bandwidth") {
+            run.ucp_bandwidths();
+        }
+        if wants("many") {
+            run.ucp_many();
+        }
+        if wants("contact") {
+            let mut fresh: Vec<f64> = Vec::new();
+            let key = put(run.owner, 8);
+            for _ in 0..ROUNDS {
+                let mut worker = start(&two);
+                fresh.push(number(&worker.ask(&format!("singles {key}"))) / 1e6);
+            }
+            println!("\nfirst get of a process {:.2} ms, bare endpoint and first byte {first:.2} ms", median(fresh));
+            idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+        }
     } else if fabric == MARGO {
         let contact = server.ask(&format!("margo_own {LARGEST}"));
         run.bare.expect(&format!("margo_connect {contact} {LARGEST}"), "done");
-        run.margo();
-        run.batch();
-        idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+        let sizes = [("latency", SMALL.as_slice()), ("bandwidth", LARGE.as_slice())];
+        sizes.into_iter().filter(|(name, _)| wants(name)).for_each(|(_, sizes)| run.margo(sizes));
+        if wants("many") {
+            run.batch();
+        }
+        if wants("contact") {
+            idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
+        }
     } else {
-        run.latencies();
-        run.bandwidths();
-        run.batch();
+        if wants("latency") {
+            run.latencies();
+        }
+        if wants("bandwidth") {
+            run.bandwidths();
+        }
+        if wants("many") {
+            run.batch();
+        }
     }
     0
 }
@@ -61,7 +88,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn latencies(&mut self) {
-        println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
+        println!("{:>10}  {:>12}  {:>12}  {:>16}", "bytes", "bare us", "get us", "ratio");
         for len in SMALL {
             let key = put(self.owner, len);
             let (mut times, mut bares) = (Vec::new(), Vec::new());
@@ -69,14 +96,14 @@ impl Run<'_> {
                 bares.push(self.socket_latency(len));
                 times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
             }
-            let (bare, ours) = (median(bares), median(times));
-            println!("{len:>10}  {bare:>12.1}  {ours:>12.1}  {:>6.2}", ours / bare);
+            let ratio = ratios(&times, &bares);
+            println!("{len:>10}  {:>12.1}  {:>12.1}  {ratio:>16}", median(bares), median(times));
         }
     }
 
     fn bandwidths(&mut self) {
         println!(
-            "\n{:>10}  {:>12}  {:>12}  {:>6}  {:>15}  {:>6}",
+            "\n{:>10}  {:>12}  {:>12}  {:>16}  {:>15}  {:>16}",
             "bytes", "get MB/s", "bare MB/s", "ratio", "4 bare streams", "ratio"
         );
         for len in LARGE {
@@ -87,9 +114,9 @@ impl Run<'_> {
                 wides.push(self.socket_bandwidth(len, 4));
                 rates.push(number(&self.ours.ask(&format!("bandwidth {key} {}", often(len)))) / 1e6);
             }
+            let [one, four] = [ratios(&rates, &bares), ratios(&rates, &wides)];
             let (bare, wide, ours) = (median(bares), median(wides), median(rates));
-            let ratios = [ours / bare, ours / wide];
-            println!("{len:>10}  {ours:>12.0}  {bare:>12.0}  {:>6.2}  {wide:>15.0}  {:>6.2}", ratios[0], ratios[1]);
+            println!("{len:>10}  {ours:>12.0}  {bare:>12.0}  {one:>16}  {wide:>15.0}  {four:>16}");
             self.owner.expect(&format!("evict {key}"), "done");
         }
     }
@@ -110,19 +137,18 @@ impl Run<'_> {
 
     /// Of means: below 64 KiB the times of a get and of an RPC with such an answer, from there on the bandwidths of a get and of
     /// a pull.
-    fn margo(&mut self) {
-        println!("{:>10}  {:>12}  {:>12}  {:>6}", "bytes", "bare us", "get us", "ratio");
-        for len in SMALL.into_iter().chain(LARGE) {
+    fn margo(&mut self, sizes: &[usize]) {
+        println!("{:>10}  {:>12}  {:>12}  {:>16}", "bytes", "bare us", "get us", "ratio");
+        for &len in sizes {
             let key = put(self.owner, len);
             let count = if len < LARGE[0] { 2000 } else { often(len) };
             let (mut times, mut bares) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 bares.push(number(&self.bare.ask(&format!("margo_fetch {len} {count}"))) / 1e3);
-                times.push(number(&self.ours.ask(&format!("latency {key} {count}"))) / 1e3);
+                times.push(number(&self.ours.ask(&format!("mean {key} {count}"))) / 1e3);
             }
-            let (bare, ours) = (median(bares), median(times));
-            let ratio = if len < 64 << 10 { ours / bare } else { bare / ours };
-            println!("{len:>10}  {bare:>12.1}  {ours:>12.1}  {ratio:>6.2}");
+            let ratio = if len < 64 << 10 { ratios(&times, &bares) } else { ratios(&bares, &times) };
+            println!("{len:>10}  {:>12.1}  {:>12.1}  {ratio:>16}", median(bares), median(times));
             self.owner.expect(&format!("evict {key}"), "done");
         }
     }
@@ -144,7 +170,7 @@ impl Run<'_> {
     fn ucp_latencies(&mut self) {
         let heads = ["bytes", "busy us", "bare us", "way", "get us", "/ busy", "/ bare", "socket us"];
         println!(
-            "{:>10}  {:>9}  {:>9}  {:>10}  {:>9}  {:>6}  {:>6}  {:>9}",
+            "{:>10}  {:>9}  {:>9}  {:>10}  {:>9}  {:>16}  {:>16}  {:>9}",
             heads[0], heads[1], heads[2], heads[3], heads[4], heads[5], heads[6], heads[7]
         );
         for len in SMALL {
@@ -159,18 +185,17 @@ impl Run<'_> {
                 sockets.push(self.socket_latency(len));
                 times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
             }
+            let [beside_busy, beside_bare] = [ratios(&times, &busies), ratios(&times, &bares)];
             let (busy, bare, ours, socket) = (median(busies), median(bares), median(times), median(sockets));
             println!(
-                "{len:>10}  {busy:>9.1}  {bare:>9.1}  {ways:>10}  {ours:>9.1}  {:>6.2}  {:>6.2}  {socket:>9.1}",
-                ours / busy,
-                ours / bare
+                "{len:>10}  {busy:>9.1}  {bare:>9.1}  {ways:>10}  {ours:>9.1}  {beside_busy:>16}  {beside_bare:>16}  {socket:>9.1}"
             );
         }
     }
 
     fn ucp_bandwidths(&mut self) {
         println!(
-            "\n{:>10}  {:>10}  {:>10}  {:>10}  {:>6}  {:>11}  {:>6}",
+            "\n{:>10}  {:>10}  {:>10}  {:>10}  {:>16}  {:>11}  {:>16}",
             "bytes", "get MB/s", "bare MB/s", "way", "ratio", "socket MB/s", "ratio"
         );
         for len in LARGE {
@@ -185,11 +210,10 @@ impl Run<'_> {
                 // The median, as of the bare loop.
                 rates.push(len as f64 / (number(&self.ours.ask(&format!("latency {key} {}", often(len)))) / 1e3));
             }
+            let [beside_bare, beside_socket] = [ratios(&rates, &bares), ratios(&rates, &sockets)];
             let (bare, socket, ours) = (median(bares), median(sockets), median(rates));
-            let ratios = [ours / bare, ours / socket];
             println!(
-                "{len:>10}  {ours:>10.0}  {bare:>10.0}  {ways:>10}  {:>6.2}  {socket:>11.0}  {:>6.2}",
-                ratios[0], ratios[1]
+                "{len:>10}  {ours:>10.0}  {bare:>10.0}  {ways:>10}  {beside_bare:>16}  {socket:>11.0}  {beside_socket:>16}"
             );
             self.owner.expect(&format!("evict {key}"), "done");
         }
@@ -201,22 +225,22 @@ impl Run<'_> {
         let (mut windows, mut bares, mut gathers, mut batches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut alone, mut crowds) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            bares.push(self.fetch(65536, 64, 1, "hybrid", 2048).0);
-            windows.push(number(&self.ours.ask(&format!("window 64 2048 {keys}"))) / 1e3);
+            bares.push(self.fetch(65536, 64, 1, "hybrid", 8192).0);
+            windows.push(number(&self.ours.ask(&format!("window 64 8192 {keys}"))) / 1e3);
             gathers.push(self.fetch(64 * 4096, 1, 64, "hybrid", 500).0);
             batches.push(number(&self.ours.ask(&format!("batches 500 {small}"))) / 1e3);
-            alone.push(number(&self.ours.ask(&format!("crowd 1 2048 {keys}"))) / 1e3);
-            crowds.push(number(&self.ours.ask(&format!("crowd 8 2048 {keys}"))) / 1e3);
+            alone.push(number(&self.ours.ask(&format!("crowd 1 4096 {keys}"))) / 1e3);
+            crowds.push(number(&self.ours.ask(&format!("crowd 8 4096 {keys}"))) / 1e3);
         }
+        let ratio = ratios(&bares, &windows);
         let (bare, ours) = (median(bares), median(windows));
-        println!(
-            "\n64 gets of 64 KiB at a time: {ours:.1} us each, bare {bare:.1}: {:.2} of its bandwidth",
-            bare / ours
-        );
+        println!("\n64 gets of 64 KiB at a time: {ours:.1} us each, bare {bare:.1}: {ratio} of its bandwidth");
+        let ratio = ratios(&batches, &gathers);
         let (bare, ours) = (median(gathers), median(batches));
-        println!("a batch of 64 x 4 KiB: {ours:.1} us, bare gathered message {bare:.1}: {:.2}", ours / bare);
+        println!("a batch of 64 x 4 KiB: {ours:.1} us, bare gathered message {bare:.1}: {ratio}");
+        let ratio = ratios(&alone, &crowds);
         let (one, eight) = (median(alone), median(crowds));
-        println!("64 KiB by 1 thread {one:.1} us each, by 8 {eight:.1}: {:.2} of the bandwidth of one", one / eight);
+        println!("64 KiB by 1 thread {one:.1} us each, by 8 {eight:.1}: {ratio} of the bandwidth of one");
     }
 
     fn socket_latency(&mut self, len: usize) -> f64 {
@@ -238,7 +262,7 @@ fn idle(workers: &mut [(&str, &mut Worker)]) {
 }
 
 fn often(len: usize) -> usize {
-    ((512 << 20) / len).clamp(4, 64)
+    ((1 << 30) / len).clamp(4, 256)
 }
 
 fn puts(owner: &mut Worker, len: usize, count: usize) -> String {
@@ -260,7 +284,17 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-const ROUNDS: usize = 5;
+/// The median of what one figure of each round is beside the other, and the extremes.
+fn ratios(of: &[f64], beside: &[f64]) -> String {
+    let mut all: Vec<f64> = of.iter().zip(beside).map(|(of, beside)| of / beside).collect();
+    all.sort_by(f64::total_cmp);
+    let (least, most) = (all[0], all[all.len() - 1]);
+    format!("{:.2} ({least:.2}-{most:.2})", median(all))
+}
+
+const TABLES: [&str; 4] = ["latency", "bandwidth", "many", "contact"];
+
+const ROUNDS: usize = 9;
 const SMALL: [usize; 4] = [8, 1024, 4096, 65536];
 const LARGE: [usize; 5] = [1 << 20, 4 << 20, 16 << 20, 64 << 20, LARGEST];
 const LARGEST: usize = 256 << 20;

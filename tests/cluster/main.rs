@@ -46,10 +46,10 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--worker"] => std::process::exit(worker::run()),
-        ["--bench"] => std::process::exit(bench::main(pair::TCP)),
         ["--bench", "one-to-all"] => std::process::exit(crowd::bench()),
-        ["--bench", "ucx"] => std::process::exit(bench::main(pair::UCX)),
-        ["--bench", "margo"] => std::process::exit(bench::main(pair::MARGO)),
+        ["--bench", "ucx", ref only @ ..] => std::process::exit(bench::main(pair::UCX, only.first().copied())),
+        ["--bench", "margo", ref only @ ..] => std::process::exit(bench::main(pair::MARGO, only.first().copied())),
+        ["--bench", ref only @ ..] => std::process::exit(bench::main(pair::TCP, only.first().copied())),
         ["--node", url] => std::process::exit(node::run(url)),
         ["--serve", ref rest @ ..] => std::process::exit(node::serve(rest)),
         ["--proxy", own, peer] => std::process::exit(node::proxy(own, peer)),

@@ -10,6 +10,7 @@ use proxystore::connectors::DimConnector;
 use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
 
+use crate::bare::WARM;
 use crate::content::{Random, content, verify};
 use crate::count::{self, allocations};
 use crate::proxy::Proxy;
@@ -201,20 +202,19 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             }
             "done".to_owned()
         }
-        // Median time of a get, in nanoseconds; the first tenth warms up.
-        ["latency", key, count] => {
+        // Nanoseconds of a get, the median or the mean.
+        ["latency" | "mean", key, count] => {
             let key = parse(key)?;
-            let mut times = Vec::new();
-            for at in 0..number(count) + number(count) / 10 {
-                let begun = Instant::now();
+            let mut times = times(number(count), || {
                 let found = store.get(&key).wait()?;
-                if at >= number(count) / 10 {
-                    times.push(begun.elapsed().as_nanos());
-                }
                 assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
+                Ok(())
+            })?;
+            match words[0] {
+                "mean" => times.iter().sum::<u64>() / times.len() as u64,
+                _ => median(&mut times),
             }
-            times.sort_unstable();
-            times[times.len() / 2].to_string()
+            .to_string()
         }
         // Bytes a second of the best of so many gets, after one.
         ["bandwidth", key, count] => {
@@ -242,38 +242,34 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             assert!(found.iter().all(Option::is_some), "the objects are there");
             took.as_nanos().to_string()
         }
-        // The median of `count` batches of all of them, in nanoseconds; the first tenth warms up.
+        // The median of `count` batches of all of them, in nanoseconds.
         ["batches", count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
-            let mut times = Vec::new();
-            for at in 0..number(count) + number(count) / 10 {
-                let begun = Instant::now();
+            let mut times = times(number(count), || {
                 let found = store.get_batch(&keys).wait()?;
-                if at >= number(count) / 10 {
-                    times.push(begun.elapsed().as_nanos());
-                }
                 assert!(found.iter().all(Option::is_some), "the objects are there");
-            }
-            times.sort_unstable();
-            times[times.len() / 2].to_string()
+                Ok(())
+            })?;
+            median(&mut times).to_string()
         }
         // Nanoseconds for each of `count` gets of the keys in turn, so many of them on their way at a time.
         ["window", window, count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
-            let begun = Instant::now();
-            window_of(&store, &keys, number(window) as usize, number(count) as usize)?;
-            (begun.elapsed().as_nanos() as u64 / number(count)).to_string()
+            let times = times(1, || window_of(&store, &keys, number(window) as usize, number(count) as usize))?;
+            (times[0] / number(count)).to_string()
         }
         // The same by so many threads, each of which waits for one get after another.
         ["crowd", threads, count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
             let (threads, each) = (number(threads) as usize, number(count) as usize / number(threads) as usize);
-            let begun = Instant::now();
-            std::thread::scope(|scope| {
-                let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| window_of(&store, &keys, 1, each))).collect();
-                all.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+            let times = times(1, || {
+                std::thread::scope(|scope| {
+                    let all: Vec<_> =
+                        (0..threads).map(|_| scope.spawn(|| window_of(&store, &keys, 1, each))).collect();
+                    all.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
+                })
             })?;
-            (begun.elapsed().as_nanos() as u64 / (threads * each) as u64).to_string()
+            (times[0] / (threads * each) as u64).to_string()
         }
         ["allocations"] => allocations().to_string(),
         ["trace", switch] => {
@@ -388,6 +384,26 @@ fn fork(store: &DimConnector, url: String, key: &Key, seed: u64) -> String {
         0 => "done".to_owned(),
         _ => format!("status {status}: 256, the inherited store is not refused; 512, its own has not the object"),
     }
+}
+
+/// Runs that for [`WARM`], and then `count` times more; the nanoseconds of each.
+fn times(count: u64, mut run: impl FnMut() -> Result<(), Error>) -> Result<Vec<u64>, Error> {
+    let begun = Instant::now();
+    while begun.elapsed() < WARM {
+        run()?;
+    }
+    let mut times = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let begun = Instant::now();
+        run()?;
+        times.push(begun.elapsed().as_nanos() as u64);
+    }
+    Ok(times)
+}
+
+fn median(times: &mut [u64]) -> u64 {
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// Gets `count` objects, the keys in turn.
