@@ -204,8 +204,9 @@ const RELAYED: usize = 4;
 const SMALL: u64 = 256 << 10;
 const TOGETHER: u64 = 1 << 20;
 
-/// A message costs as much as some tens of kilobytes: so few are not cut.
-const LEAST_TOGETHER: u64 = 64 << 10;
+/// A message costs as much as some tens of kilobytes: so few are not cut. With what describes them they are less than the 64 KiB
+/// that go through a network's layers at once; a little more would go through them twice.
+const LEAST_TOGETHER: u64 = 52 << 10;
 
 /// Into how many messages a batch is cut at least, where it is not short.
-const OVERLAP: u64 = 4;
+const OVERLAP: u64 = 5;

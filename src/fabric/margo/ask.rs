@@ -77,6 +77,11 @@ impl Ask {
         self.ended.load(Acquire)
     }
 
+    /// Whether bytes are being pulled already.
+    pub(super) fn is_long(&self) -> bool {
+        lock(&self.state).early.is_some()
+    }
+
     pub(super) fn is_abandoned(&self) -> bool {
         lock(&self.state).completer.is_none()
     }

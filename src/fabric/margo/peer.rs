@@ -181,11 +181,11 @@ impl Link {
         if state.in_flight < AT_ONCE {
             state.in_flight += 1;
             drop(state);
-            let early = ask.prepare_early();
-            self.post(&ask);
-            if let Some(piece) = early {
+            // The bytes first: their way is long, and the owner answers while they are on it.
+            if let Some(piece) = ask.prepare_early() {
                 ask.pull_early(piece);
             }
+            self.post(&ask);
         } else {
             state.queue.push_back(Arc::clone(&ask));
         }
@@ -388,9 +388,10 @@ impl Waiting {
 impl Source<Answer> for Waiting {
     fn wait(&mut self, deadline: Option<Instant>) -> Result<Answer> {
         self.check_process()?;
-        // To be woken takes longer than most answers; whoever else wants the processor gets it.
+        // To be woken takes longer than most answers; whoever else wants the processor gets it. Long ones take their time, and
+        // threads that move their bytes can use the processor.
         let begin = Instant::now();
-        while !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
+        while !self.ask.has_ended() && !self.ask.is_long() && begin.elapsed() < self.ask.link.spin {
             std::thread::yield_now();
         }
         match (self.pending.take(), deadline) {
@@ -435,7 +436,7 @@ pub(super) fn abandoned() -> Error {
 }
 
 /// How long the news that parts are not needed waits for a question to go with.
-const LAZY: Duration = Duration::from_millis(2);
+const LAZY: Duration = Duration::from_millis(10);
 
 /// Questions in flight to one owner; more fill the queues of `na+sm`, which then slows down.
 const AT_ONCE: usize = 32;
