@@ -264,8 +264,7 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             let (threads, each) = (number(threads) as usize, number(count) as usize / number(threads) as usize);
             let times = times(1, || {
                 std::thread::scope(|scope| {
-                    let all: Vec<_> =
-                        (0..threads).map(|_| scope.spawn(|| window_of(&store, &keys, 1, each))).collect();
+                    let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| window_of(&store, &keys, 1, each))).collect();
                     all.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
                 })
             })?;

@@ -32,7 +32,9 @@ impl Fabric {
     /// Why a row cannot end well with the library that is here, if it cannot.
     fn survives(self, row: &str) -> Result<(), String> {
         #[cfg(feature = "ucx")]
-        if self == UCX && matches!(row, "row_38_stopped_reader" | "chaos_between_hosts") {
+        if self == UCX
+            && matches!(row, "row_32_owner_killed_at_every_step" | "row_38_stopped_reader" | "chaos_between_hosts")
+        {
             let minor = ucx_sys::load().map_or(0, |ucx| ucx.version().minor);
             if minor < 14 {
                 return Err(format!("UCX 1.{minor} ends a process at times whose peer is gone by then; docs/ucx.md"));

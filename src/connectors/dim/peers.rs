@@ -30,9 +30,11 @@ enum State {
     Idle,
     Connecting,
     Up(Arc<dyn Peer>),
-    /// Nobody tries again before that time: who asks meanwhile is told what the last attempt was.
+    /// Nobody tries again before that time: who asks meanwhile is told what the last attempt was. It was for objects of this
+    /// instance of the peer's memory; keys of another one tell that there is a new process since, which is tried at once.
     Down {
         until: Instant,
+        instance: u64,
         pause: Duration,
         error: Error,
     },
@@ -56,17 +58,19 @@ impl Peers {
         }
     }
 
-    /// The peer; connects to it where there is no connection.
+    /// The peer, for objects of an instance of its memory; connects to it where there is no connection.
     ///
     /// # Errors
-    /// As [`Fabric::connect`]; a peer that could not be reached a moment ago is not tried again at once.
-    pub(super) fn reach(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+    /// As [`Fabric::connect`]; a peer that could not be reached a moment ago, for that instance, is not tried again at once.
+    pub(super) fn reach(&self, contact: SocketAddr, instance: u64, deadline: Instant) -> Result<Arc<dyn Peer>> {
         let place = self.place(contact);
         let mut state = lock(&place.state);
         let former = loop {
             match &*state {
                 State::Up(peer) if peer.is_up() => return Ok(Arc::clone(peer)),
-                State::Down { until, error, .. } if Instant::now() < *until => return Err(error.clone()),
+                State::Down { until, instance: tried, error, .. } if *tried == instance && Instant::now() < *until => {
+                    return Err(error.clone());
+                }
                 State::Down { pause, .. } => break *pause,
                 State::Up(_) | State::Idle => break Duration::ZERO,
                 State::Connecting => {
@@ -90,7 +94,7 @@ impl Peers {
                 let pause = (former * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
                 // Between a half and all of it, so that those who lost the same peer do not come back together.
                 let jitter = pause.mul_f64(0.5 + 0.5 * (random_number() >> 11) as f64 / (1u64 << 53) as f64);
-                State::Down { until: Instant::now() + jitter, pause, error: error.clone() }
+                State::Down { until: Instant::now() + jitter, instance, pause, error: error.clone() }
             }
         };
         let former = std::mem::replace(&mut *lock(&place.state), next);
@@ -119,3 +123,51 @@ impl fmt::Debug for Peers {
 /// How long a peer that could not be reached is left alone, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+    use crate::fabric::{Listener, Service};
+
+    /// Nobody is there; counts who looks.
+    #[derive(Debug, Default)]
+    struct Nobody(AtomicUsize);
+
+    impl Fabric for Nobody {
+        fn scheme(&self) -> &'static str {
+            "none"
+        }
+
+        fn listen(&self, _: &[SocketAddr], _: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
+            unreachable!("nobody answers")
+        }
+
+        fn connect(&self, _: SocketAddr, _: Instant) -> Result<Arc<dyn Peer>> {
+            self.0.fetch_add(1, Relaxed);
+            Err(Error::new(ErrorKind::PeerDown, "connect", "nobody"))
+        }
+    }
+
+    #[test]
+    fn who_is_down_is_left_alone_until_a_key_tells_of_another_process() {
+        let nobody = Arc::new(Nobody::default());
+        let peers = Peers::new(Arc::clone(&nobody) as Arc<dyn Fabric>);
+        let contact = SocketAddr::from(([192, 0, 2, 1], 1));
+        let reach = |instance| {
+            let down = peers.reach(contact, instance, Instant::now() + Duration::from_secs(9)).unwrap_err();
+            assert_eq!(down.kind(), ErrorKind::PeerDown);
+            nobody.0.load(Relaxed)
+        };
+        // Until the pause is longer than this takes, however busy the machine is.
+        let tried = loop {
+            let tried = reach(1);
+            if reach(1) == tried {
+                break tried;
+            }
+        };
+        assert_eq!(reach(2), tried + 1);
+    }
+}

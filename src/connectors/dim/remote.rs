@@ -165,7 +165,7 @@ impl Remote {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let peer = self.peers.reach(at.contact, limit.0)?;
+            let peer = self.peers.reach(at.contact, at.instance, limit.0)?;
             self.check_instance(op, &peer, &at)?;
             match limit.wait(begin(self, &peer)) {
                 Err(error) if error.kind() == ErrorKind::PeerDown && attempts < ATTEMPTS => {}
