@@ -1,7 +1,8 @@
 //! What happens between machines: several hosts on this one, made by the script `hosts` beside this file.
 //!
 //! `--bench` prints what gets between hosts cost beside a bare loop over sockets, `--bench ucx` what those of `ucx://` cost beside
-//! a bare loop on UCX's own interface too, `--bench one-to-all` how long an object takes to one host and to eight at the same time.
+//! a bare loop on UCX's own interface too, `--bench margo` the same of Margo; with `latency`, `bandwidth`, `many` or `contact` behind it one table.
+//! `--bench one-to-all` prints how long an object takes to one host and to eight at the same time.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unsafe_code, reason = "signals and sockets as tests need them have no safe wrapper")]
