@@ -40,18 +40,25 @@ fn answer(mut stream: TcpStream) -> Option<()> {
 pub(crate) fn latency(server: &str, len: usize, count: usize) -> std::io::Result<Duration> {
     let mut stream = connect(server)?;
     let mut bytes = vec![1; len];
-    let mut times = Vec::with_capacity(count);
-    let started = Instant::now();
-    while started.elapsed() < WARM {
-        fetch(&mut stream, &mut bytes)?;
+    Ok(median(times(count, || fetch(&mut stream, &mut bytes))?))
+}
+
+/// Runs that for [`WARM`], and then `count` times more; how long each took.
+pub(crate) fn times<E>(count: usize, mut run: impl FnMut() -> Result<(), E>) -> Result<Vec<Duration>, E> {
+    let begun = Instant::now();
+    while begun.elapsed() < WARM {
+        run()?;
     }
-    for _ in 0..count {
+    let timed = || {
         let begun = Instant::now();
-        fetch(&mut stream, &mut bytes)?;
-        times.push(begun.elapsed());
-    }
+        run().map(|()| begun.elapsed())
+    };
+    std::iter::repeat_with(timed).take(count).collect()
+}
+
+pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
-    Ok(times[times.len() / 2])
+    times[times.len() / 2]
 }
 
 /// Bytes a second of the best of `count` transfers of `len` bytes, each spread over so many streams.

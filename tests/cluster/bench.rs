@@ -21,7 +21,6 @@ pub(crate) fn main(fabric: Fabric, only: Option<&str>) -> i32 {
         // SAFETY: no other thread is there yet.
         unsafe { std::env::set_var("HOSTS_CONGESTION", "cubic") };
     }
-    let wants = |table: &str| only.is_none_or(|only| only == table);
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut server = one.worker();
@@ -38,16 +37,8 @@ pub(crate) fn main(fabric: Fabric, only: Option<&str>) -> i32 {
     if fabric == UCX {
         let contact = server.ask(&format!("ucp_own {}", LARGEST));
         let first = run.ucp(&contact);
-        if wants("latency") {
-            run.ucp_latencies();
-        }
-        if wants("bandwidth") {
-            run.ucp_bandwidths();
-        }
-        if wants("many") {
-            run.ucp_many();
-        }
-        if wants("contact") {
+        run.print(only, [Run::ucp_latencies, Run::ucp_bandwidths, Run::ucp_many]);
+        if wants(only, "contact") {
             let mut fresh: Vec<f64> = Vec::new();
             let key = put(run.owner, 8);
             for _ in 0..ROUNDS {
@@ -60,24 +51,12 @@ pub(crate) fn main(fabric: Fabric, only: Option<&str>) -> i32 {
     } else if fabric == MARGO {
         let contact = server.ask(&format!("margo_own {LARGEST}"));
         run.bare.expect(&format!("margo_connect {contact} {LARGEST}"), "done");
-        let sizes = [("latency", SMALL.as_slice()), ("bandwidth", LARGE.as_slice())];
-        sizes.into_iter().filter(|(name, _)| wants(name)).for_each(|(_, sizes)| run.margo(sizes));
-        if wants("many") {
-            run.batch();
-        }
-        if wants("contact") {
+        run.print(only, [|run| run.margo(&SMALL), |run| run.margo(&LARGE), Run::batch]);
+        if wants(only, "contact") {
             idle(&mut [("owner", &mut owner), ("requester", &mut ours)]);
         }
     } else {
-        if wants("latency") {
-            run.latencies();
-        }
-        if wants("bandwidth") {
-            run.bandwidths();
-        }
-        if wants("many") {
-            run.batch();
-        }
+        run.print(only, [Run::latencies, Run::bandwidths, Run::batch]);
     }
     0
 }
@@ -93,6 +72,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The tables in the order of [`TABLES`], or one of them.
+    fn print(&mut self, only: Option<&str>, tables: [fn(&mut Self); 3]) {
+        let wanted = TABLES.into_iter().zip(tables).filter(|(name, _)| wants(only, name));
+        wanted.for_each(|(_, table)| table(self));
+    }
+
     fn latencies(&mut self) {
         println!("{:>10}  {:>12}  {:>12}  {:>16}", "bytes", "bare us", "get us", "ratio");
         for len in SMALL {
@@ -261,6 +246,10 @@ impl Run<'_> {
     fn socket_bandwidth(&mut self, len: usize, streams: usize) -> f64 {
         number(&self.bare.ask(&format!("bandwidth {} {len} {streams} {}", self.socket, often(len)))) / 1e6
     }
+}
+
+fn wants(only: Option<&str>, table: &str) -> bool {
+    only.is_none_or(|only| only == table)
 }
 
 /// What processes use that are connected and have nothing to do.

@@ -10,7 +10,7 @@ use proxystore::connectors::DimConnector;
 use proxystore::service::{ServeOptions, inspect};
 use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, service};
 
-use crate::bare::WARM;
+use crate::bare::{median, times};
 use crate::content::{Random, content, verify};
 use crate::count::{self, allocations};
 use crate::proxy::Proxy;
@@ -205,15 +205,16 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         // Nanoseconds of a get, the median or the mean.
         ["latency" | "mean", key, count] => {
             let key = parse(key)?;
-            let mut times = times(number(count), || {
+            let times = times(number(count) as usize, || {
                 let found = store.get(&key).wait()?;
                 assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
                 Ok(())
             })?;
             match words[0] {
-                "mean" => times.iter().sum::<u64>() / times.len() as u64,
-                _ => median(&mut times),
+                "mean" => times.iter().sum::<Duration>() / times.len() as u32,
+                _ => median(times),
             }
+            .as_nanos()
             .to_string()
         }
         // Bytes a second of the best of so many gets, after one.
@@ -245,18 +246,18 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
         // The median of `count` batches of all of them, in nanoseconds.
         ["batches", count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
-            let mut times = times(number(count), || {
+            let times = times(number(count) as usize, || {
                 let found = store.get_batch(&keys).wait()?;
                 assert!(found.iter().all(Option::is_some), "the objects are there");
                 Ok(())
             })?;
-            median(&mut times).to_string()
+            median(times).as_nanos().to_string()
         }
         // Nanoseconds for each of `count` gets of the keys in turn, so many of them on their way at a time.
         ["window", window, count, keys] => {
             let keys = keys.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
             let times = times(1, || window_of(&store, &keys, number(window) as usize, number(count) as usize))?;
-            (times[0] / number(count)).to_string()
+            (times[0].as_nanos() as u64 / number(count)).to_string()
         }
         // The same by so many threads, each of which waits for one get after another.
         ["crowd", threads, count, keys] => {
@@ -268,7 +269,7 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
                     all.into_iter().try_for_each(|thread| thread.join().expect("it does not panic"))
                 })
             })?;
-            (times[0] / (threads * each) as u64).to_string()
+            (times[0].as_nanos() as u64 / (threads * each) as u64).to_string()
         }
         ["allocations"] => allocations().to_string(),
         ["trace", switch] => {
@@ -383,26 +384,6 @@ fn fork(store: &DimConnector, url: String, key: &Key, seed: u64) -> String {
         0 => "done".to_owned(),
         _ => format!("status {status}: 256, the inherited store is not refused; 512, its own has not the object"),
     }
-}
-
-/// Runs that for [`WARM`], and then `count` times more; the nanoseconds of each.
-fn times(count: u64, mut run: impl FnMut() -> Result<(), Error>) -> Result<Vec<u64>, Error> {
-    let begun = Instant::now();
-    while begun.elapsed() < WARM {
-        run()?;
-    }
-    let mut times = Vec::with_capacity(count as usize);
-    for _ in 0..count {
-        let begun = Instant::now();
-        run()?;
-        times.push(begun.elapsed().as_nanos() as u64);
-    }
-    Ok(times)
-}
-
-fn median(times: &mut [u64]) -> u64 {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 /// Gets `count` objects, the keys in turn.

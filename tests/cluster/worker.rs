@@ -156,9 +156,7 @@ mod bare_ucp {
                 requester.fetch(count, shape, way, progress)? / count as u32
             } else {
                 let times = (0..count).map(|_| requester.fetch(1, shape, way, progress));
-                let mut times = times.collect::<std::io::Result<Vec<_>>>()?;
-                times.sort_unstable();
-                times[times.len() / 2]
+                crate::bare::median(times.collect::<std::io::Result<_>>()?)
             };
             Ok(format!("{} {way:?}", median.as_nanos()))
         })
