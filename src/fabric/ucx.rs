@@ -87,6 +87,8 @@ pub(crate) struct Options {
     pub(crate) transports: Option<String>,
     /// From how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH`.
     pub(crate) rendezvous: Option<u64>,
+    /// From how many bytes on that is so whatever UCX would choose, where nobody said anything.
+    pub(crate) fetched: Option<u64>,
     pub(crate) one_sided: OneSided,
 }
 
@@ -112,6 +114,7 @@ impl Default for Options {
             devices: Vec::new(),
             transports: None,
             rendezvous: None,
+            fetched: Some(FETCHED),
             one_sided: OneSided::Off,
         }
     }
@@ -226,7 +229,9 @@ impl fmt::Debug for Ucx {
 /// # Errors
 /// `Io` for want of descriptors.
 pub(crate) fn owner(options: &Options, service: Arc<dyn Service>) -> Result<Arc<Owner>> {
-    let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), ..options.clone() };
+    let is_chosen = options.rendezvous.is_some() || context::is_set_by_user("RNDV_THRESH");
+    let fetched = options.fetched.filter(|_| !is_chosen);
+    let options = Options { silence: options.silence.max(tcp::LEAST_SILENCE), fetched, ..options.clone() };
     Owner::new(&options, service)
 }
 
@@ -263,6 +268,10 @@ fn settings(options: &Options) -> Vec<Setting> {
     }
     settings
 }
+
+/// What no longer fits into one segment of UCX's TCP, with what goes before it. From there on UCX 1.22 would still send it in many
+/// of them, up to 25 MB, for the receiver to put together and copy.
+const FETCHED: u64 = 255 << 10;
 
 fn event() -> Result<OwnedFd> {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)

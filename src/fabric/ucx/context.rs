@@ -168,7 +168,7 @@ fn modify(ucx: &Ucx, config: *mut ucp_config_t, setting: &Setting) -> ucs_status
     unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) }
 }
 
-fn is_set_by_user(name: &str) -> bool {
+pub(super) fn is_set_by_user(name: &str) -> bool {
     user_setting(name).is_some()
 }
 

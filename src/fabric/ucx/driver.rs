@@ -15,7 +15,7 @@ use super::calls::{After, Calls};
 use super::context::{Context, failed};
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
-use super::operation::{About, Body, Event, Finished, Operation};
+use super::operation::{About, Body, Event, Finished, Operation, Way};
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Peer};
@@ -160,7 +160,7 @@ impl Driver {
     fn post(&self, core: &mut Core, link: u64, header: Vec<u8>, bytes: Vec<u8>) -> After {
         let body = if bytes.is_empty() { Body::None } else { Body::Own(bytes) };
         let operation = Operation { about: About::Message, header, body };
-        match core.worker.send(link, operation, true) {
+        match core.worker.send(link, operation, Way::Whole) {
             None => {
                 // It waits for the connection, or for room: that is somebody's work.
                 self.rouse(core);

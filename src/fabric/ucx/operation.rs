@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
-use ucx_sys::{UCS_OK, ucp_worker_h, ucs_status_t};
+use ucx_sys::{UCP_AM_SEND_FLAG_EAGER, UCP_AM_SEND_FLAG_RNDV, UCS_OK, ucp_worker_h, ucs_status_t};
 
 use super::context::Context;
 use crate::fabric::{Landing, Piece};
@@ -57,6 +57,27 @@ impl Body {
             Self::Shared(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
             Self::Own(bytes) => (bytes.as_mut_ptr(), bytes.len()),
             Self::Landing(landing) => (landing.as_mut_ptr(), landing.len()),
+        }
+    }
+}
+
+/// How bytes are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As UCX thinks best.
+    Any,
+    /// With their message, whatever their number.
+    Whole,
+    /// When the receiver has said where they go.
+    Fetched,
+}
+
+impl Way {
+    pub(super) fn flag(self) -> Option<u32> {
+        match self {
+            Self::Any => None,
+            Self::Whole => Some(UCP_AM_SEND_FLAG_EAGER),
+            Self::Fetched => Some(UCP_AM_SEND_FLAG_RNDV),
         }
     }
 }

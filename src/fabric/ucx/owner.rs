@@ -18,7 +18,7 @@ use super::Options;
 use super::context::Context;
 use super::message::{ENDED, Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
-use super::operation::{About, Body, Data, Event, Finished, Operation};
+use super::operation::{About, Body, Data, Event, Finished, Operation, Way};
 use super::worker::Worker;
 use crate::error::Result;
 use crate::fabric::{Answers, Asked, Incoming, Outgoing, Piece, Responder, Segments, Service};
@@ -466,7 +466,6 @@ impl Desk {
         // One part behind a short head needs no message of its own: it goes where it belongs as it is.
         let is_one = parts.len() == 1 && !Message::is_long_with(head.len(), 1);
         let comes_apart = total > self.shared.options.packed && !is_one;
-        let mut is_packed = false;
         let kind = if comes_apart { Kind::Apart } else { Kind::Answer };
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
         let Ok(encoded) = Message::new(kind, theirs, number).encode_in(&head, &lengths, self.worker.header()) else {
@@ -477,22 +476,23 @@ impl Desk {
         let (header, prefix) = (encoded.header, encoded.prefix);
         if comes_apart {
             let body = if prefix.is_empty() { Body::None } else { Body::Own(prefix) };
-            self.begin(token, Operation { about: about(own), header, body }, true);
+            self.begin(token, Operation { about: about(own), header, body }, Way::Whole);
             for (index, part) in parts.into_iter().enumerate() {
                 let message = Message::part(theirs, number, index as u32);
                 let Ok(encoded) = message.encode(&[], &[]) else { continue };
-                let about = about((encoded.header.len() + part.len()) as u64);
-                self.begin(token, Operation { about, header: encoded.header, body: Body::Shared(part) }, false);
+                let (about, way) = (about((encoded.header.len() + part.len()) as u64), self.way(part.len()));
+                self.begin(token, Operation { about, header: encoded.header, body: Body::Shared(part) }, way);
             }
             return;
         }
+        let mut way = self.way(total as usize);
         let body = match (prefix.is_empty(), parts.len()) {
             (true, 0) => Body::None,
             (true, 1) => Body::Shared(parts.remove(0)),
             // Many small pieces: one copy of all of them is quicker than a list, and one message than a rendezvous, whose
             // receiver would copy them as well.
             _ => {
-                is_packed = true;
+                way = Way::Whole;
                 let mut packed = self.worker.packed();
                 packed.reserve(prefix.len() + total as usize);
                 packed.extend_from_slice(&prefix);
@@ -501,25 +501,33 @@ impl Desk {
             }
         };
         failpoint!("fabric.answer.half");
-        self.begin(token, Operation { about: about(own + total), header, body }, is_packed);
+        self.begin(token, Operation { about: about(own + total), header, body }, way);
+    }
+
+    /// How so many bytes of one part are sent.
+    fn way(&self, len: usize) -> Way {
+        match self.shared.options.fetched {
+            Some(least) if len as u64 >= least => Way::Fetched,
+            _ => Way::Any,
+        }
     }
 
     fn refuse(&mut self, token: u64, number: u64) {
         let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
         if let Ok(encoded) = Message::new(Kind::Refusal, theirs, number).encode_in(&[], &[], self.worker.header()) {
             let about = About::Answer { connection: token, bytes: encoded.header.len() as u64 };
-            self.begin(token, Operation { about, header: encoded.header, body: Body::None }, true);
+            self.begin(token, Operation { about, header: encoded.header, body: Body::None }, Way::Whole);
         }
     }
 
-    fn begin(&mut self, token: u64, operation: Operation, whole: bool) {
+    fn begin(&mut self, token: u64, operation: Operation, way: Way) {
         if let (About::Answer { bytes, .. }, Some(client)) = (operation.about, self.clients.get_mut(&token)) {
             if client.flying == 0 {
                 client.heard = Instant::now();
             }
             client.flying += bytes;
         }
-        if let Some(finished) = self.worker.send(token, operation, whole) {
+        if let Some(finished) = self.worker.send(token, operation, way) {
             self.account(&finished);
         }
     }

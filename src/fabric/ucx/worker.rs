@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use ucx_sys::{
     UCP_AM_HANDLER_PARAM_FIELD_ARG, UCP_AM_HANDLER_PARAM_FIELD_CB, UCP_AM_HANDLER_PARAM_FIELD_ID,
-    UCP_AM_RECV_ATTR_FLAG_RNDV, UCP_AM_SEND_FLAG_EAGER, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS,
-    UCP_OP_ATTR_FIELD_MEMH, UCP_OP_ATTR_FIELD_MEMORY_TYPE, UCP_OP_ATTR_FIELD_USER_DATA,
-    UCP_WORKER_PARAM_FIELD_THREAD_MODE, UCS_ERR_BUSY, UCS_INPROGRESS, UCS_MEMORY_TYPE_HOST, UCS_OK, UCS_PTR_IS_PTR,
-    UCS_PTR_RAW_STATUS, UCS_THREAD_MODE_SERIALIZED, Ucx, Version, ucp_am_handler_param_t, ucp_am_recv_param_t,
-    ucp_request_param_t, ucp_request_param_t__bindgen_ty_1, ucp_worker_params_t, ucs_status_ptr_t, ucs_status_t,
+    UCP_AM_RECV_ATTR_FLAG_RNDV, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS, UCP_OP_ATTR_FIELD_MEMH,
+    UCP_OP_ATTR_FIELD_MEMORY_TYPE, UCP_OP_ATTR_FIELD_USER_DATA, UCP_WORKER_PARAM_FIELD_THREAD_MODE, UCS_ERR_BUSY,
+    UCS_INPROGRESS, UCS_MEMORY_TYPE_HOST, UCS_OK, UCS_PTR_IS_PTR, UCS_PTR_RAW_STATUS, UCS_THREAD_MODE_SERIALIZED, Ucx,
+    Version, ucp_am_handler_param_t, ucp_am_recv_param_t, ucp_request_param_t, ucp_request_param_t__bindgen_ty_1,
+    ucp_worker_params_t, ucs_status_ptr_t, ucs_status_t,
 };
 
 use super::context::{Context, check, failed};
 use super::endpoint::{Endpoint, RemoteKey};
 use super::numbered::Numbered;
-use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker};
+use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker, Way};
 use crate::error::Result;
 
 mod read;
@@ -168,16 +168,16 @@ impl Worker {
     ///
     /// # Cost
     /// What UCX does; its memory is that of operations that ended.
-    pub(super) fn send(&mut self, link: u64, operation: Operation, whole: bool) -> Option<Finished> {
+    pub(super) fn send(&mut self, link: u64, operation: Operation, way: Way) -> Option<Finished> {
         let Some(endpoint) = self.endpoints.get(&link).map(|endpoint| endpoint.raw) else {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_NOT_CONNECTED });
         };
         let mut running = self.running(operation, None);
         let (header, header_len) = (running.operation.header.as_ptr(), running.operation.header.len());
         let (mut params, address, len) = self.describe(&mut running);
-        if whole {
+        if let Some(flag) = way.flag() {
             params.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
-            params.flags = UCP_AM_SEND_FLAG_EAGER;
+            params.flags = flag;
         }
         params.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(sent) };
         let running = Box::into_raw(running);
