@@ -43,6 +43,7 @@ mod operation;
 mod owner;
 mod peer;
 mod reader;
+mod spin;
 #[cfg(test)]
 mod tests;
 #[expect(unsafe_code, reason = "calls of UCX")]
@@ -77,7 +78,7 @@ pub(crate) struct Options {
     pub(crate) idle: Duration,
     /// Bytes of answers on their way to one requester; the answer that goes beyond waits, unless it is the only one.
     pub(crate) flying: u64,
-    /// Answers of several parts up to so many bytes are packed into one message.
+    /// Small parts go together, in messages of so many bytes at most.
     pub(crate) packed: u64,
     /// Answers that may be held back, of all requesters; and that may wait for one of them to take those before.
     pub(crate) held: usize,
@@ -106,10 +107,10 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             silence: crate::environment::timeout(),
-            spin: Duration::from_micros(20),
+            spin: Duration::from_micros(100),
             idle: Duration::from_secs(300),
             flying: 8 << 20,
-            packed: 1 << 20,
+            packed: PACKED,
             held: 1 << 16,
             devices: Vec::new(),
             transports: None,
@@ -268,6 +269,10 @@ fn settings(options: &Options) -> Vec<Setting> {
     }
     settings
 }
+
+/// With what TCP and UCX put before it this is less than the 64 KiB that go through a network's layers at once; a little more would go
+/// through them twice.
+const PACKED: u64 = 60 << 10;
 
 /// What no longer fits into one segment of UCX's TCP, with what goes before it. From there on UCX 1.22 would still send it in many
 /// of them, up to 25 MB, for the receiver to put together and copy.

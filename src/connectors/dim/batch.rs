@@ -111,12 +111,9 @@ fn fetch_from(
         }
     }
     let relays = fetch_relayed(all, relayed, limit);
-    // Whole answers of one message each; the lanes carry them side by side, and while one is on its way the next is gathered
-    // there, and the one before it put in its place here.
-    let bytes: u64 = small.iter().map(|(_, object, _)| object.len).sum();
-    let most = (bytes / OVERLAP).clamp(LEAST_TOGETHER, TOGETHER);
+    // The lanes carry them side by side.
     for lane in 0.. {
-        let rest = small.split_off(small.len().min(together(&small, most)));
+        let rest = small.split_off(small.len().min(together(&small)));
         if small.is_empty() {
             break;
         }
@@ -186,13 +183,13 @@ fn fetch_relayed(
     (0..threads).map(fetch).collect()
 }
 
-/// How many of the first objects travel together, of so many bytes at most.
-fn together(objects: &[(usize, Pointer, Option<Claim>)], most: u64) -> usize {
+/// How many of the first objects travel together.
+fn together(objects: &[(usize, Pointer, Option<Claim>)]) -> usize {
     let mut bytes = 0u64;
     let fit = objects.iter().take(MAX_WANTS).take_while(|(_, object, _)| {
         let first = bytes == 0;
         bytes = bytes.saturating_add(object.len.max(1));
-        first || bytes <= most
+        first || bytes <= TOGETHER
     });
     fit.count()
 }
@@ -203,10 +200,3 @@ const RELAYED: usize = 4;
 /// Objects up to this size travel together, and so many bytes at most.
 const SMALL: u64 = 256 << 10;
 const TOGETHER: u64 = 1 << 20;
-
-/// A message costs as much as some tens of kilobytes: so few are not cut. With what describes them they are less than the 64 KiB
-/// that go through a network's layers at once; a little more would go through them twice.
-const LEAST_TOGETHER: u64 = 52 << 10;
-
-/// Into how many messages a batch is cut at least, where it is not short.
-const OVERLAP: u64 = 5;

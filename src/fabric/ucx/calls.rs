@@ -44,17 +44,24 @@ struct Entry {
 /// What is still to come of a call that nobody waits for.
 struct Left {
     link: u64,
-    /// Parts that came or ended.
+    /// Parts that came or ended, of those that do not come with the answer.
     came: usize,
-    /// How many there are, once that is known.
+    /// How many there are of them, once that is known.
     parts: Option<usize>,
+}
+
+/// Parts that came before their answer.
+pub(super) struct Early {
+    pub(super) index: u32,
+    pub(super) here: u32,
+    pub(super) data: Data,
 }
 
 enum Stage {
     /// Nothing has come; parts that overtook their answer wait.
     Asked {
         land: Option<Lander>,
-        early: Vec<(u32, Data)>,
+        early: Vec<Early>,
         /// Its bytes are being fetched before it is known where they go.
         is_claimed: bool,
     },
@@ -72,7 +79,7 @@ impl Entry {
     /// What is left to come when it ends now; before the answer came, of so many parts.
     fn left(&self, parts: Option<usize>) -> Left {
         let (came, parts) = match &self.stage {
-            Stage::Asked { early, .. } => (early.len(), parts),
+            Stage::Asked { early, .. } => (early.iter().map(|early| early.here as usize).sum(), parts),
             Stage::Landing { landings, missing, .. } => (landings.len() - missing, Some(landings.len())),
             Stage::Ended(_) => (0, Some(0)),
         };
@@ -163,7 +170,7 @@ impl After {
     fn retire(&mut self, stage: Stage) {
         match stage {
             Stage::Asked { land, early, .. } => {
-                self.data.extend(early.into_iter().map(|(_, data)| data));
+                self.data.extend(early.into_iter().map(|early| early.data));
                 land.into_iter().for_each(|land| self.lands.push(land));
             }
             stage => self.unused.push(stage),
@@ -221,7 +228,14 @@ impl Calls {
         }
     }
 
-    /// The landings of an answer whose parts come apart; those that came before it.
+    /// Whether parts came before their answer.
+    pub(super) fn are_early(&self, number: u64) -> bool {
+        let stage = self.open.get(&number).map(|entry| &entry.stage);
+        matches!(stage, Some(Stage::Asked { early, .. }) if !early.is_empty())
+    }
+
+    /// The landings of an answer of which the first `here` parts are in their places, and others come by themselves; those that
+    /// came before it.
     ///
     /// # Errors
     /// The landings, when the call has ended meanwhile.
@@ -230,17 +244,21 @@ impl Calls {
         number: u64,
         head: Head,
         landings: Landings,
-    ) -> std::result::Result<Vec<(u32, Data)>, Landings> {
+        here: usize,
+    ) -> std::result::Result<Vec<Early>, Landings> {
         let Some(entry) = self.open.get_mut(&number) else { return Err(landings) };
         let Stage::Asked { early, .. } = &mut entry.stage else { return Err(landings) };
         let early = std::mem::take(early);
-        let missing = landings.len();
+        let missing = landings.len() - here;
+        let mut given = SmallVec::from_elem(false, landings.len());
+        given[..here].fill(true);
         let landings = landings.into_iter().map(Some).collect();
-        entry.stage = Stage::Landing { head, landings, missing, given: SmallVec::from_elem(false, missing) };
+        entry.stage = Stage::Landing { head, landings, missing, given };
         Ok(early)
     }
 
-    /// The landing of a part that has come, of so many bytes.
+    /// Parts came, `here` of them from `index` on. Those whose bytes are here are put where they belong, or wait for their
+    /// answer; one that is to be fetched is returned, with where it goes.
     ///
     /// # Errors
     /// The data, when it is to be given back: nobody wants it, or it was never announced.
@@ -249,20 +267,27 @@ impl Calls {
         link: u64,
         number: u64,
         index: u32,
+        here: u32,
         data: Data,
+        after: &mut After,
     ) -> std::result::Result<Option<(Landing, Data)>, Data> {
-        if self.came(Some(link), number) {
+        if self.came(Some(link), number, here) {
             return Err(data);
+        }
+        if let Some(bytes) = data.bytes() {
+            if self.fill(link, number, index, here, bytes, after) {
+                return Ok(None);
+            }
         }
         let Some(entry) = self.open.get_mut(&number).filter(|entry| entry.link == link) else { return Err(data) };
         match &mut entry.stage {
             Stage::Asked { land: Some(_), early, .. }
                 if early.len() < MAX_PARTS && held(early) + data.held() <= MOST_EARLY =>
             {
-                early.push((index, data));
+                early.push(Early { index, here, data });
                 Ok(None)
             }
-            Stage::Landing { landings, given, .. } => {
+            Stage::Landing { landings, given, .. } if here == 1 && data.bytes().is_none() => {
                 let index = index as usize;
                 match (landings.get_mut(index), given.get_mut(index)) {
                     (Some(place), Some(given)) if !*given => match place.take() {
@@ -278,17 +303,58 @@ impl Calls {
                     _ => Err(data),
                 }
             }
-            Stage::Asked { .. } | Stage::Ended(_) => Err(data),
+            Stage::Asked { .. } | Stage::Landing { .. } | Stage::Ended(_) => Err(data),
+        }
+    }
+
+    /// Copies parts to where they belong; `false`, and nothing is done, where they are not expected so.
+    pub(super) fn fill(
+        &mut self,
+        link: u64,
+        number: u64,
+        index: u32,
+        here: u32,
+        bytes: &[u8],
+        after: &mut After,
+    ) -> bool {
+        let Some(entry) = self.open.get_mut(&number).filter(|entry| entry.link == link) else { return false };
+        let Stage::Landing { landings, missing, given, .. } = &mut entry.stage else { return false };
+        let range = index as usize..index as usize + here as usize;
+        let (Some(landings), Some(given)) = (landings.get_mut(range.clone()), given.get_mut(range)) else {
+            return false;
+        };
+        if given.contains(&true) || landings.iter().flatten().map(Landing::len).sum::<usize>() != bytes.len() {
+            return false;
+        }
+        let mut rest = bytes;
+        for landing in landings.iter_mut().flatten() {
+            let written = landing.write(rest);
+            rest = &rest[written..];
+        }
+        given.fill(true);
+        *missing -= landings.len();
+        after.join(self.finish(number));
+        true
+    }
+
+    /// Ends a call all of whose parts are where they belong.
+    fn finish(&mut self, number: u64) -> After {
+        match self.open.get_mut(&number).map(|entry| &mut entry.stage) {
+            Some(Stage::Landing { head, landings, missing: 0, .. }) => {
+                let answer = Answer { head: std::mem::take(head), parts: landings.drain(..).flatten().collect() };
+                self.end(number, Ok(answer))
+            }
+            _ => After::default(),
         }
     }
 
     /// A part is where it belongs.
     pub(super) fn landed(&mut self, number: u64, index: u32, landing: Landing) -> (Option<Landing>, After) {
-        if self.came(None, number) {
+        if self.came(None, number, 1) {
             return (Some(landing), After::default());
         }
         let Some(entry) = self.open.get_mut(&number) else { return (Some(landing), After::default()) };
-        let Stage::Landing { head, landings, missing, .. } = &mut entry.stage else {
+        let Stage::Landing { landings, missing, .. } = &mut entry.stage else {
             return (Some(landing), After::default());
         };
         let Some(place) = landings.get_mut(index as usize).filter(|place| place.is_none()) else {
@@ -296,11 +362,7 @@ impl Calls {
         };
         *place = Some(landing);
         *missing -= 1;
-        if *missing > 0 {
-            return (None, After::default());
-        }
-        let answer = Answer { head: std::mem::take(head), parts: landings.drain(..).flatten().collect() };
-        (None, self.end(number, Ok(answer)))
+        (None, self.finish(number))
     }
 
     /// Ends a call.
@@ -322,7 +384,7 @@ impl Calls {
             }
             Some(_) => after.unused.push(Stage::Ended(end)),
             None => {
-                self.settle(None, number);
+                self.settle(number);
                 after.unused.push(Stage::Ended(end));
             }
         }
@@ -337,32 +399,30 @@ impl Calls {
         }
     }
 
-    /// Nothing is to come any more of a call that nobody waits for; of this connection, where it is the peer's word.
-    pub(super) fn settle(&mut self, link: Option<u64>, number: u64) {
-        if self.left.get(&number).is_some_and(|left| link.is_none_or(|link| link == left.link)) {
-            if let Some(left) = self.left.remove(&number) {
-                self.ended(left.link);
-            }
+    /// Nothing is to come any more of a call that nobody waits for.
+    fn settle(&mut self, number: u64) {
+        if let Some(left) = self.left.remove(&number) {
+            self.ended(left.link);
         }
     }
 
-    /// So many parts are to come of a call that nobody waits for.
-    pub(super) fn announced(&mut self, link: u64, number: u64, parts: usize) {
+    /// An answer to a call that nobody waits for came, or will not come; so many of its parts come by themselves.
+    pub(super) fn unwanted(&mut self, link: u64, number: u64, parts: usize) {
         let Some(left) = self.left.get_mut(&number).filter(|left| left.link == link) else { return };
         left.parts = Some(parts);
         if left.came >= parts {
-            self.settle(None, number);
+            self.settle(number);
         }
     }
 
-    /// A part came, or ended; whether that is of a call that nobody waits for.
-    pub(super) fn came(&mut self, link: Option<u64>, number: u64) -> bool {
+    /// So many parts came, or ended; whether that is of a call that nobody waits for.
+    pub(super) fn came(&mut self, link: Option<u64>, number: u64, here: u32) -> bool {
         let Some(left) = self.left.get_mut(&number).filter(|left| link.is_none_or(|link| link == left.link)) else {
             return false;
         };
-        left.came += 1;
+        left.came += here as usize;
         if left.parts.is_some_and(|parts| left.came >= parts) {
-            self.settle(None, number);
+            self.settle(number);
         }
         true
     }
@@ -489,8 +549,8 @@ impl Calls {
 }
 
 /// Bytes of this process in parts that overtook their answer.
-fn held(early: &[(u32, Data)]) -> usize {
-    early.iter().map(|(_, data)| data.held()).sum()
+fn held(early: &[Early]) -> usize {
+    early.iter().map(|early| early.data.held()).sum()
 }
 
 /// Most bytes that overtake an answer: more than an owner has on its way to one requester.
@@ -528,7 +588,7 @@ mod tests {
 
     #[track_caller]
     fn come(calls: &mut Calls, link: u64, number: u64) {
-        assert!(calls.part(link, number, 0, part()).is_err());
+        assert!(calls.part(link, number, 0, 1, part(), &mut After::default()).is_err());
     }
 
     #[test]
@@ -541,15 +601,56 @@ mod tests {
         come(&mut calls, LINK, 2);
         // Of another connection's peer.
         come(&mut calls, LINK + 1, 2);
-        calls.settle(Some(LINK + 1), 3);
+        calls.unwanted(LINK + 1, 3, 0);
         assert!(calls.left.contains_key(&2) && calls.left.contains_key(&3) && calls.are_open(LINK));
         come(&mut calls, LINK, 2);
         assert!(!calls.left.contains_key(&2));
         come(&mut calls, LINK, 3);
-        calls.announced(LINK, 3, 2);
+        calls.unwanted(LINK, 3, 2);
         assert!(calls.are_left() && calls.are_open(LINK));
         come(&mut calls, LINK, 3);
         assert!(!calls.are_left() && !calls.are_open(LINK));
+    }
+
+    #[test]
+    fn parts_that_come_together_go_to_their_places_once() {
+        let mut calls = calls();
+        let landing = |len| Landing::whole(crate::region::RegionMut::heap(len).unwrap(), len).unwrap();
+        let mut landings: Landings = [2, 3, 0, 4].map(landing).into_iter().collect();
+        assert!(calls.begin(LINK, 1).is_some() && !calls.are_early(1));
+        assert_eq!(landings[0].write(b"ab"), 2);
+        assert!(calls.expect(1, Head::from_slice(b"head"), landings, 1).is_ok_and(|early| early.is_empty()));
+        let mut fill = |link, index, here, bytes: &[u8]| {
+            let mut after = After::default();
+            let filled = calls.fill(link, 1, index, here, bytes, &mut after);
+            after.run();
+            filled
+        };
+        // Another's, what is here, beyond the last one, too short, too long.
+        assert!(!fill(LINK + 1, 1, 1, b"cde") && !fill(LINK, 0, 1, b"ab") && !fill(LINK, 0, 2, b"abcde"));
+        assert!(!fill(LINK, 3, 2, b"fghi") && !fill(LINK, 1, 2, b"cd") && !fill(LINK, 1, 1, b"cdef"));
+        assert!(fill(LINK, 2, 2, b"fghi") && !fill(LINK, 2, 2, b"fghi") && !fill(LINK, 1, 2, b"cde"));
+        assert!(fill(LINK, 1, 1, b"cde") && !fill(LINK, 1, 1, b"cde"));
+        let answer = calls.take(1).unwrap().unwrap();
+        let bytes: Vec<Vec<u8>> =
+            answer.parts.into_iter().map(|part| part.into_room().unwrap().as_slice().to_vec()).collect();
+        assert_eq!((&answer.head[..], bytes.concat()), (&b"head"[..], b"abcdefghi".to_vec()));
+        assert_eq!(calls.open.len(), 2);
+    }
+
+    #[test]
+    fn parts_that_come_together_are_owed_one_by_one() {
+        let mut calls = calls();
+        let mut part = |calls: &mut Calls, here| {
+            assert!(calls.part(LINK, 3, 0, here, part(), &mut After::default()).is_err());
+        };
+        calls.abandon(3).0.run();
+        part(&mut calls, 2);
+        calls.unwanted(LINK, 3, 5);
+        part(&mut calls, 2);
+        assert!(calls.are_left());
+        part(&mut calls, 1);
+        assert!(!calls.are_left());
     }
 
     #[test]
@@ -571,7 +672,8 @@ mod tests {
     #[test]
     fn what_overtakes_an_answer_is_bounded() {
         let mut calls = calls();
-        let most = |calls: &mut Calls| calls.part(LINK, 1, 0, Data::Copied(vec![0; MOST_EARLY / 2]));
+        let most =
+            |calls: &mut Calls| calls.part(LINK, 1, 0, 1, Data::Copied(vec![0; MOST_EARLY / 2]), &mut After::default());
         assert!(matches!(most(&mut calls), Ok(None)) && matches!(most(&mut calls), Ok(None)));
         come(&mut calls, LINK, 1);
     }

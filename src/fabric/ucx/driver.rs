@@ -16,6 +16,7 @@ use super::context::{Context, failed};
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
 use super::operation::{About, Body, Event, Finished, Operation, Way};
+use super::spin::Spin;
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Peer};
@@ -50,6 +51,7 @@ struct Core {
     is_reactor: bool,
     /// The process's own thread sleeps until it is called: nothing has been going on for a while.
     rests: bool,
+    spin: Spin,
 }
 
 /// A connection.
@@ -77,7 +79,8 @@ impl Driver {
         let (poke, bell) = (super::event()?, super::event()?);
         let events = worker.events();
         let (links, calls) = (Numbered::default(), Calls::default());
-        let core = Core { worker, address, links, calls, asleep: false, is_reactor: false, rests: true };
+        let spin = Spin::new(options.spin);
+        let core = Core { worker, address, links, calls, asleep: false, is_reactor: false, rests: true, spin };
         let generation = crate::process::generation();
         let (core, options) = (Mutex::new(core), options.clone());
         let this = Arc::new(Self { core, context, options, events, poke, bell, generation });
@@ -273,8 +276,9 @@ impl Driver {
 
     /// Drives until the call `number` ended, `until`, or, without a call, until nothing is left.
     fn lead(&self, number: Option<u64>, until: Option<Instant>) {
-        let mut spun = Instant::now();
-        let mut looked = spun;
+        let mut looked = Instant::now();
+        let mut spin = lock(&self.core).spin;
+        spin.begin(looked);
         loop {
             let (moved, events) = self.progress();
             events.into_iter().for_each(|event| self.handle(event));
@@ -296,13 +300,11 @@ impl Driver {
                 self.look(now);
             }
             if moved {
-                spun = now;
-            } else if now.saturating_duration_since(spun) < self.options.spin {
+                spin.begin(now);
+            } else if spin.goes_on(now) {
                 std::hint::spin_loop();
             } else {
-                self.sleep(until);
-                // What woke it is looked at before it sleeps again, and more may follow at once.
-                spun = Instant::now();
+                self.sleep(until, &mut spin);
             }
         }
     }
@@ -325,12 +327,13 @@ impl Driver {
     }
 
     /// Waits for something to do, for a moment at most.
-    fn sleep(&self, until: Option<Instant>) {
+    fn sleep(&self, until: Option<Instant>, spin: &mut Spin) {
+        let begun = Instant::now();
         {
             let mut core = lock(&self.core);
             // An error of arming is one of the next step.
             if !matches!(core.worker.arm(), Ok(true)) {
-                return;
+                return spin.begin(begun);
             }
             core.asleep = true;
         }
@@ -341,7 +344,9 @@ impl Driver {
         if woken.is_ok() && !descriptors[1].revents().is_empty() {
             let _ = rustix::io::read(&self.poke, &mut [0u8; 8]);
         }
-        lock(&self.core).asleep = false;
+        spin.slept(begun, Instant::now());
+        let mut core = lock(&self.core);
+        (core.asleep, core.spin) = (false, *spin);
     }
 
     /// Looks after those who owe answers: a dead owner's control connection ends, a silent one's fails when it is asked.

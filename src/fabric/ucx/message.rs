@@ -1,9 +1,9 @@
 //! Messages between two workers, and what the control connection says before them. Sans-I/O.
 //!
 //! ```text
-//!   header of a message   kind 1, flags 1, 0 2, parts 4, token 8, number 8, head 4, index 4, checksum 4, 0 4    40 bytes
+//!   header of a message   kind 1, 0 3, parts 4, token 8, number 8, head 4, index 4, checksum 4, here 4           40 bytes
 //!                         head and lengths of parts, where they are short
-//!   its bytes             head and lengths of parts, where they are long; then the parts, or none where they come apart
+//!   its bytes             head and lengths of parts, where they are long; then so many parts as are here, one after another
 //! ```
 
 use super::memory::Packed;
@@ -15,10 +15,11 @@ use crate::key::Reader;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Ask = 1,
-    /// The answer with its parts behind it.
+    /// The answer with all its parts.
     Answer = 2,
-    /// The answer whose parts come in messages of their own.
+    /// The answer with some of its parts, the others come in messages of their own.
     Apart = 3,
+    /// Parts of an answer, one or several that follow each other.
     Part = 4,
     Refusal = 5,
     Abandon = 6,
@@ -34,8 +35,10 @@ pub(super) struct Message {
     pub(super) token: u64,
     /// Of the question.
     pub(super) number: u64,
-    /// Which part this is.
+    /// Which part the first one here is, of those that come by themselves.
     pub(super) index: u32,
+    /// How many parts are in this message.
+    pub(super) here: u32,
     /// Bytes of the head, and how many parts the answer has.
     head: u32,
     parts: u32,
@@ -94,12 +97,17 @@ impl std::ops::Deref for Lengths {
 
 impl Message {
     pub(super) fn new(kind: Kind, token: u64, number: u64) -> Self {
-        Self { kind, token, number, index: 0, head: 0, parts: 0, checksum: 0 }
+        Self { kind, token, number, index: 0, here: 0, head: 0, parts: 0, checksum: 0 }
     }
 
-    /// What goes before the bytes of a part that comes by itself.
-    pub(super) fn part(token: u64, number: u64, index: u32) -> Self {
-        Self { index, ..Self::new(Kind::Part, token, number) }
+    /// What goes before the bytes of `here` parts from `index` on, which come by themselves.
+    pub(super) fn part(token: u64, number: u64, index: u32, here: u32) -> Self {
+        Self { index, here, ..Self::new(Kind::Part, token, number) }
+    }
+
+    /// An answer of which so many parts come with it.
+    pub(super) fn apart(token: u64, number: u64, here: u32) -> Self {
+        Self { here, ..Self::new(Kind::Apart, token, number) }
     }
 
     /// # Errors
@@ -119,6 +127,9 @@ impl Message {
             return Err(Error::new(ErrorKind::TooLarge, "request", context));
         }
         (self.head, self.parts) = (head.len() as u32, lengths.len() as u32);
+        if self.kind == Kind::Answer {
+            self.here = self.parts;
+        }
         self.checksum = 0;
         let long = self.is_long();
         header.clear();
@@ -143,7 +154,7 @@ impl Message {
         out.extend_from_slice(&self.head.to_le_bytes());
         out.extend_from_slice(&self.index.to_le_bytes());
         out.extend_from_slice(&self.checksum.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.here.to_le_bytes());
     }
 
     /// The fixed part of a header; what is behind it is still to be described by [`describe`](Self::describe).
@@ -169,11 +180,17 @@ impl Message {
         let head = u32::from_le_bytes(reader.array().map_err(corrupt)?);
         let index = u32::from_le_bytes(reader.array().map_err(corrupt)?);
         let checksum = u32::from_le_bytes(reader.array().map_err(corrupt)?);
-        let zeros: [u8; 4] = reader.array().map_err(corrupt)?;
-        let message = Self { kind, token, number, index, head, parts, checksum };
+        let here = u32::from_le_bytes(reader.array().map_err(corrupt)?);
+        let message = Self { kind, token, number, index, here, head, parts, checksum };
         let is_bare = matches!(kind, Kind::Part | Kind::Refusal | Kind::Abandon | Kind::Alive);
         let has_parts = matches!(kind, Kind::Answer | Kind::Apart);
-        if zeros != [0; 4]
+        let is_here = match kind {
+            Kind::Answer => here == parts,
+            Kind::Apart => here < parts.max(1),
+            Kind::Part => here > 0 && u64::from(index) + u64::from(here) <= MAX_PARTS as u64,
+            Kind::Ask | Kind::Refusal | Kind::Abandon | Kind::Alive => here == 0,
+        };
+        if !is_here
             || [a, b, c] != [0; 3]
             || head as usize > MAX_HEAD
             || parts as usize > MAX_PARTS
@@ -236,6 +253,11 @@ impl Message {
 
     pub(super) fn parts(&self) -> usize {
         self.parts as usize
+    }
+
+    /// How many parts of an answer come by themselves.
+    pub(super) fn rest(&self) -> usize {
+        self.parts.saturating_sub(self.here) as usize
     }
 }
 
@@ -412,11 +434,12 @@ mod tests {
 
     use super::*;
 
-    fn round_trip(kind: Kind, head: &[u8], lengths: &[u64]) {
-        let message = Message { index: 7, ..Message::new(kind, 1 << 60, 3) };
+    fn round_trip(kind: Kind, here: u32, head: &[u8], lengths: &[u64]) {
+        let message = Message { index: 7, here, ..Message::new(kind, 1 << 60, 3) };
         let Encoded { header, prefix } = message.encode(head, lengths).unwrap();
         let decoded = Message::decode(&header).unwrap();
         assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, 7));
+        assert_eq!((decoded.here, decoded.rest()), (here, lengths.len().saturating_sub(here as usize)));
         let bytes = [&prefix[..], b"parts"].concat();
         let (described, taken) = decoded.describe(&header, &bytes).unwrap();
         assert_eq!((described.head, &described.lengths[..], taken), (head, lengths, prefix.len()));
@@ -424,13 +447,30 @@ mod tests {
 
     #[test]
     fn messages_come_back() {
-        round_trip(Kind::Ask, b"", &[]);
-        round_trip(Kind::Ask, &[7; MAX_HEAD], &[]);
-        round_trip(Kind::Answer, b"head", &[1, 2, u64::MAX]);
-        round_trip(Kind::Apart, &[1; 512], &[]);
-        round_trip(Kind::Apart, &[1; 505], &[9]);
-        round_trip(Kind::Answer, b"", &[5; MAX_PARTS]);
-        round_trip(Kind::Part, b"", &[]);
+        round_trip(Kind::Ask, 0, b"", &[]);
+        round_trip(Kind::Ask, 0, &[7; MAX_HEAD], &[]);
+        round_trip(Kind::Answer, 3, b"head", &[1, 2, u64::MAX]);
+        round_trip(Kind::Apart, 0, &[1; 512], &[]);
+        round_trip(Kind::Apart, 0, &[1; 505], &[9]);
+        round_trip(Kind::Apart, 69, &[1; 505], &[9; 70]);
+        round_trip(Kind::Answer, MAX_PARTS as u32, b"", &[5; MAX_PARTS]);
+        round_trip(Kind::Part, 1, b"", &[]);
+        round_trip(Kind::Part, MAX_PARTS as u32 - 7, b"", &[]);
+    }
+
+    #[test]
+    fn messages_with_more_parts_than_there_are_make_no_sense() {
+        let refused = |message: Message, parts: usize| {
+            let header = message.encode(b"", &vec![1; parts]).unwrap().header;
+            assert_eq!(Message::decode(&header).unwrap_err().kind(), ErrorKind::Corrupt, "{message:?}");
+        };
+        refused(Message::apart(1, 2, 3), 3);
+        refused(Message::apart(1, 2, 1), 0);
+        refused(Message::part(1, 2, 0, 0), 0);
+        refused(Message::part(1, 2, 1, MAX_PARTS as u32), 0);
+        refused(Message::part(1, 2, u32::MAX, 1), 0);
+        refused(Message { here: 1, ..Message::new(Kind::Ask, 1, 2) }, 0);
+        refused(Message { here: 1, ..Message::new(Kind::Refusal, 1, 2) }, 0);
     }
 
     #[test]

@@ -306,8 +306,8 @@ impl Running {
 }
 
 /// How many buffers of parts that were sent together are kept for others, and how long they are at most: 1 MiB in all.
-const MOST_PACKED: usize = 4;
-const LONGEST_PACKED: usize = 256 << 10;
+const MOST_PACKED: usize = 8;
+const LONGEST_PACKED: usize = 128 << 10;
 
 /// Most operations whose memory is kept for others.
 const MOST_SPARE: usize = 64;

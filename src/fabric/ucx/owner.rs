@@ -16,9 +16,10 @@ use ucx_sys::UCS_OK;
 
 use super::Options;
 use super::context::Context;
-use super::message::{ENDED, Hello, Kind, Message, Welcome};
+use super::message::{ENDED, Encoded, HEADER, Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Operation, Way};
+use super::spin::Spin;
 use super::worker::Worker;
 use crate::error::Result;
 use crate::fabric::{Answers, Asked, Incoming, Outgoing, Piece, Responder, Segments, Service};
@@ -282,9 +283,8 @@ struct Client {
 
 impl Desk {
     fn run(&mut self) {
-        let spin = self.shared.options.spin;
-        let mut spun = Instant::now();
-        let mut looked = spun;
+        let mut spin = Spin::new(self.shared.options.spin);
+        let mut looked = Instant::now();
         loop {
             let mut orders = std::mem::take(&mut self.spare);
             std::mem::swap(&mut *lock(&self.shared.orders), &mut orders);
@@ -306,12 +306,11 @@ impl Desk {
                 self.look(now);
             }
             if moved {
-                spun = now;
-            } else if now.saturating_duration_since(spun) < spin {
+                spin.begin(now);
+            } else if spin.goes_on(now) {
                 std::hint::spin_loop();
             } else {
-                self.sleep();
-                spun = Instant::now();
+                self.sleep(&mut spin);
             }
         }
     }
@@ -322,13 +321,11 @@ impl Desk {
     }
 
     /// Waits for something to do; without an end where nobody is owed anything.
-    fn sleep(&mut self) {
-        if !matches!(self.worker.arm(), Ok(true)) {
-            return;
-        }
-        if !lock(&self.shared.orders).is_empty() {
-            // This thread's own, for which nobody rang.
-            return;
+    fn sleep(&mut self, spin: &mut Spin) {
+        let begun = Instant::now();
+        // An order may be this thread's own, for which nobody rang.
+        if !matches!(self.worker.arm(), Ok(true)) || !lock(&self.shared.orders).is_empty() {
+            return spin.begin(begun);
         }
         let is_idle = !self.worker.is_busy() && self.clients.values().all(|client| client.flying == 0);
         let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
@@ -337,6 +334,7 @@ impl Desk {
         if poll(&mut descriptors, (!is_idle).then_some(&timeout)).is_ok() && !descriptors[1].revents().is_empty() {
             let _ = rustix::io::read(&self.shared.bell, &mut [0u8; 8]);
         }
+        spin.slept(begun, Instant::now());
     }
 
     /// `false` for the end.
@@ -458,50 +456,71 @@ impl Desk {
         }
     }
 
+    /// Sends an answer, in as many messages as it needs.
+    ///
+    /// One part goes where it belongs as it is. Several small ones go together: one copy of all of them is quicker than a list,
+    /// and one message than a rendezvous, whose receiver would copy them as well. While it does that with those of a message, the
+    /// next is on its way.
     fn send(&mut self, token: u64, number: u64, outgoing: Outgoing) {
         let Some(theirs) = self.clients.get(&token).map(|client| client.theirs) else { return };
-        let Outgoing { head, mut parts } = outgoing;
+        let Outgoing { head, parts } = outgoing;
         let lengths: SmallVec<[u64; 4]> = parts.iter().map(|part| part.len() as u64).collect();
-        let total: u64 = lengths.iter().sum();
-        // One part behind a short head needs no message of its own: it goes where it belongs as it is.
         let is_one = parts.len() == 1 && !Message::is_long_with(head.len(), 1);
-        let comes_apart = total > self.shared.options.packed && !is_one;
-        let kind = if comes_apart { Kind::Apart } else { Kind::Answer };
+        let described = HEADER + head.len() + lengths.len() * 8;
+        let here = if is_one { 1 } else { self.together(&lengths, described) };
+        let message = match here == parts.len() {
+            true => Message::new(Kind::Answer, theirs, number),
+            false => Message::apart(theirs, number, here as u32),
+        };
         // An answer that is too long is none: it is the service's mistake, and must not end all others.
-        let Ok(encoded) = Message::new(kind, theirs, number).encode_in(&head, &lengths, self.worker.header()) else {
+        let Ok(encoded) = message.encode_in(&head, &lengths, self.worker.header()) else {
             return self.refuse(token, number);
         };
-        let own = (encoded.header.len() + encoded.prefix.len()) as u64;
-        let about = |bytes: u64| About::Answer { connection: token, bytes };
-        let (header, prefix) = (encoded.header, encoded.prefix);
-        if comes_apart {
-            let body = if prefix.is_empty() { Body::None } else { Body::Own(prefix) };
-            self.begin(token, Operation { about: about(own), header, body }, Way::Whole);
-            for (index, part) in parts.into_iter().enumerate() {
-                let message = Message::part(theirs, number, index as u32);
-                let Ok(encoded) = message.encode(&[], &[]) else { continue };
-                let (about, way) = (about((encoded.header.len() + part.len()) as u64), self.way(part.len()));
-                self.begin(token, Operation { about, header: encoded.header, body: Body::Shared(part) }, way);
-            }
-            return;
+        let mut parts = parts.into_iter();
+        self.send_parts(token, encoded, parts.by_ref().take(here));
+        let mut at = here;
+        while at < lengths.len() {
+            failpoint!("fabric.answer.half");
+            let here = self.together(&lengths[at..], HEADER).max(1);
+            let message = Message::part(theirs, number, at as u32, here as u32);
+            let Ok(encoded) = message.encode_in(&[], &[], self.worker.header()) else { return };
+            self.send_parts(token, encoded, parts.by_ref().take(here));
+            at += here;
         }
-        let mut way = self.way(total as usize);
-        let body = match (prefix.is_empty(), parts.len()) {
-            (true, 0) => Body::None,
-            (true, 1) => Body::Shared(parts.remove(0)),
-            // Many small pieces: one copy of all of them is quicker than a list, and one message than a rendezvous, whose
-            // receiver would copy them as well.
+    }
+
+    /// How many of the first parts go into one message, behind so many bytes.
+    fn together(&self, lengths: &[u64], behind: usize) -> usize {
+        let mut bytes = behind as u64;
+        let fit = lengths.iter().take_while(|len| {
+            bytes = bytes.saturating_add(**len);
+            bytes <= self.shared.options.packed
+        });
+        fit.count()
+    }
+
+    fn send_parts(&mut self, token: u64, message: Encoded, mut parts: impl ExactSizeIterator<Item = Piece>) {
+        let Encoded { header, prefix } = message;
+        let (body, way) = match (prefix.is_empty(), parts.len()) {
+            (true, 0) => (Body::None, Way::Whole),
+            (false, 0) => (Body::Own(prefix), Way::Whole),
+            (true, 1) => {
+                let part = parts.next();
+                let way = self.way(part.as_deref().map_or(0, <[u8]>::len));
+                (part.map_or(Body::None, Body::Shared), way)
+            }
             _ => {
-                way = Way::Whole;
                 let mut packed = self.worker.packed();
-                packed.reserve(prefix.len() + total as usize);
+                packed.reserve(self.shared.options.packed as usize);
                 packed.extend_from_slice(&prefix);
-                parts.iter().for_each(|part: &Piece| packed.extend_from_slice(part));
-                Body::Own(packed)
+                parts.for_each(|part| packed.extend_from_slice(&part));
+                (Body::Own(packed), Way::Whole)
             }
         };
-        failpoint!("fabric.answer.half");
-        self.begin(token, Operation { about: about(own + total), header, body }, way);
+        let mut operation = Operation { about: About::Message, header, body };
+        let bytes = (operation.header.len() + operation.body.span().1) as u64;
+        operation.about = About::Answer { connection: token, bytes };
+        self.begin(token, operation, way);
     }
 
     /// How so many bytes of one part are sent.

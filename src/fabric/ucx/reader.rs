@@ -24,6 +24,7 @@ use super::context::{self, Aim, Context, Setting, failed};
 use super::devices;
 use super::message::{Hello, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
+use super::spin::Spin;
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Call, Landing, Peer, Segment, Segments, Spot};
@@ -118,7 +119,7 @@ impl Reader {
             desk.reads.insert(read, None);
             read
         };
-        let mut spun = Instant::now();
+        let mut spin = Spin::new(self.spin);
         loop {
             let (moved, ended, now) = {
                 let mut desk = lock(&self.desk);
@@ -137,11 +138,11 @@ impl Reader {
                 None if now >= deadline => {
                     return Err(Error::new(ErrorKind::Timeout, "get", "memory was not read in time"));
                 }
-                None if moved => spun = now,
-                None if now.saturating_duration_since(spun) < self.spin => std::hint::spin_loop(),
+                None if moved => spin.begin(now),
+                None if spin.goes_on(now) => std::hint::spin_loop(),
                 None => {
                     self.sleep();
-                    spun = Instant::now();
+                    spin.slept(now, Instant::now());
                 }
             }
         }

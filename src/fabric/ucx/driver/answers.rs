@@ -8,7 +8,7 @@ use ucx_sys::UCS_OK;
 
 use super::{Core, Driver, Link};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::ucx::calls::{After, Calls};
+use crate::fabric::ucx::calls::{After, Calls, Early};
 use crate::fabric::ucx::context::failed;
 use crate::fabric::ucx::message::{Described, Kind, Message};
 use crate::fabric::ucx::numbered::Numbered;
@@ -30,13 +30,17 @@ pub(super) fn take(
     // What is no message, or not for this process, is thrown away.
     let Ok(message) = Message::decode(header) else { return true };
     let Some(link) = links.get_mut(&message.token).filter(|known| known.failed.is_none()) else { return true };
-    if message.kind != Kind::Answer {
-        return false;
-    }
+    let Message { token, number, index, here, .. } = message;
     link.since = Instant::now();
+    match message.kind {
+        Kind::Answer | Kind::Apart if !calls.are_early(number) => {}
+        Kind::Part if calls.came(Some(token), number, here) => return true,
+        Kind::Part => return calls.fill(token, number, index, here, bytes, after),
+        _ => return false,
+    }
     failpoint!("fabric.answered");
-    let Some(mut land) = calls.begin(message.token, message.number) else {
-        calls.settle(Some(message.token), message.number);
+    let Some(mut land) = calls.begin(token, number) else {
+        calls.unwanted(token, number, message.rest());
         return true;
     };
     let answer = message.describe(header, bytes).and_then(|(described, _)| {
@@ -44,7 +48,14 @@ pub(super) fn take(
         fill(&message, bytes, &mut landings)?;
         Ok(Answer { head: Head::from_slice(described.head), parts: landings })
     });
-    after.join(calls.end(message.number, answer));
+    after.join(match answer {
+        Ok(Answer { head, parts }) if message.rest() > 0 => {
+            let unused = calls.expect(number, head, parts, here as usize);
+            debug_assert!(unused.is_ok_and(|early| early.is_empty()), "the call is open, and nothing came before");
+            After::default()
+        }
+        answer => calls.end_before(number, answer, Some(message.rest())),
+    });
     after.drop_later(land);
     true
 }
@@ -63,9 +74,10 @@ fn choose(land: &mut Lander, described: &Described<'_>) -> Result<Landings> {
     }
 }
 
-/// Copies the parts of an answer to where they belong.
+/// Copies the parts that came with an answer to where they belong.
 fn fill(message: &Message, bytes: &[u8], landings: &mut [Landing]) -> Result<()> {
     let mut rest = &bytes[if message.is_long() { message.described() } else { 0 }..];
+    let landings = &mut landings[..message.here as usize];
     for landing in &mut *landings {
         let taken = landing.write(rest);
         rest = &rest[taken..];
@@ -120,7 +132,7 @@ impl Driver {
                 }
             }
             Kind::Apart | Kind::Answer => self.answer(&message, header, data),
-            Kind::Part => self.part(link, number, message.index, data),
+            Kind::Part => self.part(&message, data),
             Kind::Ask | Kind::Abandon | Kind::Alive => self.release(data),
         }
     }
@@ -145,10 +157,7 @@ impl Driver {
         if core.calls.belongs(link, number) {
             return true;
         }
-        match message.kind {
-            Kind::Apart => core.calls.announced(link, number, message.parts()),
-            _ => core.calls.settle(Some(link), number),
-        }
+        core.calls.unwanted(link, number, message.rest());
         false
     }
 
@@ -167,19 +176,20 @@ impl Driver {
             // The one part goes where it belongs.
             let Some((described, landings)) = self.land(message, header, &[]) else { return self.release(data) };
             let mut core = lock(&self.core);
-            let early = match core.calls.expect(number, Head::from_slice(described.head), landings) {
+            let early = match core.calls.expect(number, Head::from_slice(described.head), landings, 0) {
                 Ok(early) => early,
                 Err(unused) => {
-                    core.calls.settle(Some(link), number);
+                    core.calls.unwanted(link, number, 0);
                     core.worker.release(data);
                     drop(core);
                     return drop(unused);
                 }
             };
             // No part of such an answer comes by itself.
-            early.into_iter().for_each(|(_, data)| core.worker.release(data));
-            let posted = core.calls.part(link, number, 0, data);
-            return self.receive(core, link, number, 0, posted);
+            early.into_iter().for_each(|early| core.worker.release(early.data));
+            let mut after = After::default();
+            let taken = core.calls.part(link, number, 0, 1, data, &mut after);
+            return self.receive(core, message, taken, after);
         }
         if data.len() > MOST_PACKED {
             let error = Error::new(ErrorKind::Corrupt, "receive", "an answer of more small parts than were asked for");
@@ -190,7 +200,7 @@ impl Driver {
         let about = About::Packed { number };
         let mut core = lock(&self.core);
         if !core.calls.claim(link, number) {
-            core.calls.settle(Some(link), number);
+            core.calls.unwanted(link, number, message.rest());
             core.worker.release(data);
             return;
         }
@@ -207,24 +217,22 @@ impl Driver {
     fn answer_here(&self, message: &Message, header: &[u8], bytes: &[u8]) {
         let number = message.number;
         let Some((described, mut landings)) = self.land(message, header, bytes) else { return };
-        if message.kind == Kind::Apart {
-            if landings.is_empty() {
-                return self.end(number, Ok(Answer { head: Head::from_slice(described.head), parts: landings }));
-            }
-            let mut core = lock(&self.core);
-            let early = core.calls.expect(number, Head::from_slice(described.head), landings);
-            if early.is_err() {
-                core.calls.announced(message.token, number, message.parts());
-            }
-            drop(core);
-            for (index, data) in early.into_iter().flatten() {
-                self.part(message.token, number, index, data);
-            }
-            return;
+        let (head, rest) = (Head::from_slice(described.head), message.rest());
+        if let Err(error) = fill(message, bytes, &mut landings) {
+            return self.end_before(number, Err(error), Some(rest));
         }
-        let end = fill(message, bytes, &mut landings)
-            .map(|()| Answer { head: Head::from_slice(described.head), parts: landings });
-        self.end(number, end);
+        if rest == 0 {
+            return self.end(number, Ok(Answer { head, parts: landings }));
+        }
+        let mut core = lock(&self.core);
+        let early = core.calls.expect(number, head, landings, message.here as usize);
+        if early.is_err() {
+            core.calls.unwanted(message.token, number, rest);
+        }
+        drop(core);
+        for Early { index, here, data } in early.into_iter().flatten() {
+            self.part(&Message::part(message.token, number, index, here), data);
+        }
     }
 
     /// Where the parts of an answer go; `None` when that ended the call, or nobody wants them.
@@ -242,71 +250,61 @@ impl Driver {
             let land = core.calls.begin(message.token, number);
             if land.is_none() {
                 // It was given up since it was looked for.
-                match message.kind {
-                    Kind::Apart => core.calls.announced(message.token, number, message.parts()),
-                    _ => core.calls.settle(Some(message.token), number),
-                }
+                core.calls.unwanted(message.token, number, message.rest());
             }
             land?
         };
         match choose(&mut land, &described) {
             Ok(landings) => Some((described, landings)),
             Err(error) => {
-                let parts = if message.kind == Kind::Apart { message.parts() } else { 0 };
-                self.end_before(number, Err(error), Some(parts));
+                self.end_before(number, Err(error), Some(message.rest()));
                 None
             }
         }
     }
 
-    /// A part that comes apart from its answer.
-    fn part(&self, link: u64, number: u64, index: u32, data: Data) {
-        if data.bytes().is_some() {
-            // Short enough to have come whole.
-            let taken = lock(&self.core).calls.part(link, number, index, data);
-            match taken {
-                Ok(None) => {}
-                Ok(Some((mut landing, data))) => {
-                    landing.write(data.bytes().unwrap_or(&[]));
-                    self.landed(number, index, landing);
-                }
-                Err(_) => self.unexpected(link, number),
-            }
-            return;
-        }
+    /// Parts that come apart from their answer.
+    fn part(&self, message: &Message, data: Data) {
+        let Message { token: link, number, index, here, .. } = *message;
         let mut core = lock(&self.core);
-        let posted = core.calls.part(link, number, index, data);
-        self.receive(core, link, number, index, posted);
+        let mut after = After::default();
+        let taken = core.calls.part(link, number, index, here, data, &mut after);
+        self.receive(core, message, taken, after);
     }
 
     fn receive(
         &self,
         mut core: MutexGuard<'_, Core>,
-        link: u64,
-        number: u64,
-        index: u32,
-        posted: std::result::Result<Option<(Landing, Data)>, Data>,
+        message: &Message,
+        taken: std::result::Result<Option<(Landing, Data)>, Data>,
+        mut after: After,
     ) {
-        let finished = match posted {
-            Ok(None) => None,
+        let Message { number, index, .. } = *message;
+        match taken {
+            Ok(None) => {
+                self.give_back(&mut core, &mut after);
+                drop(core);
+                after.run();
+            }
             Ok(Some((landing, data))) => {
                 let (about, body) = (About::Part { number, index }, Body::Landing(landing));
-                core.worker.receive(data, Operation { about, header: Vec::new(), body })
+                let finished = core.worker.receive(data, Operation { about, header: Vec::new(), body });
+                drop(core);
+                if let Some(finished) = finished {
+                    self.finished(finished);
+                }
             }
             Err(data) => {
                 core.worker.release(data);
                 drop(core);
-                return self.unexpected(link, number);
+                self.unexpected(message);
             }
-        };
-        drop(core);
-        if let Some(finished) = finished {
-            self.finished(finished);
         }
     }
 
     /// A part came that does not fit the call's answer; of a call that ended, it is just late.
-    fn unexpected(&self, link: u64, number: u64) {
+    fn unexpected(&self, message: &Message) {
+        let Message { token: link, number, here, .. } = *message;
         let is_open = {
             let core = lock(&self.core);
             core.calls.belongs(link, number) && !core.calls.has_ended(number)
@@ -314,7 +312,7 @@ impl Driver {
         if is_open {
             let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
             self.end_before(number, Err(error), None);
-            lock(&self.core).calls.came(Some(link), number);
+            lock(&self.core).calls.came(Some(link), number, here);
         }
     }
 
@@ -339,11 +337,11 @@ impl Driver {
             (About::Part { number, .. } | About::Packed { number }, body) => {
                 drop(body);
                 // Of a call that nobody waits for, the others may still come.
-                if !matches!(operation.about, About::Part { .. }) || !lock(&self.core).calls.came(None, number) {
+                if !matches!(operation.about, About::Part { .. }) || !lock(&self.core).calls.came(None, number, 1) {
                     let error = failed(self.context.ucx(), "fetch an answer", status);
                     let error = Error::new(ErrorKind::PeerDown, "request", error.context().to_owned());
                     self.end(number, Err(error));
-                    lock(&self.core).calls.came(None, number);
+                    lock(&self.core).calls.came(None, number, 1);
                 }
             }
             // A question that was not sent fails by its endpoint, which UCX reports; what is sent is sent.

@@ -140,7 +140,7 @@ fn an_owner_does_not_end_the_calls_of_another() {
     // Its head is missing.
     let Encoded { header, prefix } = apart.encode(&[7; 1000], &[]).unwrap();
     stage.raw.send(MESSAGE, &header, &prefix[..500], UCP_AM_SEND_FLAG_EAGER);
-    stage.send(Message::part(stage.token, FIRST, 0), b"", &[], b"part", UCP_AM_SEND_FLAG_EAGER);
+    stage.send(Message::part(stage.token, FIRST, 0, 1), b"", &[], b"part", UCP_AM_SEND_FLAG_EAGER);
     stage.all_taken();
     std::thread::sleep(Duration::from_millis(100));
     assert!(!asked.is_finished(), "{:?}", asked.join());
@@ -154,14 +154,61 @@ fn parts_before_an_answer_that_has_none_are_refused() {
     let (asked, whole) = stage.ask();
     let asked = waiting(asked);
     let bytes: Vec<u8> = (0..2 << 20).map(|i: usize| (i >> 4) as u8).collect();
-    stage.send(Message::part(stage.token, FIRST, 3), b"", &[], &vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
-    stage.send(Message::part(stage.token, FIRST, 0), b"", &[], b"short", UCP_AM_SEND_FLAG_EAGER);
+    stage.send(Message::part(stage.token, FIRST, 3, 1), b"", &[], &vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
+    stage.send(Message::part(stage.token, FIRST, 0, 1), b"", &[], b"short", UCP_AM_SEND_FLAG_EAGER);
     let answer = Message::new(Kind::Answer, stage.token, FIRST);
     stage.send(answer, b"head", &[bytes.len() as u64], &bytes, UCP_AM_SEND_FLAG_RNDV);
     stage.all_taken();
     let answer = asked.join().unwrap().unwrap();
     assert_eq!(&answer.head[..], b"head");
     assert_eq!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice(), bytes);
+}
+
+#[test]
+fn parts_come_with_their_answer_and_together_before_it_and_behind_it() {
+    let lengths = [3, 0, 1000, 5];
+    let bytes: Vec<u8> = (0..1008usize).map(|i| i as u8).collect();
+    let apart = |stage: &Stage| Message::apart(stage.token, FIRST, 2);
+    let behind = |stage: &Stage| Message::part(stage.token, FIRST, 2, 2);
+    let whole = |order: &[bool]| {
+        let mut stage = Stage::new(Duration::from_secs(20), true);
+        let (asked, whole) = stage.ask();
+        let asked = waiting(asked);
+        for is_answer in order {
+            match is_answer {
+                true => stage.send(apart(&stage), b"head", &lengths, &bytes[..3], UCP_AM_SEND_FLAG_EAGER),
+                false => stage.send(behind(&stage), b"", &[], &bytes[3..], UCP_AM_SEND_FLAG_EAGER),
+            }
+        }
+        stage.all_taken();
+        let answer = asked.join().unwrap().unwrap();
+        assert_eq!(&answer.head[..], b"head");
+        assert_eq!(whole.recv().unwrap().join(answer.parts).unwrap().as_slice(), bytes);
+    };
+    whole(&[true, false]);
+    whole(&[false, true]);
+}
+
+#[test]
+fn parts_that_do_not_fit_their_answer_are_corrupt() {
+    let lengths = [3, 0, 1000, 5];
+    let bytes = [7; 1020];
+    for (index, here, len) in [(2, 2, 1004), (2, 2, 1006), (1, 2, 1003), (2, 3, 1005), (2, 1, 1005)] {
+        let mut stage = Stage::new(Duration::from_secs(20), true);
+        let asked = waiting(stage.ask().0);
+        stage.send(Message::apart(stage.token, FIRST, 2), b"", &lengths, &bytes[..3], UCP_AM_SEND_FLAG_EAGER);
+        let message = Message::part(stage.token, FIRST, index, here);
+        stage.send(message, b"", &[], &bytes[..len], UCP_AM_SEND_FLAG_EAGER);
+        stage.all_taken();
+        assert_eq!(asked.join().unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "{here} from {index}: {len}");
+    }
+    for len in [2, 4] {
+        let mut stage = Stage::new(Duration::from_secs(20), true);
+        let asked = waiting(stage.ask().0);
+        stage.send(Message::apart(stage.token, FIRST, 2), b"", &lengths, &bytes[..len], UCP_AM_SEND_FLAG_EAGER);
+        stage.all_taken();
+        assert_eq!(asked.join().unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "with the answer: {len}");
+    }
 }
 
 #[test]
@@ -180,7 +227,7 @@ fn answers_of_other_lengths_than_they_say_are_corrupt() {
         let answer = Message::new(kind, stage.token, FIRST);
         if apart {
             stage.send(answer, b"", &[announced], b"", UCP_AM_SEND_FLAG_EAGER);
-            stage.send(Message::part(stage.token, FIRST, 0), b"", &[], &bytes, flag);
+            stage.send(Message::part(stage.token, FIRST, 0, 1), b"", &[], &bytes, flag);
         } else {
             stage.send(answer, b"", &[announced], &bytes, flag);
         }
