@@ -29,7 +29,7 @@ fn gets(fabric: Fabric) {
 fn batches(fabric: Fabric) {
     let mut pair = Pair::new(fabric);
     let keys = puts(&mut pair.owner, 4096, 64);
-    let most = if fabric == MARGO { [3.5, 3.5] } else { [0.8, 1.8] };
+    let most = if fabric == MARGO { [2.0, 1.5] } else { [0.4, 0.8] };
     each(&mut pair, "batch", 64 * 100, &keys).at_most(most, "an object of a batch of 64");
 }
 

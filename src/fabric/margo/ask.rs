@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 use std::task::Wake as _;
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use super::native::{Bulk, Piece, Transfer};
@@ -24,6 +25,8 @@ pub(super) struct Ask {
     pub(super) number: u64,
     pub(super) link: Arc<Link>,
     ended: AtomicBool,
+    /// All bytes are here, or the result is; what is missing follows at once.
+    near: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -38,6 +41,8 @@ struct State {
     collecting: Option<Arc<Poller>>,
     /// Keeps the connection as long as somebody waits.
     handle: Option<Arc<MargoPeer>>,
+    /// Sleeps until that is near.
+    sleeper: Option<Thread>,
 }
 
 /// Bytes that are pulled from where they should be, while the question is on its way.
@@ -61,8 +66,9 @@ impl Ask {
     ) -> Arc<Self> {
         let (land, completer) = (Some(land), Some(completer));
         let asked = Instant::now();
-        let state = State { head, land, completer, asked, early: None, collecting: None, handle };
-        Arc::new(Self { number, link: Arc::clone(link), ended: AtomicBool::new(false), state: Mutex::new(state) })
+        let state = State { head, land, completer, asked, early: None, collecting: None, handle, sleeper: None };
+        let (ended, near) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { number, link: Arc::clone(link), ended, near, state: Mutex::new(state) })
     }
 
     /// What to ask, now.
@@ -82,6 +88,34 @@ impl Ask {
         lock(&self.state).early.is_some()
     }
 
+    /// Sleeps until nothing but the owner's word is missing, or nothing at all, or there is no time left.
+    pub(super) fn sleep_until_near(&self, deadline: Option<Instant>) {
+        while !self.near.load(Acquire) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return;
+            }
+            let mut state = lock(&self.state);
+            if self.near.load(Acquire) {
+                return;
+            }
+            state.sleeper = Some(thread::current());
+            drop(state);
+            match left {
+                Some(left) => thread::park_timeout(left),
+                None => thread::park(),
+            }
+        }
+    }
+
+    /// Wakes who sleeps until then.
+    fn come_near(&self, state: &mut State) {
+        self.near.store(true, Release);
+        if let Some(sleeper) = state.sleeper.take() {
+            sleeper.unpark();
+        }
+    }
+
     pub(super) fn is_abandoned(&self) -> bool {
         lock(&self.state).completer.is_none()
     }
@@ -89,6 +123,7 @@ impl Ask {
     /// Ends it for who waits.
     pub(super) fn end(&self, result: Result<Answer>) {
         let mut state = lock(&self.state);
+        self.come_near(&mut state);
         let completer = state.completer.take();
         let early = state.early.take();
         let gone = (state.land.take(), state.collecting.take(), state.handle.take());
@@ -186,6 +221,8 @@ impl Ask {
         };
         early.landed = Some(landed);
         let described = early.described.take();
+        // To be woken takes about as long as the owner's word that the object has not ended.
+        self.come_near(&mut state);
         drop(state);
         if let Some((bytes, is_pinned)) = described {
             self.described(&bytes, is_pinned);

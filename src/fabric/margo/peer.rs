@@ -390,8 +390,11 @@ impl Source<Answer> for Waiting {
         self.check_process()?;
         // To be woken takes longer than most answers; whoever else wants the processor gets it. Long ones take their time, and
         // threads that move their bytes can use the processor.
-        let (begin, is_long) = (Instant::now(), self.ask.is_long());
-        while !is_long && !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
+        if self.ask.is_long() {
+            self.ask.sleep_until_near(deadline);
+        }
+        let begin = Instant::now();
+        while !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
             std::thread::yield_now();
         }
         match (self.pending.take(), deadline) {
