@@ -87,6 +87,7 @@ impl Margo {
     }
 
     /// How much Mercury writes to standard error, of all instances: `none`, `fatal`, `error`, `warning`, `min_debug`, `debug`.
+    /// Margo sets it as well when an instance starts: to `warning`, or to the `log_level` of [`Options::mercury`](crate::Options::mercury).
     pub fn set_log_level(&self, level: &CStr) {
         if let Some(set) = self.symbols.HG_Set_log_level {
             // SAFETY: a string, which is copied or compared before it returns.

@@ -90,16 +90,11 @@ impl Instance {
 
     fn start(address: &str, listens: bool) -> Result<Arc<Self>> {
         let margo = load()?;
-        let (mercury, inline) = match address.starts_with("ofi+") {
-            true => (LARGER.to_owned(), 2 * INLINE),
-            false => (String::new(), INLINE),
-        };
+        let is_larger = address.starts_with("ofi+");
+        let inline = if is_larger { 2 * INLINE } else { INLINE };
+        let mercury = mercury_settings(is_larger, std::env::var("HG_LOG_LEVEL").ok());
         let options =
             Options { address: address.to_owned(), listens, has_thread: true, progress_ms: PROGRESS_MS, mercury };
-        // Outcomes are errors of ours: Mercury need not print them as well, unless the user asks.
-        if std::env::var_os("HG_LOG_LEVEL").is_none() {
-            margo.set_log_level(c"none");
-        }
         STARTED.store(generation(), Relaxed);
         let mid = margo.start(&options).map_err(|error| {
             let (kind, hint) = match &error {
@@ -546,9 +541,19 @@ fn generation() -> u32 {
     crate::process::generation()
 }
 
+/// The inside of the `mercury` section of a configuration.
+///
+/// Outcomes are errors of ours: Mercury need not print them as well, unless the user asks. Margo sets the level itself, to
+/// `warning` where it is told nothing, whatever the environment says.
+fn mercury_settings(is_larger: bool, log_level: Option<String>) -> String {
+    let is_word = |level: &String| level.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let level = log_level.filter(is_word).unwrap_or_else(|| "none".to_owned());
+    format!("\"log_level\":\"{level}\"{}", if is_larger { LARGER } else { "" })
+}
+
 /// Mercury's messages of 4 KiB are too short for an object of 4 KiB. Those of libfabric may be longer, if both ends say so; the
 /// others cannot, or do not survive it (`ucx` of Mercury 2.4).
-const LARGER: &str = "\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
+const LARGER: &str = ",\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
 
 /// How long a progress thread waits at a time; ending an instance takes as long.
 const PROGRESS_MS: u32 = 50;
@@ -559,3 +564,16 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long Margo tries to send what nobody waits for.
 const TOLD: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mercury_is_silent_unless_it_is_asked() {
+        assert_eq!(mercury_settings(false, None), "\"log_level\":\"none\"");
+        let larger = mercury_settings(true, Some("min_debug".to_owned()));
+        assert_eq!(larger, format!("\"log_level\":\"min_debug\"{LARGER}"));
+        assert!(!mercury_settings(true, Some("x\",\"y".to_owned())).contains('y'));
+    }
+}
