@@ -66,7 +66,7 @@ use slots::Slots;
 /// | `devices=mlx5_0:1` | `ucx`: devices as in `UCX_NET_DEVICES`, which comes before it | network interfaces as for `tcp`, and RDMA adapters |
 /// | `tls=rc,tcp` | `ucx`: transports as in `UCX_TLS`, which comes before it | all but those within a node |
 /// | `rndv=64KiB` | `ucx`: from how many bytes on a message is fetched by its receiver, as in `UCX_RNDV_THRESH` | UCX's choice, 255 KiB at most |
-/// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps | `20us`, `100us` |
+/// | `spin=20us` | `ucx`, `margo`: how long a waiting thread looks for its answer before it sleeps, at most | `100us` |
 /// | `idle=5m` | `ucx`: a connection to another node that was not used for so long is closed, within twice the time, and made again when it is; `0s`: never | `5m` |
 /// | `one_sided=auto` | `ucx`: what a process has got twice it reads from its owner's memory, without a question for as long as `lease` allows, where an adapter (or cma) does that; `on`: or the store is not opened; see docs/ucx.md | `off` |
 /// | `protocol=ofi+cxi` | `margo`: Mercury's name of what moves the bytes: `ofi+cxi`, `ofi+verbs`, `ofi+tcp`, `ucx+all`, ..., perhaps with a device, as `ofi+tcp://ib0` | the first of these that the node with the object has |

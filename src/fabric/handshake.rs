@@ -395,7 +395,7 @@ fn unauthorized(context: &'static str) -> Error {
 }
 
 /// Version of the handshake and of what follows it.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// First bytes of every message.
 const MAGIC: [u8; 4] = [0xf4, b'p', b'x', b'h'];
@@ -527,7 +527,7 @@ mod tests {
 
     #[test]
     fn other_versions_and_purposes_are_told() {
-        for (at, value) in [(4, 2), (6, Purpose::Ucx as u8)] {
+        for (at, value) in [(4, VERSION as u8 + 1), (6, Purpose::Ucx as u8)] {
             let mut requester = Handshake::request(&identity("job", 1), stream());
             let mut owner = Handshake::answer(&identity("job", 2), &[Purpose::Tcp]);
             let mut hello = requester.output();

@@ -72,7 +72,7 @@ pub(crate) struct Ucx {
 pub(crate) struct Options {
     /// How long a peer may show no sign of life before it counts as dead. At least 100 ms.
     pub(crate) silence: Duration,
-    /// How long a thread looks for events before it sleeps.
+    /// How long a thread looks for events before it sleeps, at most.
     pub(crate) spin: Duration,
     /// A connection of which nothing was asked for so long is closed, within twice the time; zero for never.
     pub(crate) idle: Duration,
