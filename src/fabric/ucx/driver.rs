@@ -282,7 +282,7 @@ impl Driver {
         loop {
             let (moved, events) = self.progress();
             events.into_iter().for_each(|event| self.handle(event));
-            {
+            let are_others = {
                 let core = lock(&self.core);
                 if number.is_some_and(|number| core.calls.has_ended(number)) {
                     return;
@@ -290,7 +290,8 @@ impl Driver {
                 if number.is_none() && (core.calls.has_followers() || !core.has_work()) {
                     return;
                 }
-            }
+                core.calls.has_followers()
+            };
             let now = Instant::now();
             if until.is_some_and(|until| now >= until) {
                 return;
@@ -301,7 +302,7 @@ impl Driver {
             }
             if moved {
                 spin.begin(now);
-            } else if spin.goes_on(now) {
+            } else if spin.goes_on(now, are_others) {
                 std::hint::spin_loop();
             } else {
                 self.sleep(until, &mut spin);

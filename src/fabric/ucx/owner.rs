@@ -307,7 +307,7 @@ impl Desk {
             }
             if moved {
                 spin.begin(now);
-            } else if spin.goes_on(now) {
+            } else if spin.goes_on(now, false) {
                 std::hint::spin_loop();
             } else {
                 self.sleep(&mut spin);

@@ -139,7 +139,7 @@ impl Reader {
                     return Err(Error::new(ErrorKind::Timeout, "get", "memory was not read in time"));
                 }
                 None if moved => spin.begin(now),
-                None if spin.goes_on(now) => std::hint::spin_loop(),
+                None if spin.goes_on(now, false) => std::hint::spin_loop(),
                 None => {
                     self.sleep();
                     spin.slept(now, Instant::now());

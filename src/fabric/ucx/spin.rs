@@ -21,9 +21,10 @@ impl Spin {
         self.since = now;
     }
 
-    /// Whether to look on, when there was nothing.
-    pub(super) fn goes_on(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < self.limit
+    /// Whether to look on, when there was nothing. Other threads, which this one wakes, may want the processor.
+    pub(super) fn goes_on(&self, now: Instant, are_others: bool) -> bool {
+        let limit = if are_others { self.limit.min(FIRST) } else { self.limit };
+        now.saturating_duration_since(self.since) < limit
     }
 
     /// What woke it is looked at before it sleeps again, and more may follow at once.
@@ -51,7 +52,9 @@ mod tests {
         let mut expect = |sleep: u64, limit: u64| {
             spin.slept(now, now + micros(sleep));
             now += micros(sleep);
-            assert!(spin.goes_on(now + micros(limit - 1)) && !spin.goes_on(now + micros(limit)), "{spin:?}");
+            let goes_on = |after: u64, are_others| spin.goes_on(now + micros(after), are_others);
+            assert!(goes_on(limit - 1, false) && !goes_on(limit, false), "{spin:?}");
+            assert!(goes_on(19, true) && !goes_on(20, true), "{spin:?}");
         };
         for (sleep, limit) in [(50, 40), (50, 80), (99, 100), (1, 100), (100, 20), (30, 40), (5000, 20)] {
             expect(sleep, limit);
@@ -62,8 +65,8 @@ mod tests {
     fn nothing_is_looked_for_beyond_the_most() {
         for (most, first) in [(0, 0), (5, 5), (100, 20)] {
             let spin = Spin::new(Duration::from_micros(most));
-            assert_eq!(spin.goes_on(spin.since), most > 0);
-            assert!(!spin.goes_on(spin.since + Duration::from_micros(first)));
+            assert_eq!(spin.goes_on(spin.since, false), most > 0);
+            assert!(!spin.goes_on(spin.since + Duration::from_micros(first), false));
         }
     }
 }
