@@ -641,7 +641,7 @@ mod tests {
     #[test]
     fn parts_that_come_together_are_owed_one_by_one() {
         let mut calls = calls();
-        let mut part = |calls: &mut Calls, here| {
+        let part = |calls: &mut Calls, here| {
             assert!(calls.part(LINK, 3, 0, here, part(), &mut After::default()).is_err());
         };
         calls.abandon(3).0.run();
