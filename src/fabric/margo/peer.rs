@@ -393,8 +393,9 @@ impl Source<Answer> for Waiting {
         if self.ask.is_long() {
             self.ask.sleep_until_near(deadline);
         }
-        let begin = Instant::now();
-        while !self.ask.has_ended() && begin.elapsed() < self.ask.link.spin {
+        let until = Instant::now() + self.ask.link.spin;
+        let until = deadline.map_or(until, |deadline| deadline.min(until));
+        while !self.ask.has_ended() && Instant::now() < until {
             std::thread::yield_now();
         }
         match (self.pending.take(), deadline) {

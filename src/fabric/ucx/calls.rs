@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::numbered::Numbered;
 use super::operation::Data;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Head, Lander, Landing, Landings, MAX_PARTS};
 
 /// See the module.
@@ -205,9 +205,10 @@ impl Calls {
         self.running.contains_key(&link)
     }
 
-    /// Whether a call is one of a connection.
-    pub(super) fn belongs(&self, link: u64, number: u64) -> bool {
-        self.open.get(&number).is_some_and(|entry| entry.link == link)
+    /// Whether a call is one of a connection, and has not ended.
+    pub(super) fn is_wanted(&self, link: u64, number: u64) -> bool {
+        let entry = self.open.get(&number);
+        entry.is_some_and(|entry| entry.link == link && !matches!(entry.stage, Stage::Ended(_)))
     }
 
     /// What chooses the memory for an answer that has come; `None` when nobody wants it.
@@ -384,10 +385,26 @@ impl Calls {
             }
             Some(_) => after.unused.push(Stage::Ended(end)),
             None => {
-                self.settle(number);
+                // Given up meanwhile: what was still to come then still is.
+                if let (Some(parts), Some(left)) = (parts, self.left.get_mut(&number)) {
+                    if left.came >= *left.parts.get_or_insert(parts) {
+                        self.settle(number);
+                    }
+                }
                 after.unused.push(Stage::Ended(end));
             }
         }
+        after
+    }
+
+    /// Ends a call to which parts came that do not fit its answer; of one that ended, they are just late.
+    pub(super) fn misfit(&mut self, link: u64, number: u64, here: u32) -> After {
+        if !self.is_wanted(link, number) {
+            return After::default();
+        }
+        let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
+        let after = self.end_before(number, Err(error), None);
+        self.came(Some(link), number, here);
         after
     }
 
@@ -559,7 +576,6 @@ const MOST_EARLY: usize = 32 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use crate::fabric::Land;
 
     /// Is never asked.
@@ -650,6 +666,38 @@ mod tests {
         part(&mut calls, 2);
         assert!(calls.are_left());
         part(&mut calls, 1);
+        assert!(!calls.are_left());
+    }
+
+    #[test]
+    fn an_end_after_a_call_was_given_up_forgives_no_parts() {
+        let mut calls = calls();
+        let error = || Err(Error::new(ErrorKind::NoSpace, "get", "x"));
+        calls.abandon(3).0.run();
+        calls.end_before(3, error(), None).run();
+        calls.end_before(3, error(), Some(2)).run();
+        come(&mut calls, LINK, 3);
+        // What is known counts.
+        calls.end(3, error()).run();
+        assert!(calls.are_left());
+        come(&mut calls, LINK, 3);
+        assert!(!calls.are_left());
+        calls.abandon(2).0.run();
+        calls.end(2, error()).run();
+        assert!(!calls.are_left());
+    }
+
+    #[test]
+    fn a_part_that_does_not_fit_is_owed_no_more() {
+        let mut calls = calls();
+        calls.misfit(LINK + 1, 1, 1).run();
+        assert!(calls.is_wanted(LINK, 1) && !calls.is_wanted(LINK + 1, 1));
+        calls.misfit(LINK, 1, 2).run();
+        calls.misfit(LINK, 1, 2).run();
+        assert!(!calls.is_wanted(LINK, 1) && calls.are_left());
+        calls.unwanted(LINK, 1, 3);
+        assert!(calls.are_left());
+        come(&mut calls, LINK, 1);
         assert!(!calls.are_left());
     }
 

@@ -191,6 +191,7 @@ impl Message {
             Kind::Ask | Kind::Refusal | Kind::Abandon | Kind::Alive => here == 0,
         };
         if !is_here
+            || (index > 0 && kind != Kind::Part)
             || [a, b, c] != [0; 3]
             || head as usize > MAX_HEAD
             || parts as usize > MAX_PARTS
@@ -435,10 +436,11 @@ mod tests {
     use super::*;
 
     fn round_trip(kind: Kind, here: u32, head: &[u8], lengths: &[u64]) {
-        let message = Message { index: 7, here, ..Message::new(kind, 1 << 60, 3) };
+        let index = if kind == Kind::Part { 7 } else { 0 };
+        let message = Message { index, here, ..Message::new(kind, 1 << 60, 3) };
         let Encoded { header, prefix } = message.encode(head, lengths).unwrap();
         let decoded = Message::decode(&header).unwrap();
-        assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, 7));
+        assert_eq!((decoded.kind, decoded.token, decoded.number, decoded.index), (kind, 1 << 60, 3, index));
         assert_eq!((decoded.here, decoded.rest()), (here, lengths.len().saturating_sub(here as usize)));
         let bytes = [&prefix[..], b"parts"].concat();
         let (described, taken) = decoded.describe(&header, &bytes).unwrap();
@@ -469,6 +471,8 @@ mod tests {
         refused(Message::part(1, 2, 0, 0), 0);
         refused(Message::part(1, 2, 1, MAX_PARTS as u32), 0);
         refused(Message::part(1, 2, u32::MAX, 1), 0);
+        refused(Message { index: 5, ..Message::new(Kind::Answer, 1, 2) }, 1);
+        refused(Message { index: 1, ..Message::apart(1, 2, 0) }, 1);
         refused(Message { here: 1, ..Message::new(Kind::Ask, 1, 2) }, 0);
         refused(Message { here: 1, ..Message::new(Kind::Refusal, 1, 2) }, 0);
     }

@@ -477,14 +477,18 @@ impl Desk {
             return self.refuse(token, number);
         };
         let mut parts = parts.into_iter();
-        self.send_parts(token, encoded, parts.by_ref().take(here));
+        // With others behind it, it comes whole.
+        let bytes = lengths[..here].iter().sum();
+        let way = if here == lengths.len() { self.way(bytes) } else { Way::Whole };
+        self.send_parts(token, encoded, parts.by_ref().take(here), bytes, way);
         let mut at = here;
         while at < lengths.len() {
             failpoint!("fabric.answer.half");
             let here = self.together(&lengths[at..], HEADER).max(1);
             let message = Message::part(theirs, number, at as u32, here as u32);
             let Ok(encoded) = message.encode_in(&[], &[], self.worker.header()) else { return };
-            self.send_parts(token, encoded, parts.by_ref().take(here));
+            let bytes = lengths[at..at + here].iter().sum();
+            self.send_parts(token, encoded, parts.by_ref().take(here), bytes, self.way(bytes));
             at += here;
         }
     }
@@ -499,34 +503,37 @@ impl Desk {
         fit.count()
     }
 
-    fn send_parts(&mut self, token: u64, message: Encoded, mut parts: impl ExactSizeIterator<Item = Piece>) {
+    /// Sends parts of so many bytes in one message; one alone goes by `way`.
+    fn send_parts(
+        &mut self,
+        token: u64,
+        message: Encoded,
+        mut parts: impl ExactSizeIterator<Item = Piece>,
+        bytes: u64,
+        way: Way,
+    ) {
         let Encoded { header, prefix } = message;
+        let own = (header.len() + prefix.len()) as u64;
         let (body, way) = match (prefix.is_empty(), parts.len()) {
             (true, 0) => (Body::None, Way::Whole),
             (false, 0) => (Body::Own(prefix), Way::Whole),
-            (true, 1) => {
-                let part = parts.next();
-                let way = self.way(part.as_deref().map_or(0, <[u8]>::len));
-                (part.map_or(Body::None, Body::Shared), way)
-            }
+            (true, 1) => (parts.next().map_or(Body::None, Body::Shared), way),
             _ => {
                 let mut packed = self.worker.packed();
-                packed.reserve(self.shared.options.packed as usize);
+                packed.reserve(prefix.len() + bytes as usize);
                 packed.extend_from_slice(&prefix);
                 parts.for_each(|part| packed.extend_from_slice(&part));
                 (Body::Own(packed), Way::Whole)
             }
         };
-        let mut operation = Operation { about: About::Message, header, body };
-        let bytes = (operation.header.len() + operation.body.span().1) as u64;
-        operation.about = About::Answer { connection: token, bytes };
-        self.begin(token, operation, way);
+        let about = About::Answer { connection: token, bytes: own + bytes };
+        self.begin(token, Operation { about, header, body }, way);
     }
 
     /// How so many bytes of one part are sent.
-    fn way(&self, len: usize) -> Way {
+    fn way(&self, len: u64) -> Way {
         match self.shared.options.fetched {
-            Some(least) if len as u64 >= least => Way::Fetched,
+            Some(least) if len >= least => Way::Fetched,
             _ => Way::Any,
         }
     }

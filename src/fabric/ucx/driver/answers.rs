@@ -154,7 +154,7 @@ impl Driver {
     fn is_wanted(&self, message: &Message) -> bool {
         let (link, number) = (message.token, message.number);
         let mut core = lock(&self.core);
-        if core.calls.belongs(link, number) {
+        if core.calls.is_wanted(link, number) {
             return true;
         }
         core.calls.unwanted(link, number, message.rest());
@@ -194,7 +194,7 @@ impl Driver {
         if data.len() > MOST_PACKED {
             let error = Error::new(ErrorKind::Corrupt, "receive", "an answer of more small parts than were asked for");
             self.release(data);
-            return self.end(number, Err(error));
+            return self.end_before(number, Err(error), Some(message.rest()));
         }
         // Several came together: they are fetched, and copied to where they belong.
         let about = About::Packed { number };
@@ -241,7 +241,7 @@ impl Driver {
         let described = match message.describe(header, bytes) {
             Ok((described, _)) => described,
             Err(error) => {
-                self.end(number, Err(error));
+                self.end_before(number, Err(error), Some(message.rest()));
                 return None;
             }
         };
@@ -296,23 +296,11 @@ impl Driver {
             }
             Err(data) => {
                 core.worker.release(data);
+                after.join(core.calls.misfit(message.token, number, message.here));
+                self.give_back(&mut core, &mut after);
                 drop(core);
-                self.unexpected(message);
+                after.run();
             }
-        }
-    }
-
-    /// A part came that does not fit the call's answer; of a call that ended, it is just late.
-    fn unexpected(&self, message: &Message) {
-        let Message { token: link, number, here, .. } = *message;
-        let is_open = {
-            let core = lock(&self.core);
-            core.calls.belongs(link, number) && !core.calls.has_ended(number)
-        };
-        if is_open {
-            let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
-            self.end_before(number, Err(error), None);
-            lock(&self.core).calls.came(Some(link), number, here);
         }
     }
 
@@ -340,7 +328,9 @@ impl Driver {
                 if !matches!(operation.about, About::Part { .. }) || !lock(&self.core).calls.came(None, number, 1) {
                     let error = failed(self.context.ucx(), "fetch an answer", status);
                     let error = Error::new(ErrorKind::PeerDown, "request", error.context().to_owned());
-                    self.end(number, Err(error));
+                    // A part has no header.
+                    let rest = Message::decode(&operation.header).map_or(0, |message| message.rest());
+                    self.end_before(number, Err(error), Some(rest));
                     lock(&self.core).calls.came(None, number, 1);
                 }
             }
