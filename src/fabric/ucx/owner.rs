@@ -483,7 +483,6 @@ impl Desk {
         self.send_parts(token, encoded, parts.by_ref().take(here), bytes, way);
         let mut at = here;
         while at < lengths.len() {
-            failpoint!("fabric.answer.half");
             let here = self.together(&lengths[at..], HEADER).max(1);
             let message = Message::part(theirs, number, at as u32, here as u32);
             let Ok(encoded) = message.encode_in(&[], &[], self.worker.header()) else { return };
@@ -527,6 +526,7 @@ impl Desk {
             }
         };
         let about = About::Answer { connection: token, bytes: own + bytes };
+        failpoint!("fabric.answer.half");
         self.begin(token, Operation { about, header, body }, way);
     }
 
