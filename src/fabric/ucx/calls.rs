@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -48,6 +49,8 @@ struct Left {
     came: usize,
     /// How many there are of them, once that is known.
     parts: Option<usize>,
+    /// Since when nobody waits for it.
+    since: Instant,
 }
 
 /// Parts that came before their answer.
@@ -83,7 +86,7 @@ impl Entry {
             Stage::Landing { landings, missing, .. } => (landings.len() - missing, Some(landings.len())),
             Stage::Ended(_) => (0, Some(0)),
         };
-        Left { link: self.link, came, parts }
+        Left { link: self.link, came, parts, since: Instant::now() }
     }
 }
 
@@ -447,6 +450,13 @@ impl Calls {
     /// Whether owners owe something that nobody waits for.
     pub(super) fn are_left(&self) -> bool {
         !self.left.is_empty()
+    }
+
+    /// Whether an owner has owed something for so long that nobody waits for, though it was told so, or said itself that it would
+    /// come.
+    pub(super) fn is_overdue(&self, link: u64, now: Instant, limit: Duration) -> bool {
+        let is_late = |left: &Left| left.link == link && now.saturating_duration_since(left.since) >= limit;
+        self.left.values().any(is_late)
     }
 
     /// Ends all calls of a connection.

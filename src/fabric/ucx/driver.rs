@@ -115,7 +115,8 @@ impl Driver {
             }
         };
         let mut core = lock(&self.core);
-        core.worker.connect(token, &address)?;
+        let first = Message::new(Kind::Alive, theirs, 0).encode(&[], &[])?;
+        core.worker.connect(token, &address, first.header)?;
         let now = Instant::now();
         let link = Link { theirs, control, failed: None, since: now, said: now, watch: None, is_used: true };
         core.links.insert(token, link);
@@ -352,7 +353,8 @@ impl Driver {
 
     /// Looks after those who owe answers: a dead owner's control connection ends, a silent one's fails when it is asked.
     fn look(&self, now: Instant) {
-        let patience = (self.options.silence / 8).min(Duration::from_secs(1));
+        let silence = self.options.silence;
+        let patience = (silence / 8).min(Duration::from_secs(1));
         let mut afters = Vec::new();
         let mut core = lock(&self.core);
         let waiting: Vec<u64> =
@@ -372,7 +374,7 @@ impl Driver {
                 known.watch = Some(Arc::clone(&known.control).request(Call::small(Hello::Watch.encode())));
             }
             let is_quiet = is_owed && now.saturating_duration_since(known.since.max(known.said)) >= patience;
-            let theirs = known.theirs;
+            let (theirs, since) = (known.theirs, known.since);
             if let Some(watch) = &mut known.watch {
                 let mut context = TaskContext::from_waker(Waker::noop());
                 if let Poll::Ready(ended) = std::future::Future::poll(Pin::new(watch), &mut context) {
@@ -391,6 +393,11 @@ impl Driver {
                     let after = self.post(&mut core, link, encoded.header, Vec::new());
                     afters.push((after, None));
                 }
+            }
+            let is_still = !core.worker.is_receiving() && now.saturating_duration_since(since) >= silence;
+            if end.is_none() && is_still && core.calls.is_overdue(link, now, silence) {
+                let context = "the owner owes parts of an answer and sends nothing";
+                end = Some(Error::new(ErrorKind::PeerDown, "request", context));
             }
             if let Some(error) = end {
                 let after = self.fail(&mut core, link, &error);

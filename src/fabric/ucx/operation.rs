@@ -34,6 +34,15 @@ pub(super) enum About {
     Part { number: u64, index: u32 },
     /// All bytes of the answer to this question, which came together.
     Packed { number: u64 },
+    /// A read of a peer's memory, in which that one has no part.
+    Read { number: u64 },
+}
+
+impl About {
+    /// Whether bytes of a message are received.
+    pub(super) fn receives(self) -> bool {
+        matches!(self, Self::Part { .. } | Self::Packed { .. })
+    }
 }
 
 /// The bytes.

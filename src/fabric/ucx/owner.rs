@@ -365,7 +365,8 @@ impl Desk {
 
     fn meet(&mut self, connection: u64, from: u64, theirs: u64, address: &[u8], responder: Responder) {
         let token = random_number();
-        if let Err(error) = self.worker.connect(token, address) {
+        let first = Message::new(Kind::Alive, theirs, 0).encode(&[], &[]).map(|encoded| encoded.header);
+        if let Err(error) = first.and_then(|first| self.worker.connect(token, address, first)) {
             return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
         }
         let (queue, heard) = (VecDeque::new(), Instant::now());

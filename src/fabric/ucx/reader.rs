@@ -111,7 +111,7 @@ impl Reader {
             let mut desk = lock(&self.desk);
             desk.last += 1;
             let read = desk.last;
-            let about = About::Part { number: read, index: 0 };
+            let about = About::Read { number: read };
             let operation = Operation { about, header: Vec::new(), body: Body::Landing(into) };
             if let Some(finished) = desk.worker.read(link, number, address, operation) {
                 return self.landed(finished);
@@ -200,7 +200,7 @@ pub(super) fn probe(options: &Options) -> Result<String> {
         let read = || {
             {
                 let mut desk = lock(&reader.desk);
-                desk.worker.connect(0, &address)?;
+                desk.worker.connect(0, &address, Vec::new())?;
                 desk.worker.learn(0, 0, &packed.key)?;
             }
             reader.read(0, 0, packed.base, landing, Instant::now() + PROBE)
@@ -237,7 +237,7 @@ impl Desk {
             match event {
                 Event::Finished(finished) => {
                     // Of a read that nobody waits for any more, its memory goes with it.
-                    if let About::Part { number, .. } = finished.operation.about {
+                    if let About::Read { number } = finished.operation.about {
                         if let Some(place) = self.reads.get_mut(&number) {
                             *place = Some(finished);
                         }
@@ -332,7 +332,7 @@ impl Reading {
         let mut state = lock(&self.state);
         let mut desk = lock(&self.reader.desk);
         if !std::mem::replace(&mut state.is_connected, true) {
-            desk.worker.connect(self.link, &self.address).inspect_err(|_| state.is_connected = false)?;
+            desk.worker.connect(self.link, &self.address, Vec::new()).inspect_err(|_| state.is_connected = false)?;
         }
         desk.worker.learn(self.link, number, &packed.key)?;
         state.segments.insert(number, (packed.base, packed.len));

@@ -19,7 +19,7 @@ use ucx_sys::{
 use super::context::{Context, check, failed};
 use super::endpoint::{Endpoint, RemoteKey};
 use super::numbered::Numbered;
-use super::operation::{Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker, Way};
+use super::operation::{About, Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker, Way};
 use crate::error::Result;
 
 mod read;
@@ -30,6 +30,8 @@ pub(super) struct Worker {
     endpoints: Numbered<Endpoint>,
     /// Operations that UCX has.
     running: usize,
+    /// Those of them that receive.
+    receiving: usize,
     /// Endpoints that are being closed.
     closing: usize,
     /// Endpoints that do not know yet whether they reach their peers.
@@ -88,7 +90,7 @@ impl Worker {
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
         let (endpoints, retired) = (Numbered::default(), Vec::new());
-        Ok(Self { raw, endpoints, running: 0, closing: 0, meeting: 0, retired, descriptor, generation })
+        Ok(Self { raw, endpoints, running: 0, receiving: 0, closing: 0, meeting: 0, retired, descriptor, generation })
     }
 
     fn ucx(&self) -> &'static Ucx {
@@ -122,17 +124,24 @@ impl Worker {
         }
     }
 
-    /// Begins a connection, of which the caller speaks as `link`.
+    /// Begins a connection, of which the caller speaks as `link`. Until it stands the worker is busy, also where there is nothing to
+    /// say: where messages are taken `first` is sent then, the header of one.
     ///
     /// # Errors
     /// As [`Endpoint::new`].
-    pub(super) fn connect(&mut self, link: u64, address: &[u8]) -> Result<()> {
+    pub(super) fn connect(&mut self, link: u64, address: &[u8], first: Vec<u8>) -> Result<()> {
         let endpoint = Endpoint::new(&self.raw, link, address)?;
-        if self.raw.context.takes_messages() {
+        let takes_messages = self.raw.context.takes_messages();
+        let by_flush = self.ucx().version() < WITHOUT_FLUSHES;
+        if takes_messages && by_flush {
             self.meeting += usize::from(endpoint.meet(&self.raw));
         }
         if let Some(former) = self.endpoints.insert(link, endpoint) {
             self.end(former);
+        }
+        if takes_messages && !by_flush {
+            // What came of it the endpoint tells, if it is bad.
+            let _ = self.send(link, Operation { about: About::Message, header: first, body: Body::None }, Way::Whole);
         }
         Ok(())
     }
@@ -152,6 +161,11 @@ impl Worker {
     /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
     pub(super) fn is_busy(&self) -> bool {
         self.running > 0 || self.closing > 0 || self.meeting > 0
+    }
+
+    /// Whether bytes are being fetched, of which nothing else is heard meanwhile.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.receiving > 0
     }
 
     /// Memory for a header of a message.
@@ -238,7 +252,10 @@ impl Worker {
     pub(super) fn event(&mut self) -> Option<Event> {
         let event = self.raw.inbox.pop()?;
         match &event {
-            Event::Finished(_) => self.running -= 1,
+            Event::Finished(finished) => {
+                self.running -= 1;
+                self.receiving -= usize::from(finished.operation.about.receives());
+            }
             Event::Closed => self.closing -= 1,
             Event::Met => self.meeting -= 1,
             Event::Message { .. } | Event::Broken { .. } => {}
@@ -301,6 +318,7 @@ impl Worker {
     ) -> Option<Finished> {
         if UCS_PTR_IS_PTR(request) {
             self.running += 1;
+            self.receiving += usize::from(received.is_some());
             return None;
         }
         // SAFETY: UCX did not keep it: callbacks are called for requests only.
@@ -436,6 +454,9 @@ pub(super) fn free(request: *mut c_void) {
 /// The number of our messages among those that one can send to a worker. It is the first: UCX 1.13 calls what is not initialised for
 /// numbers below the largest that has a handler, and throws away what is beyond.
 const MESSAGE: u32 = 0;
+
+/// Since when an endpoint is not flushed; see [`Endpoint::meet`].
+const WITHOUT_FLUSHES: Version = Version { major: 1, minor: 14, release: 0 };
 
 /// Since when operations take handles of memory.
 const WITH_HANDLES: Version = Version { major: 1, minor: 13, release: 0 };

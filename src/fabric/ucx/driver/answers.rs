@@ -335,7 +335,7 @@ impl Driver {
                 }
             }
             // A question that was not sent fails by its endpoint, which UCX reports; what is sent is sent.
-            (About::Message | About::Answer { .. }, _) => {}
+            (About::Message | About::Answer { .. } | About::Read { .. }, _) => {}
         }
     }
 }
