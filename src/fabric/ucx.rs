@@ -27,6 +27,8 @@ use crate::environment;
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
+#[expect(unsafe_code, reason = "filters of the kernel at descriptors of UCX")]
+mod admission;
 mod calls;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod context;
@@ -91,6 +93,8 @@ pub(crate) struct Options {
     /// From how many bytes on that is so whatever UCX would choose, where nobody said anything.
     pub(crate) fetched: Option<u64>,
     pub(crate) one_sided: OneSided,
+    /// Whether UCX's own ports take connections from hosts alone where the job's secret is known.
+    pub(crate) is_guarded: bool,
 }
 
 /// Whether owners' memory is read without their processes.
@@ -117,6 +121,7 @@ impl Default for Options {
             rendezvous: None,
             fetched: Some(FETCHED),
             one_sided: OneSided::Off,
+            is_guarded: true,
         }
     }
 }
@@ -142,6 +147,13 @@ impl Options {
                     _ => None,
                 })?
                 .unwrap_or(default.one_sided),
+            is_guarded: config
+                .parse_option("admit", "job or anybody", |text| match text {
+                    "job" => Some(true),
+                    "anybody" => Some(false),
+                    _ => None,
+                })?
+                .unwrap_or(default.is_guarded),
             spin: config
                 .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
                 .unwrap_or(default.spin),
@@ -263,6 +275,10 @@ fn settings(options: &Options) -> Vec<Setting> {
     }
     if !devices.is_empty() {
         settings.push(Setting { name: "NET_DEVICES", value: devices.join(",") });
+    }
+    if options.is_guarded {
+        let ports = admission::some_ports();
+        settings.push(Setting { name: context::PORTS, value: format!("{}-{}", ports.start(), ports.end()) });
     }
     if let Some(bytes) = options.rendezvous {
         settings.push(Setting { name: "RNDV_THRESH", value: bytes.to_string() });

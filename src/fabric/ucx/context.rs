@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +13,7 @@ use ucx_sys::{
     ucs_status_t,
 };
 
+use super::admission;
 use super::memory::Registered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::generation;
@@ -25,6 +27,8 @@ pub(super) struct Context {
     raw: ucp_context_h,
     aim: Aim,
     pub(super) memory: Registered,
+    /// At which ports its workers listen, where they do and it is known.
+    ports: Option<RangeInclusive<u16>>,
 }
 
 /// What a context is for.
@@ -101,7 +105,11 @@ impl Context {
             return Err(Error::new(ErrorKind::Unavailable, "open", context));
         }
         check(ucx, "begin", status)?;
-        Ok(Self { ucx, raw, aim, memory: Registered::default() })
+        Ok(Self { ucx, raw, aim, memory: Registered::default(), ports: ports(settings) })
+    }
+
+    pub(super) fn ports(&self) -> Option<&RangeInclusive<u16>> {
+        self.ports.as_ref()
     }
 
     pub(super) fn takes_messages(&self) -> bool {
@@ -154,6 +162,15 @@ pub(super) fn load() -> Result<&'static Ucx> {
     ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
 }
 
+/// What holds of `UCX_TCP_PORT_RANGE`, where these settings have one.
+fn ports(settings: &[Setting]) -> Option<RangeInclusive<u16>> {
+    let ours = settings.iter().find(|setting| setting.name == PORTS)?;
+    match user_setting(PORTS) {
+        Some(set) => admission::ports_of(&set.to_string_lossy()),
+        None => admission::ports_of(&ours.value),
+    }
+}
+
 fn modify(ucx: &Ucx, config: *mut ucp_config_t, setting: &Setting) -> ucs_status_t {
     // Before 1.17 what belongs to a transport had no prefix here, though it had one in the environment.
     let is_old = ucx.version() < Version { major: 1, minor: 17, release: 0 };
@@ -202,6 +219,9 @@ pub(super) fn check(ucx: &Ucx, what: &str, status: ucs_status_t) -> Result<()> {
         status => Err(failed(ucx, what, status)),
     }
 }
+
+/// Where listening sockets of the transport `tcp` are.
+pub(super) const PORTS: &str = "TCP_PORT_RANGE";
 
 /// The process that made the first context, as forks are counted.
 static USED_IN: AtomicU32 = AtomicU32::new(NOWHERE);

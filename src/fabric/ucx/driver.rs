@@ -1,6 +1,7 @@
 //! `Driver`: the requester's worker, driven by whoever waits.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
@@ -11,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ucx_sys::UCS_OK;
 
 use super::Options;
+use super::admission;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
 use super::message::{Hello, Kind, Message, Welcome};
@@ -59,6 +61,8 @@ struct Link {
     /// How the owner names it.
     theirs: u64,
     control: Arc<dyn Peer>,
+    /// From where its UCX connects.
+    hosts: Vec<IpAddr>,
     failed: Option<Error>,
     /// Since when nothing was heard from the owner while it owed an answer.
     since: Instant,
@@ -98,31 +102,59 @@ impl Driver {
     ///
     /// # Errors
     /// `Unavailable` when the owner has no UCX, `PeerDown`, `Timeout`, `Corrupt`.
-    pub(super) fn meet(&self, control: Arc<dyn Peer>, deadline: Instant) -> Result<(u64, Vec<u8>)> {
+    pub(super) fn meet(
+        &self,
+        control: Arc<dyn Peer>,
+        contact: SocketAddr,
+        deadline: Instant,
+    ) -> Result<(u64, Vec<u8>)> {
         self.check_process()?;
-        let token = random_number();
-        let hello = Hello::Meet { token, address: lock(&self.core).address.clone() };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answer = Arc::clone(&control).request(Call::small(hello.encode())).deadline(left).wait()?;
-        let (theirs, address) = match Welcome::decode(&answer.head)? {
-            Welcome::Meet { token, address } => (token, address),
-            Welcome::Refused(reason) => {
-                return Err(Error::new(ErrorKind::Unavailable, "connect", format!("the owner has no UCX: {reason}")));
-            }
-            Welcome::Segment(_) => {
-                let context = "the owner answers something else than was asked";
-                return Err(Error::new(ErrorKind::Corrupt, "connect", context));
-            }
+        let say = |hello: &Hello| -> Result<Welcome> {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = Arc::clone(&control).request(Call::small(hello.encode())).deadline(left).wait()?;
+            Welcome::decode(&answer.head)
+        };
+        let hosts = Hello::Hosts(admission::of_this_host(contact.ip().is_loopback()));
+        let hosts = match say(&hosts)? {
+            Welcome::Hosts(hosts) => hosts,
+            other => return Err(unexpected(other)),
+        };
+        let (token, address) = {
+            let mut core = lock(&self.core);
+            core.worker.admit(&hosts, true);
+            (random_number(), core.address.clone())
+        };
+        let met = match say(&Hello::Meet { token, address }) {
+            Ok(Welcome::Meet { token, address }) => Ok((token, address)),
+            Ok(other) => Err(unexpected(other)),
+            Err(error) => Err(error),
         };
         let mut core = lock(&self.core);
+        let made = met.and_then(|(theirs, address)| self.link(&mut core, (token, theirs), &address, control, &hosts));
+        if made.is_err() {
+            core.worker.admit(&hosts, false);
+        }
+        Ok((token, made?))
+    }
+
+    /// Connects to a worker; it names the link by the second of these numbers.
+    fn link(
+        &self,
+        core: &mut Core,
+        (token, theirs): (u64, u64),
+        address: &[u8],
+        control: Arc<dyn Peer>,
+        hosts: &[IpAddr],
+    ) -> Result<Vec<u8>> {
         let first = Message::new(Kind::Alive, theirs, 0).encode(&[], &[])?;
-        core.worker.connect(token, &address, first.header)?;
+        core.worker.connect(token, address, first.header)?;
         let now = Instant::now();
-        let link = Link { theirs, control, failed: None, since: now, said: now, watch: None, is_used: true };
+        let hosts = hosts.to_vec();
+        let link = Link { theirs, control, hosts, failed: None, since: now, said: now, watch: None, is_used: true };
         core.links.insert(token, link);
         // It is driven until it stands, also where nobody asks anything.
-        self.rouse(&core);
-        Ok((token, address))
+        self.rouse(core);
+        Ok(address.to_vec())
     }
 
     /// Whether a connection stands, for a while at least: who asks that is about to use it.
@@ -251,7 +283,12 @@ impl Driver {
             return;
         }
         self.close(link);
-        let gone = lock(&self.core).links.remove(&link);
+        let mut core = lock(&self.core);
+        let gone = core.links.remove(&link);
+        if let Some(gone) = &gone {
+            core.worker.admit(&gone.hosts, false);
+        }
+        drop(core);
         drop(gone);
     }
 
@@ -593,6 +630,18 @@ impl fmt::Debug for Driver {
 
 fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
+}
+
+/// What an owner says who was asked something else, or cannot.
+fn unexpected(welcome: Welcome) -> Error {
+    match welcome {
+        Welcome::Refused(reason) => {
+            Error::new(ErrorKind::Unavailable, "connect", format!("the owner has no UCX: {reason}"))
+        }
+        Welcome::Meet { .. } | Welcome::Segment(_) | Welcome::Hosts(_) => {
+            Error::new(ErrorKind::Corrupt, "connect", "the owner answers something else than was asked")
+        }
+    }
 }
 
 pub(super) fn closed() -> Error {

@@ -6,6 +6,9 @@
 //!   its bytes             head and lengths of parts, where they are long; then so many parts as are here, one after another
 //! ```
 
+use std::net::IpAddr;
+
+use super::admission::MAX_HOSTS;
 use super::memory::Packed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{MAX_HEAD, MAX_PARTS};
@@ -272,6 +275,8 @@ pub(super) enum Hello {
     Watch,
     /// Describe the segment of that number, so that it can be read.
     Segment(u16),
+    /// Let UCX's connections in that come from these addresses, which are this host's, and tell me yours. It comes first.
+    Hosts(Vec<IpAddr>),
 }
 
 impl Hello {
@@ -280,6 +285,7 @@ impl Hello {
             Self::Meet { token, address } => checked(1, *token, address),
             Self::Watch => vec![2],
             Self::Segment(number) => [&[3], &number.to_le_bytes()[..]].concat(),
+            Self::Hosts(hosts) => addresses(4, hosts),
         }
     }
 
@@ -290,6 +296,7 @@ impl Hello {
             [1, ..] => unchecked(bytes).map(|(token, address)| Self::Meet { token, address }),
             [2] => Ok(Self::Watch),
             [3, low, high] => Ok(Self::Segment(u16::from_le_bytes([*low, *high]))),
+            [4, hosts @ ..] => addresses_of(hosts).map(Self::Hosts),
             _ => Err(nonsense("a greeting of no kind")),
         }
     }
@@ -305,6 +312,8 @@ pub(super) enum Welcome {
     /// Why this node does not speak UCX, or describes no memory.
     Refused(String),
     Segment(Packed),
+    /// The addresses from which its own connections come.
+    Hosts(Vec<IpAddr>),
 }
 
 impl Welcome {
@@ -322,6 +331,7 @@ impl Welcome {
                 let described = [&base.to_le_bytes()[..], &len.to_le_bytes(), key].concat();
                 [&[3], &crc32fast::hash(&described).to_le_bytes()[..], &described].concat()
             }
+            Self::Hosts(hosts) => addresses(4, hosts),
         }
     }
 
@@ -334,9 +344,27 @@ impl Welcome {
                 Ok(Self::Refused(String::from_utf8_lossy(text).into_owned()))
             }
             [3, ..] => segment(bytes).map(Self::Segment),
+            [4, hosts @ ..] => addresses_of(hosts).map(Self::Hosts),
             _ => Err(nonsense("a welcome of no kind")),
         }
     }
+}
+
+/// Kind and addresses, 16 bytes each: those of IPv4 as they are mapped.
+fn addresses(kind: u8, hosts: &[IpAddr]) -> Vec<u8> {
+    let mapped = hosts.iter().take(MAX_HOSTS).flat_map(|host| match host {
+        IpAddr::V4(host) => host.to_ipv6_mapped().octets(),
+        IpAddr::V6(host) => host.octets(),
+    });
+    std::iter::once(kind).chain(mapped).collect()
+}
+
+fn addresses_of(bytes: &[u8]) -> Result<Vec<IpAddr>> {
+    let (hosts, []) = bytes.as_chunks::<16>() else { return Err(nonsense("addresses that are none")) };
+    if hosts.len() > MAX_HOSTS {
+        return Err(nonsense("more addresses than a host has"));
+    }
+    Ok(hosts.iter().map(|host| IpAddr::from(*host).to_canonical()).collect())
 }
 
 /// Kind, token and address, with a checksum: UCX reads an address without knowing its length.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use smallvec::SmallVec;
 use ucx_sys::UCS_OK;
 
 use super::Options;
+use super::admission;
 use super::context::Context;
 use super::message::{ENDED, Encoded, HEADER, Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
@@ -50,6 +52,7 @@ struct Shared {
 
 /// What the thread is to do.
 enum Order {
+    Hosts { connection: u64, hosts: Vec<IpAddr>, responder: Responder },
     Meet { connection: u64, from: u64, token: u64, address: Vec<u8>, responder: Responder },
     Watch { connection: u64, responder: Responder },
     Segment { connection: u64, number: u16, responder: Responder },
@@ -105,6 +108,7 @@ impl Service for Owner {
             Ok(Hello::Meet { token, address }) => {
                 self.shared.order(Order::Meet { connection, from, token, address, responder });
             }
+            Ok(Hello::Hosts(hosts)) => self.shared.order(Order::Hosts { connection, hosts, responder }),
             Ok(Hello::Watch) => self.shared.order(Order::Watch { connection, responder }),
             Ok(Hello::Segment(number)) => self.shared.order(Order::Segment { connection, number, responder }),
             Err(error) => responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new()),
@@ -177,8 +181,9 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
     loop {
         match begin() {
             Ok((worker, address)) => {
-                let (clients, tokens, spare) = (Numbered::default(), Numbered::default(), Vec::new());
-                return Desk { shared: Arc::clone(shared), service, worker, address, clients, tokens, spare }.run();
+                let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
+                let (clients, tokens) = (Numbered::default(), Numbered::default());
+                return Desk { shared, service, worker, address, clients, tokens, hosts, spare }.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
             Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
@@ -196,8 +201,8 @@ fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
         for order in std::mem::take(&mut *lock(&shared.orders)) {
             match order {
                 Order::Stop => return false,
-                Order::Meet { .. } if is_over => meetings.push(order),
-                Order::Meet { responder, .. } | Order::Segment { responder, .. } => {
+                Order::Hosts { .. } | Order::Meet { .. } if is_over => meetings.push(order),
+                Order::Hosts { responder, .. } | Order::Meet { responder, .. } | Order::Segment { responder, .. } => {
                     responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
                 }
                 // Of requesters that were refused.
@@ -223,6 +228,8 @@ struct Desk {
     clients: Numbered<Client>,
     /// Our names, by the numbers of their control connections.
     tokens: Numbered<u64>,
+    /// From where UCX of their requesters connects, by the same.
+    hosts: Numbered<Vec<IpAddr>>,
     /// Memory for orders.
     spare: Vec<Order>,
 }
@@ -345,6 +352,17 @@ impl Desk {
                 if let Some(token) = self.tokens.remove(&connection) {
                     self.forget(token);
                 }
+                if let Some(hosts) = self.hosts.remove(&connection) {
+                    self.worker.admit(&hosts, false);
+                }
+            }
+            Order::Hosts { connection, hosts, responder } => {
+                let is_here = hosts.iter().any(IpAddr::is_loopback);
+                self.worker.admit(&hosts, true);
+                if let Some(former) = self.hosts.insert(connection, hosts) {
+                    self.worker.admit(&former, false);
+                }
+                responder.reply(Welcome::Hosts(admission::of_this_host(is_here)).encode(), Vec::new());
             }
             Order::Watch { connection, responder } => {
                 match self.tokens.get(&connection).and_then(|token| self.clients.get_mut(token)) {

@@ -34,7 +34,7 @@ impl UcxPeer {
         deadline: Instant,
     ) -> Result<Self> {
         let instance = control.instance();
-        let (link, address) = driver.meet(Arc::clone(&control), deadline)?;
+        let (link, address) = driver.meet(Arc::clone(&control), contact, deadline)?;
         let reading = reader.map(|reader| Reading::new(reader, link, address, control));
         Ok(Self { driver: Arc::clone(driver), link, instance, contact, reading })
     }

@@ -325,7 +325,7 @@ impl Reading {
         let packed = match Welcome::decode(&asked.deadline(left).wait()?.head)? {
             Welcome::Segment(packed) => packed,
             Welcome::Refused(reason) => return Err(Error::new(ErrorKind::Unavailable, "get", reason)),
-            Welcome::Meet { .. } => {
+            Welcome::Meet { .. } | Welcome::Hosts(_) => {
                 return Err(Error::new(ErrorKind::Corrupt, "get", "the owner answers something else than was asked"));
             }
         };

@@ -1,7 +1,13 @@
 //! The fabric over UCX as it is installed, between two workers of this process.
 
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use super::{Options, Ucx};
 use crate::fabric::conformance::{Ends, own_network};
@@ -33,6 +39,18 @@ mod cases {
 
 fn identity(secret: &Arc<Secret>, instance: u64) -> Identity {
     Identity { secret: Arc::clone(secret), job: "test".to_owned(), instance }
+}
+
+/// A connection from that address of this host, where one comes about within a moment.
+pub(super) fn connect_from(from: IpAddr, to: SocketAddr) -> Option<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+    let is_begun = matches!(connect(&socket, &to), Ok(()) | Err(Errno::INPROGRESS));
+    let mut descriptors = [PollFd::new(&socket, PollFlags::OUT)];
+    let moment = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    let is_over = poll(&mut descriptors, Some(&moment)).unwrap() == 1;
+    (is_begun && is_over && socket_error(&socket).unwrap().is_ok()).then(|| socket.into())
 }
 
 fn ends() -> Ends {

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use ucx_sys::{
     ucp_worker_params_t, ucs_status_ptr_t, ucs_status_t,
 };
 
+use super::admission::{Admission, Before};
 use super::context::{Context, check, failed};
 use super::endpoint::{Endpoint, RemoteKey};
 use super::numbered::Numbered;
@@ -39,6 +41,8 @@ pub(super) struct Worker {
     /// Of endpoints that are closed, or replaced by others: destroyed when nothing is under way.
     retired: Vec<RemoteKey>,
     descriptor: RawFd,
+    /// Where it is decided who may connect to it.
+    admission: Option<Admission>,
     /// The process that made it: in a forked child nothing of UCX may be touched.
     generation: u32,
 }
@@ -69,8 +73,10 @@ impl Worker {
             ..Default::default()
         };
         let mut worker = ptr::null_mut();
+        let before = context.ports().map(|ports| (Before::now(), ports));
         // SAFETY: the context lives as long as `raw`, which is made next.
         check(ucx, "make a worker", unsafe { ucx.ucp_worker_create(context.raw(), &params, &mut worker) })?;
+        let admission = before.map(|(before, ports)| before.close(ports));
         let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
         if context.takes_messages() {
             let handler = ucp_am_handler_param_t {
@@ -90,7 +96,18 @@ impl Worker {
         check(ucx, "wait for events", unsafe { ucx.ucp_worker_get_efd(worker, &mut descriptor) })?;
         let generation = crate::process::generation();
         let (endpoints, retired) = (Numbered::default(), Vec::new());
-        Ok(Self { raw, endpoints, running: 0, receiving: 0, closing: 0, meeting: 0, retired, descriptor, generation })
+        Ok(Self {
+            raw,
+            endpoints,
+            running: 0,
+            receiving: 0,
+            closing: 0,
+            meeting: 0,
+            retired,
+            descriptor,
+            admission,
+            generation,
+        })
     }
 
     fn ucx(&self) -> &'static Ucx {
@@ -121,6 +138,15 @@ impl Worker {
             let bytes = std::slice::from_raw_parts(address.cast::<u8>(), len).to_vec();
             self.ucx().ucp_worker_release_address(self.raw.worker, address);
             Ok(bytes)
+        }
+    }
+
+    /// Lets connections of UCX in that come from these hosts, or takes that back.
+    pub(super) fn admit(&mut self, hosts: &[IpAddr], come: bool) {
+        match (&mut self.admission, come) {
+            (None, _) => {}
+            (Some(admission), true) => admission.admit(hosts),
+            (Some(admission), false) => admission.dismiss(hosts),
         }
     }
 

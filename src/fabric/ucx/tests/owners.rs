@@ -43,6 +43,10 @@ impl Service for Door {
                 let welcome = Welcome::Meet { token: 5, address: self.address.clone() };
                 call.responder.reply(welcome.encode(), Vec::new());
             }
+            Hello::Hosts(_) => {
+                let welcome = Welcome::Hosts(vec!["127.0.0.1".parse().unwrap()]);
+                call.responder.reply(welcome.encode(), Vec::new());
+            }
             Hello::Watch => {
                 if let Some(watches) = &self.watches {
                     lock(watches).push(call.responder);

@@ -1,0 +1,357 @@
+//! `Admission`: who may connect to the ports at which UCX listens.
+//!
+//! UCX's transport `tcp` writes where any message on a connection says, and knows no secret. So the kernel keeps out who has none:
+//! a filter on UCX's listening sockets drops the first packet of every connection that does not come from a host of which a
+//! process has proved the job's secret. Connections that stand are not looked at, and it costs them three instructions a packet.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
+
+use libc::sock_filter;
+use rustix::net::{AddressFamily, sockopt};
+
+/// Listening sockets of UCX, and the hosts from which they are reached.
+#[derive(Debug)]
+pub(super) struct Admission {
+    sockets: Vec<RawFd>,
+    /// How many peers named each.
+    hosts: BTreeMap<IpAddr, usize>,
+    /// The filter of now lets everybody in: the kernel takes none that is long enough.
+    is_open: bool,
+}
+
+/// Sockets of this process before UCX listens, as `/proc` names them: numbers of descriptors are used again.
+pub(super) struct Before(HashSet<PathBuf>);
+
+impl Before {
+    pub(super) fn now() -> Self {
+        Self(sockets().map(|(_, name)| name).collect())
+    }
+
+    /// Closes what listens since then at ports of that range to everybody.
+    pub(super) fn close(self, ports: &RangeInclusive<u16>) -> Admission {
+        let sockets = sockets().filter(|(descriptor, name)| !self.0.contains(name) && listens(*descriptor, ports));
+        let sockets = sockets.map(|(descriptor, _)| descriptor).collect();
+        let mut admission = Admission { sockets, hosts: BTreeMap::new(), is_open: false };
+        admission.apply();
+        admission
+    }
+}
+
+impl Admission {
+    /// Lets connections in that come from these hosts.
+    pub(super) fn admit(&mut self, hosts: &[IpAddr]) {
+        let before = self.hosts.len();
+        for host in hosts {
+            *self.hosts.entry(*host).or_default() += 1;
+        }
+        if self.hosts.len() != before {
+            self.apply();
+        }
+    }
+
+    /// Takes back one [`admit`](Self::admit) of these hosts. Connections that stand are not ended.
+    pub(super) fn dismiss(&mut self, hosts: &[IpAddr]) {
+        let before = self.hosts.len();
+        for host in hosts {
+            if let Some(count) = self.hosts.get_mut(host) {
+                *count -= 1;
+                if *count == 0 {
+                    self.hosts.remove(host);
+                }
+            }
+        }
+        if self.hosts.len() != before {
+            self.apply();
+        }
+    }
+
+    /// Gives all sockets the filter of now: as narrow as the kernel takes it. Where it takes none, anybody is let in, as without
+    /// this: connections of the job would fail.
+    fn apply(&mut self) {
+        let takes = |width| {
+            let program = program(self.hosts.keys().copied(), width);
+            program.len() <= MAX_PROGRAM && self.sockets.iter().all(|socket| attach(*socket, &program))
+        };
+        self.is_open = !WIDTHS.into_iter().any(takes);
+        if self.is_open {
+            self.sockets.iter().for_each(|socket| {
+                attach(*socket, &[statement(RETURN, EVERYTHING)]);
+            });
+        }
+    }
+}
+
+/// Bits of an address that are compared: a host, or its network where there are many.
+#[derive(Clone, Copy)]
+struct Width {
+    v4: u32,
+    /// In words of 32 bits.
+    v6: usize,
+}
+
+const WIDTHS: [Width; 3] = [Width { v4: 32, v6: 4 }, Width { v4: 24, v6: 2 }, Width { v4: 16, v6: 2 }];
+
+/// What the kernel runs for each packet to a listening socket, and to those that were accepted there. What begins no connection passes.
+/// Offsets are those of the TCP header; the IP header lies from `SKF_NET_OFF` on.
+fn program(hosts: impl Iterator<Item = IpAddr>, width: Width) -> Vec<sock_filter> {
+    let mask = u32::MAX << (32 - width.v4);
+    let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+    for host in hosts {
+        match host.to_canonical() {
+            IpAddr::V4(host) => drop(v4.insert(u32::from(host) & mask)),
+            IpAddr::V6(host) => drop(v6.insert(words(host)[..width.v6].to_vec())),
+        }
+    }
+    let network = libc::SKF_NET_OFF as u32;
+    let mut program = vec![
+        statement(LOAD_BYTE, FLAGS),
+        jump(IF_ANY_BIT, SYN, 1, 0),
+        statement(RETURN, EVERYTHING),
+        statement(LOAD_BYTE, network),
+        statement(SHIFT_RIGHT, 4),
+        jump(IF_EQUAL, 4, 1, 0),
+        // Over the part for IPv4, which is as long as this says.
+        statement(SKIP, 3 + 2 * v4.len() as u32),
+        statement(LOAD_WORD, network + 12),
+        statement(AND, mask),
+    ];
+    for host in v4 {
+        program.extend([jump(IF_EQUAL, host, 0, 1), statement(RETURN, EVERYTHING)]);
+    }
+    program.push(statement(RETURN, NOTHING));
+    for host in v6 {
+        for (at, word) in host.iter().enumerate() {
+            let behind = 2 * (host.len() - at - 1) as u8 + 1;
+            program.extend([statement(LOAD_WORD, network + 8 + 4 * at as u32), jump(IF_EQUAL, *word, 0, behind)]);
+        }
+        program.push(statement(RETURN, EVERYTHING));
+    }
+    program.push(statement(RETURN, NOTHING));
+    program
+}
+
+fn words(host: Ipv6Addr) -> [u32; 4] {
+    let all = u128::from(host);
+    [96, 64, 32, 0].map(|shift| (all >> shift) as u32)
+}
+
+/// Addresses of this host, from which its connections come; those that lead nowhere else only where a peer is on this host.
+///
+/// # Cost
+/// A question to the kernel.
+pub(super) fn of_this_host(with_loopback: bool) -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let addresses = interfaces.into_iter().map(|interface| interface.ip());
+    let mut hosts: Vec<IpAddr> = addresses.filter(|host| with_loopback || !host.is_loopback()).collect();
+    hosts.truncate(MAX_HOSTS);
+    hosts
+}
+
+/// Most addresses that a peer names.
+pub(super) const MAX_HOSTS: usize = 64;
+
+/// At which ports UCX shall listen, so that its sockets are known from those of the program: some of those that the kernel gives
+/// out by itself.
+pub(super) fn some_ports() -> RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
+    let (low, high) = (bounds.next().unwrap_or(32768), bounds.next().unwrap_or(60999));
+    let most = high.saturating_sub(low).saturating_sub(PORTS);
+    let first = low + (crate::key::random_number() % (u64::from(most) + 1)) as u16;
+    first..=first.saturating_add(PORTS).min(high.max(low))
+}
+
+/// What the user wrote as `UCX_TCP_PORT_RANGE`; `None` for what says nothing, or nonsense.
+pub(super) fn ports_of(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let ports = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+    Some(ports).filter(|ports: &RangeInclusive<u16>| *ports.start() > 0 && !ports.is_empty())
+}
+
+/// Sockets that are open in this process.
+fn sockets() -> impl Iterator<Item = (RawFd, PathBuf)> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = std::fs::read_link(entry.path()).ok()?;
+        let is_socket = name.as_os_str().as_encoded_bytes().starts_with(b"socket:");
+        is_socket.then_some((entry.file_name().to_str()?.parse().ok()?, name))
+    })
+}
+
+/// Whether a descriptor is a socket over TCP that listens at one of those ports.
+fn listens(descriptor: RawFd, ports: &RangeInclusive<u16>) -> bool {
+    with(descriptor, |socket| {
+        let port = rustix::net::getsockname(socket).ok().and_then(|name| std::net::SocketAddr::try_from(name).ok());
+        let is_internet = matches!(sockopt::socket_domain(socket), Ok(AddressFamily::INET | AddressFamily::INET6));
+        is_internet
+            && sockopt::socket_acceptconn(socket) == Ok(true)
+            && port.is_some_and(|name| ports.contains(&name.port()))
+    })
+}
+
+/// Calls with what is behind a number.
+fn with<T>(descriptor: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+    // SAFETY: used for calls that the kernel refuses where the number is nothing, or no socket; none of them closes, reads or
+    // writes. Those of UCX stay open as long as its worker, whose the `Admission` is.
+    call(unsafe { BorrowedFd::borrow_raw(descriptor) })
+}
+
+/// Puts a filter in the place of the former; whether the kernel took it.
+fn attach(socket: RawFd, program: &[sock_filter]) -> bool {
+    use std::os::fd::AsRawFd;
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    with(socket, |socket| {
+        // SAFETY: the kernel copies the program, of that length, within the call, and refuses what it cannot run.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        };
+        result == 0
+    })
+}
+
+const fn statement(code: u32, k: u32) -> sock_filter {
+    jump(code, k, 0, 0)
+}
+
+/// Over so many instructions where it is so, and where not.
+const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
+}
+
+const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const SHIFT_RIGHT: u32 = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K;
+const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const IF_ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const SKIP: u32 = libc::BPF_JMP | libc::BPF_JA;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+const EVERYTHING: u32 = u32::MAX;
+const NOTHING: u32 = 0;
+/// Where a TCP header has its flags, and the one by which a connection begins.
+const FLAGS: u32 = 13;
+const SYN: u32 = 2;
+
+/// Instructions that the kernel takes from anybody: of 20 KiB for a socket it takes 8 bytes for each, twice where a comparison
+/// is long, and has the former filter beside the new one.
+const MAX_PROGRAM: usize = 500;
+
+/// How many ports UCX may choose from.
+const PORTS: u16 = 255;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::fabric::ucx::tests::connect_from;
+
+    /// Whether a connection from that address of this host comes about.
+    fn reaches(from: IpAddr, to: SocketAddr) -> bool {
+        connect_from(from, to).is_some()
+    }
+
+    fn host(last: u8) -> IpAddr {
+        Ipv4Addr::new(127, 0, 0, last).into()
+    }
+
+    fn listener(at: IpAddr) -> (TcpListener, SocketAddr, Admission) {
+        let before = Before::now();
+        let listener = TcpListener::bind((at, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        // At another port, and from before.
+        assert!(Before::now().close(&(address.port()..=address.port())).sockets.is_empty());
+        let admission = before.close(&(address.port()..=address.port()));
+        assert_eq!(admission.sockets, [listener.as_raw_fd()]);
+        (listener, address, admission)
+    }
+
+    #[test]
+    fn only_hosts_that_are_named_connect() {
+        let (_listener, address, mut admission) = listener(host(1));
+        assert!(!reaches(host(1), address) && !reaches(host(2), address));
+        admission.admit(&[host(2), host(4)]);
+        admission.admit(&[host(4)]);
+        assert!(reaches(host(2), address) && reaches(host(4), address));
+        assert!(!reaches(host(1), address) && !reaches(host(3), address) && !reaches(host(5), address));
+        admission.dismiss(&[host(2), host(4), host(9)]);
+        assert!(!reaches(host(2), address) && reaches(host(4), address));
+        admission.dismiss(&[host(4)]);
+        assert!(!reaches(host(4), address));
+    }
+
+    #[test]
+    fn connections_that_stand_go_on() {
+        use std::io::{Read, Write};
+
+        let (listener, address, mut admission) = listener(host(1));
+        admission.admit(&[host(1)]);
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        admission.dismiss(&[host(1)]);
+        let bytes = vec![7; 1 << 20];
+        std::thread::scope(|scope| {
+            scope.spawn(|| stream.write_all(&bytes).unwrap());
+            let mut here = vec![0; 1 << 20];
+            accepted.read_exact(&mut here).unwrap();
+            assert_eq!(here, bytes);
+        });
+    }
+
+    #[test]
+    fn hosts_of_ipv6_are_compared_whole() {
+        let here = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let Ok(_) = TcpListener::bind((here, 0)) else { return };
+        let (_listener, address, mut admission) = listener(here);
+        let others = [0, 32, 64, 96].map(|shift| IpAddr::from(Ipv6Addr::from(1u128 ^ 2 << shift)));
+        admission.admit(&others);
+        admission.admit(&[host(1)]);
+        assert!(!reaches(here, address));
+        admission.admit(&[here]);
+        assert!(reaches(here, address));
+        admission.dismiss(&[here]);
+        assert!(!reaches(here, address));
+    }
+
+    #[test]
+    fn of_many_hosts_their_networks_are_let_in_and_at_last_everybody() {
+        let (_listener, address, mut admission) = listener(host(1));
+        let hosts = |networks: u32| -> Vec<IpAddr> {
+            (0..networks * 40).map(|i| Ipv4Addr::from(0x0a00_0000 + (i / 40) * 256 + i % 40).into()).collect()
+        };
+        let many = hosts(100);
+        admission.admit(&many);
+        assert!(!admission.is_open && !reaches(host(1), address));
+        admission.admit(&[host(7)]);
+        assert!(reaches(host(200), address), "the network of a host that is named");
+        admission.dismiss(&many);
+        assert!(!reaches(host(200), address) && reaches(host(7), address));
+        let most: Vec<IpAddr> = (0..1000u32).map(|i| Ipv4Addr::from(i << 16).into()).collect();
+        admission.admit(&most);
+        assert!(admission.is_open && reaches(host(200), address));
+        admission.dismiss(&most);
+        assert!(!admission.is_open && !reaches(host(200), address));
+    }
+
+    #[test]
+    fn ranges_of_ports_are_read() {
+        assert_eq!(ports_of("7000-7010"), Some(7000..=7010));
+        assert_eq!(ports_of(" 7000 "), Some(7000..=7000));
+        for nonsense in ["0", "", "7010-7000", "a-b", "7000-70000", "0-0"] {
+            assert_eq!(ports_of(nonsense), None, "{nonsense}");
+        }
+        let ports = some_ports();
+        assert!(!ports.is_empty() && *ports.start() >= 1024, "{ports:?}");
+    }
+}
