@@ -108,6 +108,7 @@ fn samples_of_the_ucx_target_are_valid() {
         ("abandon", true),
         ("alive", true),
         ("meet", false),
+        ("hosts", false),
         ("welcome", false),
         ("refused", false),
         ("changed", false),

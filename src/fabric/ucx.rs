@@ -93,8 +93,6 @@ pub(crate) struct Options {
     /// From how many bytes on that is so whatever UCX would choose, where nobody said anything.
     pub(crate) fetched: Option<u64>,
     pub(crate) one_sided: OneSided,
-    /// Whether UCX's own ports take connections from hosts alone where the job's secret is known.
-    pub(crate) is_guarded: bool,
 }
 
 /// Whether owners' memory is read without their processes.
@@ -121,7 +119,6 @@ impl Default for Options {
             rendezvous: None,
             fetched: Some(FETCHED),
             one_sided: OneSided::Off,
-            is_guarded: true,
         }
     }
 }
@@ -147,13 +144,6 @@ impl Options {
                     _ => None,
                 })?
                 .unwrap_or(default.one_sided),
-            is_guarded: config
-                .parse_option("admit", "job or anybody", |text| match text {
-                    "job" => Some(true),
-                    "anybody" => Some(false),
-                    _ => None,
-                })?
-                .unwrap_or(default.is_guarded),
             spin: config
                 .parse_option("spin", "a duration such as 20us", environment::parse_duration)?
                 .unwrap_or(default.spin),
@@ -258,6 +248,7 @@ pub(crate) fn one_sided() -> Result<String> {
 
 /// What holds where the user does not say otherwise by `UCX_NAME`.
 fn settings(options: &Options) -> Vec<Setting> {
+    let ports = admission::some_ports();
     let mut settings = vec![
         // Segments of 8 KiB, UCX's choice, cost a factor of four to ten from 64 KiB on.
         Setting { name: "TCP_TX_SEG_SIZE", value: "256k".to_owned() },
@@ -266,6 +257,7 @@ fn settings(options: &Options) -> Vec<Setting> {
         Setting { name: "TLS", value: options.transports.clone().unwrap_or_else(|| "^sm".to_owned()) },
         // The control connection notices dead and silent peers.
         Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
+        Setting { name: context::PORTS, value: format!("{}-{}", ports.start(), ports.end()) },
     ];
     let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
     // Named as `mlx5_0:1`, where interfaces are named as `eth0`. Those that read keep the right to write to the landings where it
@@ -275,10 +267,6 @@ fn settings(options: &Options) -> Vec<Setting> {
     }
     if !devices.is_empty() {
         settings.push(Setting { name: "NET_DEVICES", value: devices.join(",") });
-    }
-    if options.is_guarded {
-        let ports = admission::some_ports();
-        settings.push(Setting { name: context::PORTS, value: format!("{}-{}", ports.start(), ports.end()) });
     }
     if let Some(bytes) = options.rendezvous {
         settings.push(Setting { name: "RNDV_THRESH", value: bytes.to_string() });

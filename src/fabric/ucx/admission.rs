@@ -165,7 +165,7 @@ pub(super) fn some_ports() -> RangeInclusive<u16> {
     first..=first.saturating_add(PORTS).min(high.max(low))
 }
 
-/// What the user wrote as `UCX_TCP_PORT_RANGE`; `None` for what says nothing, or nonsense.
+/// What the user wrote as `UCX_TCP_PORT_RANGE`; `None` for nonsense, and for 0: then UCX takes any port, and nobody is kept out.
 pub(super) fn ports_of(text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let ports = first.trim().parse().ok()?..=last.trim().parse().ok()?;

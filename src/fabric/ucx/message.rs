@@ -360,11 +360,12 @@ fn addresses(kind: u8, hosts: &[IpAddr]) -> Vec<u8> {
 }
 
 fn addresses_of(bytes: &[u8]) -> Result<Vec<IpAddr>> {
-    let (hosts, []) = bytes.as_chunks::<16>() else { return Err(nonsense("addresses that are none")) };
-    if hosts.len() > MAX_HOSTS {
-        return Err(nonsense("more addresses than a host has"));
+    let hosts = bytes.chunks_exact(16);
+    if !hosts.remainder().is_empty() || hosts.len() > MAX_HOSTS {
+        return Err(nonsense("addresses that are none, or more than a host names"));
     }
-    Ok(hosts.iter().map(|host| IpAddr::from(*host).to_canonical()).collect())
+    let hosts = hosts.filter_map(|host| <[u8; 16]>::try_from(host).ok());
+    Ok(hosts.map(|host| IpAddr::from(host).to_canonical()).collect())
 }
 
 /// Kind, token and address, with a checksum: UCX reads an address without knowing its length.
@@ -535,7 +536,19 @@ mod tests {
 
     #[test]
     fn greetings_come_back() {
-        for hello in [Hello::Meet { token: 9, address: vec![1; 300] }, Hello::Watch, Hello::Segment(0x1234)] {
+        let hosts = |count: u16| -> Vec<IpAddr> {
+            (0..count)
+                .map(|i| if i % 2 == 0 { [10, 0, 0, i as u8].into() } else { [0xfe80, 0, 0, 0, 0, 0, 0, i].into() })
+                .collect()
+        };
+        let all = hosts(MAX_HOSTS as u16);
+        for hello in [
+            Hello::Meet { token: 9, address: vec![1; 300] },
+            Hello::Watch,
+            Hello::Segment(0x1234),
+            Hello::Hosts(Vec::new()),
+            Hello::Hosts(all.clone()),
+        ] {
             assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
         }
         let packed = Packed { base: 1 << 40, len: 1 << 30, key: vec![7; 40] };
@@ -543,9 +556,18 @@ mod tests {
             Welcome::Meet { token: 9, address: vec![1] },
             Welcome::Refused("no \u{fc}cx".to_owned()),
             Welcome::Segment(packed.clone()),
+            Welcome::Hosts(all.clone()),
         ] {
             assert_eq!(Welcome::decode(&welcome.encode()).unwrap(), welcome);
         }
+        assert_eq!(
+            Hello::decode(&Hello::Hosts(hosts(MAX_HOSTS as u16 + 1)).encode()).unwrap(),
+            Hello::Hosts(all.clone())
+        );
+        let encoded = Hello::Hosts(all).encode();
+        assert!(Hello::decode(&encoded[..encoded.len() - 1]).is_err(), "half of an address");
+        let encoded = [encoded, vec![0; 16]].concat();
+        assert_eq!(Hello::decode(&encoded).unwrap_err().kind(), ErrorKind::Corrupt, "one more than there may be");
         let encoded = Welcome::Segment(packed.clone()).encode();
         for at in 1..encoded.len() {
             let mut changed = encoded.clone();

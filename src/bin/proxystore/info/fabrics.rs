@@ -175,9 +175,16 @@ fn advice(adapters: &[String], libraries: &[Library]) -> Vec<String> {
 /// What UCX's TCP transport lets strangers do.
 fn trust(libraries: &[Library]) -> Option<String> {
     let ucx = libraries.iter().find(|library| library.name == "ucx")?;
-    let said = "ucx:// uses UCX's TCP, at whose port anybody who reaches it can write memory of the process: where strangers are on the \
-                network use tcp://, or UCX_TLS without tcp; docs/ucx.md, Trust";
-    ucx.devices.iter().any(|device| device.starts_with("tcp/")).then(|| said.to_owned())
+    let is_open = ucx.variables.iter().any(|variable| variable == "UCX_TCP_PORT_RANGE=0");
+    let (who, where_) = match is_open {
+        true => ("anybody who reaches it", "strangers are on the network"),
+        false => ("anybody on the job's hosts", "nodes are shared with other users"),
+    };
+    let said = format!(
+        "ucx:// uses UCX's TCP, at whose port {who} can write memory of the process: where {where_} use tcp://, or UCX_TLS without \
+         tcp; docs/ucx.md, Trust"
+    );
+    ucx.devices.iter().any(|device| device.starts_with("tcp/")).then_some(said)
 }
 
 /// What an adapter registers is locked.
