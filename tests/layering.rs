@@ -18,6 +18,7 @@ const UNSAFE: &[&str] = &[
     "fabric::landing",
     "fabric::margo::native",
     "fabric::tcp::scatter",
+    "fabric::ucx::admission",
     "fabric::ucx::context",
     "fabric::ucx::endpoint",
     "fabric::ucx::memory",

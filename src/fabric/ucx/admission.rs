@@ -5,9 +5,9 @@
 //! process has proved the job's secret. Connections that stand are not looked at, and it costs them three instructions a packet.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 
 use libc::sock_filter;
@@ -16,25 +16,31 @@ use rustix::net::{AddressFamily, sockopt};
 /// Listening sockets of UCX, and the hosts from which they are reached.
 #[derive(Debug)]
 pub(super) struct Admission {
-    sockets: Vec<RawFd>,
+    sockets: Vec<Socket>,
     /// How many peers named each.
     hosts: BTreeMap<IpAddr, usize>,
     /// The filter of now lets everybody in: the kernel takes none that is long enough.
     is_open: bool,
 }
 
-/// Sockets of this process before UCX listens, as `/proc` names them: numbers of descriptors are used again.
+/// A socket of this process, with the name that `/proc` gives it: numbers of descriptors are used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Socket {
+    descriptor: RawFd,
+    name: PathBuf,
+}
+
+/// Sockets of this process before UCX listens.
 pub(super) struct Before(HashSet<PathBuf>);
 
 impl Before {
     pub(super) fn now() -> Self {
-        Self(sockets().map(|(_, name)| name).collect())
+        Self(Socket::all().map(|socket| socket.name).collect())
     }
 
     /// Closes what listens since then at ports of that range to everybody.
     pub(super) fn close(self, ports: &RangeInclusive<u16>) -> Admission {
-        let sockets = sockets().filter(|(descriptor, name)| !self.0.contains(name) && listens(*descriptor, ports));
-        let sockets = sockets.map(|(descriptor, _)| descriptor).collect();
+        let sockets = Socket::all().filter(|socket| !self.0.contains(&socket.name) && socket.listens(ports)).collect();
         let mut admission = Admission { sockets, hosts: BTreeMap::new(), is_open: false };
         admission.apply();
         admission
@@ -72,14 +78,16 @@ impl Admission {
     /// Gives all sockets the filter of now: as narrow as the kernel takes it. Where it takes none, anybody is let in, as without
     /// this: connections of the job would fail.
     fn apply(&mut self) {
+        // UCX closes one when it cannot accept any more.
+        self.sockets.retain(Socket::is_there);
         let takes = |width| {
             let program = program(self.hosts.keys().copied(), width);
-            program.len() <= MAX_PROGRAM && self.sockets.iter().all(|socket| attach(*socket, &program))
+            program.len() <= MAX_PROGRAM && self.sockets.iter().all(|socket| socket.attach(&program))
         };
         self.is_open = !WIDTHS.into_iter().any(takes);
         if self.is_open {
             self.sockets.iter().for_each(|socket| {
-                attach(*socket, &[statement(RETURN, EVERYTHING)]);
+                socket.attach(&[statement(RETURN, EVERYTHING)]);
             });
         }
     }
@@ -172,43 +180,46 @@ pub(super) fn ports_of(text: &str) -> Option<RangeInclusive<u16>> {
     Some(ports).filter(|ports: &RangeInclusive<u16>| *ports.start() > 0 && !ports.is_empty())
 }
 
-/// Sockets that are open in this process.
-fn sockets() -> impl Iterator<Item = (RawFd, PathBuf)> {
-    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let name = std::fs::read_link(entry.path()).ok()?;
+impl Socket {
+    /// Those that are open in this process.
+    fn all() -> impl Iterator<Item = Self> {
+        let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        entries.filter_map(|entry| Self::of(entry.file_name().to_str()?.parse().ok()?))
+    }
+
+    /// What is behind a number, where that is a socket.
+    fn of(descriptor: RawFd) -> Option<Self> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
         let is_socket = name.as_os_str().as_encoded_bytes().starts_with(b"socket:");
-        is_socket.then_some((entry.file_name().to_str()?.parse().ok()?, name))
-    })
-}
+        is_socket.then_some(Self { descriptor, name })
+    }
 
-/// Whether a descriptor is a socket over TCP that listens at one of those ports.
-fn listens(descriptor: RawFd, ports: &RangeInclusive<u16>) -> bool {
-    with(descriptor, |socket| {
-        let port = rustix::net::getsockname(socket).ok().and_then(|name| std::net::SocketAddr::try_from(name).ok());
-        let is_internet = matches!(sockopt::socket_domain(socket), Ok(AddressFamily::INET | AddressFamily::INET6));
-        is_internet
-            && sockopt::socket_acceptconn(socket) == Ok(true)
-            && port.is_some_and(|name| ports.contains(&name.port()))
-    })
-}
+    fn is_there(&self) -> bool {
+        Self::of(self.descriptor).as_ref() == Some(self)
+    }
 
-/// Calls with what is behind a number.
-fn with<T>(descriptor: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
-    // SAFETY: used for calls that the kernel refuses where the number is nothing, or no socket; none of them closes, reads or
-    // writes. Those of UCX stay open as long as its worker, whose the `Admission` is.
-    call(unsafe { BorrowedFd::borrow_raw(descriptor) })
-}
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: used for calls that the kernel refuses where the number is no socket any more; none of them closes, reads or
+        // writes. Those of UCX stay open until it cannot accept, or its worker ends, whose the `Admission` is.
+        unsafe { BorrowedFd::borrow_raw(self.descriptor) }
+    }
 
-/// Puts a filter in the place of the former; whether the kernel took it.
-fn attach(socket: RawFd, program: &[sock_filter]) -> bool {
-    use std::os::fd::AsRawFd;
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
-    with(socket, |socket| {
+    /// Whether it is one over TCP that listens at one of those ports.
+    fn listens(&self, ports: &RangeInclusive<u16>) -> bool {
+        let domain = sockopt::socket_domain(self.as_fd());
+        let name = rustix::net::getsockname(self.as_fd()).ok().and_then(|name| SocketAddr::try_from(name).ok());
+        matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6))
+            && sockopt::socket_acceptconn(self.as_fd()) == Ok(true)
+            && name.is_some_and(|name| ports.contains(&name.port()))
+    }
+
+    /// Puts a filter in the place of the former; whether the kernel took it.
+    fn attach(&self, program: &[sock_filter]) -> bool {
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
         // SAFETY: the kernel copies the program, of that length, within the call, and refuses what it cannot run.
         let result = unsafe {
             libc::setsockopt(
-                socket.as_fd().as_raw_fd(),
+                self.descriptor,
                 libc::SOL_SOCKET,
                 libc::SO_ATTACH_FILTER,
                 (&raw const program).cast(),
@@ -216,7 +227,7 @@ fn attach(socket: RawFd, program: &[sock_filter]) -> bool {
             )
         };
         result == 0
-    })
+    }
 }
 
 const fn statement(code: u32, k: u32) -> sock_filter {
@@ -251,7 +262,7 @@ const PORTS: u16 = 255;
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+    use std::net::{Ipv4Addr, TcpListener};
     use std::os::fd::AsRawFd;
 
     use super::*;
@@ -273,7 +284,10 @@ mod tests {
         // At another port, and from before.
         assert!(Before::now().close(&(address.port()..=address.port())).sockets.is_empty());
         let admission = before.close(&(address.port()..=address.port()));
-        assert_eq!(admission.sockets, [listener.as_raw_fd()]);
+        assert_eq!(
+            admission.sockets.iter().map(|socket| socket.descriptor).collect::<Vec<_>>(),
+            [listener.as_raw_fd()]
+        );
         (listener, address, admission)
     }
 
@@ -289,6 +303,15 @@ mod tests {
         assert!(!reaches(host(2), address) && reaches(host(4), address));
         admission.dismiss(&[host(4)]);
         assert!(!reaches(host(4), address));
+    }
+
+    #[test]
+    fn a_socket_that_took_the_number_of_another_is_left_alone() {
+        let (listener, _, mut admission) = listener(host(1));
+        let others = TcpListener::bind((host(1), 0)).unwrap();
+        rustix::io::dup2(&others, &mut std::mem::ManuallyDrop::new(std::os::fd::OwnedFd::from(listener))).unwrap();
+        admission.admit(&[host(9)]);
+        assert!(admission.sockets.is_empty() && reaches(host(2), others.local_addr().unwrap()));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::region::RegionMut;
 /// An owner, and a peer of it that behaves.
 struct Site {
     honest: Arc<dyn Peer>,
+    requester: Ucx,
     contact: SocketAddr,
     secret: Arc<Secret>,
     echo: Arc<Echo>,
@@ -75,8 +76,9 @@ impl Site {
         owner.register(Arc::clone(&memory) as _);
         let listener = owner.listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&echo) as _).unwrap();
         let contact = listener.contact();
-        let honest = ucx(1).connect(contact, soon()).unwrap();
-        Self { honest, contact, secret, echo, memory, _listener: listener }
+        let requester = ucx(1);
+        let honest = requester.connect(contact, soon()).unwrap();
+        Self { honest, requester, contact, secret, echo, memory, _listener: listener }
     }
 
     /// The owner lives, and answers whom it should.
@@ -428,6 +430,22 @@ fn hosts_without_the_secret_do_not_reach_the_port_of_ucx() {
         assert!(at([127, 0, 0, 1]).is_some());
     }
     site.assert_alive();
+}
+
+#[test]
+fn hosts_of_peers_that_left_are_strangers_again() {
+    // Where tests share a process there are those of others.
+    let (site, mut ports) = listening_site();
+    let reach = |port: &u16| connect_from([127, 0, 0, 1].into(), ([127, 0, 0, 1], *port).into()).is_some();
+    ports.retain(reach);
+    assert!(ports.len() >= 2, "an owner's and a requester's");
+    let Site { honest, requester, _listener, .. } = site;
+    drop(honest);
+    let begun = Instant::now();
+    while ports.iter().filter(|port| !reach(port)).count() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "they are still let in");
+    }
+    drop((requester, _listener));
 }
 
 /// On hosts of the job anybody can connect there. UCX of Debian 12 has assertions compiled in; others go on.
