@@ -257,6 +257,8 @@ fn settings(options: &Options) -> Vec<Setting> {
         Setting { name: "TLS", value: options.transports.clone().unwrap_or_else(|| "^sm".to_owned()) },
         // The control connection notices dead and silent peers.
         Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
+        // Or a step of UCX, and with it everything of this process, waits two minutes for a host that does not answer.
+        Setting { name: "TCP_CONN_NB", value: "y".to_owned() },
         Setting { name: context::PORTS, value: format!("{}-{}", ports.start(), ports.end()) },
     ];
     let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
