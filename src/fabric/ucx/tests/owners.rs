@@ -10,8 +10,10 @@ use super::identity;
 use crate::error::{ErrorKind, Result};
 use crate::fabric::handshake::Purpose;
 use crate::fabric::tcp::{self, Tcp};
+use crate::fabric::ucx::context::Context;
 use crate::fabric::ucx::message::{Encoded, Hello, Kind, Message, Welcome};
-use crate::fabric::ucx::{Options, Ucx};
+use crate::fabric::ucx::worker::Worker;
+use crate::fabric::ucx::{Options, Ucx, settings};
 use crate::fabric::{Answer, Call, Fabric, Incoming, Listener, Parts, Peer, Responder, Service};
 use crate::launch::Secret;
 use crate::pending::Pending;
@@ -134,6 +136,38 @@ fn an_owner_that_never_sends_what_it_announced_is_given_up_when_nobody_waits_for
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(begun.elapsed() >= Duration::from_millis(1900), "given up after {:?}", begun.elapsed());
+}
+
+#[test]
+fn an_owner_whose_ucx_does_not_answer_holds_nobody_up() {
+    struct Echo;
+    impl Service for Echo {
+        fn answer(&self, call: Incoming<'_>) {
+            call.responder.reply(call.head.to_vec(), Vec::new());
+        }
+    }
+    let secret = Arc::new(Secret::random());
+    let options = Options { devices: vec!["lo".to_owned()], ..Options::default() };
+    let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
+    let (requester, honest) = (ucx(1), ucx(2));
+    let listener = honest.listen(&["127.0.0.1:0".parse().unwrap()], Arc::new(Echo)).unwrap();
+    // Nobody is let in, and nobody hears of it.
+    let context = Arc::new(Context::new(&settings(&options)).unwrap());
+    let mut deaf = Worker::new(&context).unwrap();
+    let address = deaf.address().unwrap();
+    let (met, _meets) = mpsc::channel();
+    let door = Door { address, met, watches: Some(Arc::default()) };
+    let control = Tcp::new(identity(&secret, 7), tcp::Options::default());
+    let services: Vec<(Purpose, Arc<dyn Service>)> = vec![(Purpose::Ucx, Arc::new(door))];
+    let door = control.listen_for(&["127.0.0.1:0".parse().unwrap()], services).unwrap();
+    let begun = Instant::now();
+    let silent = requester.connect(door.contact(), soon()).unwrap();
+    let asked = waiting(ask(&silent).0.deadline(Duration::from_secs(2)));
+    let peer = requester.connect(listener.contact(), soon()).unwrap();
+    assert_eq!(&ask(&peer).0.wait().unwrap().head[..], b"x");
+    assert!(matches!(asked.join().unwrap().unwrap_err().kind(), ErrorKind::Timeout | ErrorKind::PeerDown));
+    drop((silent, peer, requester));
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
 }
 
 #[test]
