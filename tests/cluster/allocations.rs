@@ -61,6 +61,9 @@ impl Each {
 fn each(pair: &mut Pair, how: &str, count: u64, keys: &str) -> Each {
     let number = |answer: String| answer.parse::<u64>().unwrap_or_else(|_| panic!("{answer}"));
     let order = format!("allocations_of {how} {count} {keys}");
+    // The first contact is another matter.
+    let first = put(&mut pair.owner, 7, 8);
+    pair.requester.expect(&format!("get {first} 7"), "same");
     let before = number(pair.owner.ask("allocations"));
     let requester = number(pair.requester.ask(&order));
     let owner = number(pair.owner.ask("allocations")) - before;
