@@ -251,4 +251,4 @@ pub(crate) const ENVIRONMENT: &[(&str, &str)] =
     &[("PROXYSTORE_SECRET", SECRET), ("PROXYSTORE_RUNTIME_DIR", "/run/proxystore"), ("PROXYSTORE_TIMEOUT", "4s")];
 
 /// Native libraries listen at ports that the kernel chooses, from here on; a node's port follows from the job, below.
-const LEAST_EPHEMERAL: u16 = 32768;
+pub(crate) const LEAST_EPHEMERAL: u16 = 32768;

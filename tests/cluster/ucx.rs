@@ -1,12 +1,13 @@
 //! What only `ucx://` can do wrong: leave things in a foreign library, be stopped with it, and lack it.
 
-use std::time::Duration;
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
 
 use crate::hosts::{Cluster, Host, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, Pair, SECOND, SILENCE, TCP, UCX, assert_error, assert_unpinned, await_answer, get, is_error,
-    node_with, put, split, timed,
+    ENVIRONMENT, LEAST_EPHEMERAL, Pair, SECOND, SILENCE, TCP, UCX, assert_error, assert_unpinned, await_answer, get,
+    is_error, node, node_with, put, sockets, split, timed,
 };
 use libtest_mimic::Trial;
 
@@ -26,8 +27,38 @@ pub(crate) fn trials() -> Vec<Trial> {
         needs(&there, "ucx_unused_connections_are_closed", 60, closed_when_unused),
         needs(&there, "ucx_without_locked_memory", 60, without_locked_memory),
         needs(&there, "ucx_beside_another_user", 60, beside_another_user),
+        needs(&there, "ucx_hosts_that_proved_nothing_are_kept_out", 60, kept_out),
         needs(&other, "ucx_of_two_versions", 60, two_versions),
     ]
+}
+
+/// UCX's own ports are for hosts that have met the process, by whatever network they come.
+fn kept_out() {
+    let cluster = Cluster::new(3);
+    let [one, two, three] = cluster.hosts();
+    let (mut owner, mut requester, mut other) = (node(UCX, &one), node(UCX, &two), node(UCX, &three));
+    let key = put(&mut owner, 1, 100_000);
+    requester.expect(&format!("get {key} 1"), "same");
+    let ports = |host: &Host| -> Vec<SocketAddrV4> {
+        let all = sockets(host, "0A").into_iter().map(|(own, _)| own);
+        all.filter(|own| own.port() >= LEAST_EPHEMERAL).collect()
+    };
+    let reaches = |host: &Host, port: &SocketAddrV4| {
+        let connect = format!("exec 3<>/dev/tcp/{}/{}", port.ip(), port.port());
+        host.run(&["timeout", "2", "bash", "-c", &connect]).status.success()
+    };
+    let (owners, requesters) = (ports(&one), ports(&two));
+    assert!(!owners.is_empty() && !requesters.is_empty(), "UCX does not listen");
+    assert!(owners.iter().all(|port| reaches(&two, port)) && requesters.iter().all(|port| reaches(&one, port)));
+    assert!(!owners.iter().chain(&requesters).any(|port| reaches(&three, port)), "a host that has met nobody");
+    other.expect(&format!("get {key} 1"), "same");
+    assert!(owners.iter().all(|port| reaches(&three, port)) && !requesters.iter().any(|port| reaches(&three, port)));
+    other.end();
+    requester.expect(&format!("get {key} 1"), "same");
+    let begun = Instant::now();
+    while owners.iter().any(|port| reaches(&three, port)) {
+        assert!(begun.elapsed() < SILENCE * 2, "the host of a process that has ended is still let in");
+    }
 }
 
 /// Requesters come and go; owners do.
@@ -65,7 +96,7 @@ fn leaves_nothing() {
 /// Descriptors and threads go down to what they were, but for a few that are the process's.
 #[track_caller]
 fn settles(who: &str, worker: &mut Worker, before: [i64; 2]) {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let after = ["descriptors", "threads"].map(|order| worker.ask(order).parse::<i64>().unwrap());
         if after[0] <= before[0] + 2 && after[1] <= before[1] {
