@@ -25,4 +25,10 @@ pub fn one_sided() -> Result<String> {
     crate::fabric::ucx::one_sided()
 }
 
+/// Whether hosts without the job's secret are kept out of UCX's ports, as far as `UCX_TCP_PORT_RANGE` says.
+#[doc(hidden)]
+pub fn is_guarded() -> bool {
+    crate::fabric::ucx::is_guarded()
+}
+
 pub(super) const SCHEME: &str = "ucx";

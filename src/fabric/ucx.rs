@@ -246,6 +246,11 @@ pub(crate) fn one_sided() -> Result<String> {
     reader::probe(&Options::default())
 }
 
+/// Whether UCX's ports are where its sockets can be known.
+pub(crate) fn is_guarded() -> bool {
+    context::user_setting(context::PORTS).is_none_or(|set| admission::ports_of(&set.to_string_lossy()).is_some())
+}
+
 /// What holds where the user does not say otherwise by `UCX_NAME`.
 fn settings(options: &Options) -> Vec<Setting> {
     let ports = admission::some_ports();

@@ -5,13 +5,17 @@
 //! process has proved the job's secret. Connections that stand are not looked at, and it costs them three instructions a packet.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 
 use libc::sock_filter;
+use rustix::fs::{FileType, fstat};
 use rustix::net::{AddressFamily, sockopt};
+
+use crate::sync::lock;
 
 /// Listening sockets of UCX, and the hosts from which they are reached.
 #[derive(Debug)]
@@ -23,24 +27,33 @@ pub(super) struct Admission {
     is_open: bool,
 }
 
-/// A socket of this process, with the name that `/proc` gives it: numbers of descriptors are used again.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A socket of this process, and the kernel's number for what it is: those of descriptors are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Socket {
     descriptor: RawFd,
-    name: PathBuf,
+    inode: u64,
 }
 
-/// Sockets of this process before UCX listens.
-pub(super) struct Before(HashSet<PathBuf>);
+/// Sockets of this process before UCX listens. As long as there is one nobody else has UCX listen: workers that are made at the same time
+/// would take each other's for theirs.
+pub(super) struct Before {
+    inodes: HashSet<u64>,
+    _alone: MutexGuard<'static, ()>,
+}
 
 impl Before {
     pub(super) fn now() -> Self {
-        Self(Socket::all().map(|socket| socket.name).collect())
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = lock(&ALONE);
+        Self { inodes: Socket::all().map(|socket| socket.inode).collect(), _alone }
     }
 
     /// Closes what listens since then at ports of that range to everybody.
     pub(super) fn close(self, ports: &RangeInclusive<u16>) -> Admission {
-        let sockets = Socket::all().filter(|socket| !self.0.contains(&socket.name) && socket.listens(ports)).collect();
+        let is_new = |socket: &Socket| !self.inodes.contains(&socket.inode) && socket.listens(ports);
+        let sockets: Vec<Socket> = Socket::all().filter(is_new).collect();
+        #[cfg(test)]
+        GUARDED.lock().unwrap().extend(Socket::ports(&sockets));
         let mut admission = Admission { sockets, hosts: BTreeMap::new(), is_open: false };
         admission.apply();
         admission
@@ -80,9 +93,12 @@ impl Admission {
     fn apply(&mut self) {
         // UCX closes one when it cannot accept any more.
         self.sockets.retain(Socket::is_there);
+        let closed = program(std::iter::empty(), WIDTHS[0]);
         let takes = |width| {
             let program = program(self.hosts.keys().copied(), width);
-            program.len() <= MAX_PROGRAM && self.sockets.iter().all(|socket| socket.attach(&program))
+            // The former counts until the new one is in its place: then the shortest is, for a moment. Who connects in that tries again.
+            let takes = |socket: &Socket| socket.attach(&program) || socket.attach(&closed) && socket.attach(&program);
+            program.len() <= MAX_PROGRAM && self.sockets.iter().all(takes)
         };
         self.is_open = !WIDTHS.into_iter().any(takes);
         if self.is_open {
@@ -131,10 +147,14 @@ fn program(hosts: impl Iterator<Item = IpAddr>, width: Width) -> Vec<sock_filter
         program.extend([jump(IF_EQUAL, host, 0, 1), statement(RETURN, EVERYTHING)]);
     }
     program.push(statement(RETURN, NOTHING));
+    // To load a word of a packet takes the kernel eight times as much as one that was kept.
+    for at in 0..width.v6 as u32 {
+        program.extend([statement(LOAD_WORD, network + 8 + 4 * at), statement(KEEP, at)]);
+    }
     for host in v6 {
         for (at, word) in host.iter().enumerate() {
             let behind = 2 * (host.len() - at - 1) as u8 + 1;
-            program.extend([statement(LOAD_WORD, network + 8 + 4 * at as u32), jump(IF_EQUAL, *word, 0, behind)]);
+            program.extend([statement(LOAD_KEPT, at as u32), jump(IF_EQUAL, *word, 0, behind)]);
         }
         program.push(statement(RETURN, EVERYTHING));
     }
@@ -147,16 +167,26 @@ fn words(host: Ipv6Addr) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (all >> shift) as u32)
 }
 
-/// Addresses of this host, from which its connections come; those that lead nowhere else only where a peer is on this host.
+/// Addresses of this host, from which its connections come; those that lead nowhere else only where the peer is on this host: where
+/// one of its addresses is.
 ///
 /// # Cost
 /// A question to the kernel.
-pub(super) fn of_this_host(with_loopback: bool) -> Vec<IpAddr> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let addresses = interfaces.into_iter().map(|interface| interface.ip());
-    let mut hosts: Vec<IpAddr> = addresses.filter(|host| with_loopback || !host.is_loopback()).collect();
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn of_this_host(peer: &[IpAddr]) -> io::Result<Vec<IpAddr>> {
+    let mut hosts: Vec<IpAddr> = if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect();
+    let is_here = |peer: &IpAddr| peer.to_canonical().is_loopback() || hosts.contains(&peer.to_canonical());
+    let is_peer_here = peer.iter().any(is_here);
+    // Nothing is reached by a link's own addresses whose link is not named beside them, and UCX does not.
+    let is_link_local = |host: &IpAddr| match host {
+        IpAddr::V4(host) => host.is_link_local(),
+        IpAddr::V6(host) => host.is_unicast_link_local(),
+    };
+    hosts.retain(|host| !is_link_local(host) && (is_peer_here || !host.is_loopback()));
     hosts.truncate(MAX_HOSTS);
-    hosts
+    Ok(hosts)
 }
 
 /// Most addresses that a peer names.
@@ -173,11 +203,20 @@ pub(super) fn some_ports() -> RangeInclusive<u16> {
     first..=first.saturating_add(PORTS).min(high.max(low))
 }
 
-/// What the user wrote as `UCX_TCP_PORT_RANGE`; `None` for nonsense, and for 0: then UCX takes any port, and nobody is kept out.
+/// What the user wrote as `UCX_TCP_PORT_RANGE`, as UCX reads it, which is not to mind what is behind; `None` for nonsense, and for what
+/// begins with 0: then UCX takes any port, and nobody is kept out.
 pub(super) fn ports_of(text: &str) -> Option<RangeInclusive<u16>> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let ports = first.trim().parse().ok()?..=last.trim().parse().ok()?;
-    Some(ports).filter(|ports: &RangeInclusive<u16>| *ports.start() > 0 && !ports.is_empty())
+    let number = |text: &str| -> Option<(u16, usize)> {
+        let begin = text.len() - text.trim_start().len();
+        let digits = text[begin..].bytes().take_while(u8::is_ascii_digit).count();
+        Some((text[begin..begin + digits].parse().ok()?, begin + digits))
+    };
+    let (first, end) = number(text)?;
+    let last = match text[end..].strip_prefix('-') {
+        Some(rest) => number(rest)?.0,
+        None => first,
+    };
+    Some(first..=last).filter(|ports| *ports.start() > 0 && !ports.is_empty())
 }
 
 impl Socket {
@@ -189,9 +228,8 @@ impl Socket {
 
     /// What is behind a number, where that is a socket.
     fn of(descriptor: RawFd) -> Option<Self> {
-        let name = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
-        let is_socket = name.as_os_str().as_encoded_bytes().starts_with(b"socket:");
-        is_socket.then_some(Self { descriptor, name })
+        let stat = fstat(Self { descriptor, inode: 0 }.as_fd()).ok()?;
+        (FileType::from_raw_mode(stat.st_mode) == FileType::Socket).then_some(Self { descriptor, inode: stat.st_ino })
     }
 
     fn is_there(&self) -> bool {
@@ -199,18 +237,28 @@ impl Socket {
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: used for calls that the kernel refuses where the number is no socket any more; none of them closes, reads or
-        // writes. Those of UCX stay open until it cannot accept, or its worker ends, whose the `Admission` is.
+        // SAFETY: used for calls that the kernel refuses where the number is nothing, or no socket; none of them closes, reads or
+        // writes. Should UCX close its own between two of them, which it does when it cannot accept, a filter may get to what
+        // took the number since: that is a connection too many, and nothing of memory.
         unsafe { BorrowedFd::borrow_raw(self.descriptor) }
     }
 
     /// Whether it is one over TCP that listens at one of those ports.
     fn listens(&self, ports: &RangeInclusive<u16>) -> bool {
         let domain = sockopt::socket_domain(self.as_fd());
-        let name = rustix::net::getsockname(self.as_fd()).ok().and_then(|name| SocketAddr::try_from(name).ok());
         matches!(domain, Ok(AddressFamily::INET | AddressFamily::INET6))
             && sockopt::socket_acceptconn(self.as_fd()) == Ok(true)
-            && name.is_some_and(|name| ports.contains(&name.port()))
+            && self.port().is_some_and(|port| ports.contains(&port))
+    }
+
+    fn port(&self) -> Option<u16> {
+        let name = rustix::net::getsockname(self.as_fd()).ok()?;
+        SocketAddr::try_from(name).ok().map(|name| name.port())
+    }
+
+    #[cfg(test)]
+    fn ports(all: &[Self]) -> impl Iterator<Item = u16> {
+        all.iter().filter_map(Self::port)
     }
 
     /// Puts a filter in the place of the former; whether the kernel took it.
@@ -241,6 +289,8 @@ const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
 
 const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
 const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const KEEP: u32 = libc::BPF_ST;
+const LOAD_KEPT: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_MEM;
 const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 const SHIFT_RIGHT: u32 = libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K;
 const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -253,9 +303,13 @@ const NOTHING: u32 = 0;
 const FLAGS: u32 = 13;
 const SYN: u32 = 2;
 
-/// Instructions that the kernel takes from anybody: of 20 KiB for a socket it takes 8 bytes for each, twice where a comparison
-/// is long, and has the former filter beside the new one.
+/// Instructions of a filter: of a socket's 20 KiB, which older kernels have, each takes 8 bytes, or twice that where it is a comparison with
+/// a large number. Two an address of IPv4, nine one of IPv6.
 const MAX_PROGRAM: usize = 500;
+
+/// Ports of all sockets that were ever closed to everybody, for tests that look at them.
+#[cfg(test)]
+pub(super) static GUARDED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// How many ports UCX may choose from.
 const PORTS: u16 = 255;
@@ -281,8 +335,7 @@ mod tests {
         let before = Before::now();
         let listener = TcpListener::bind((at, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        // At another port, and from before.
-        assert!(Before::now().close(&(address.port()..=address.port())).sockets.is_empty());
+        assert!(before.inodes.iter().all(|inode| Socket::of(listener.as_raw_fd()).unwrap().inode != *inode));
         let admission = before.close(&(address.port()..=address.port()));
         assert_eq!(
             admission.sockets.iter().map(|socket| socket.descriptor).collect::<Vec<_>>(),
@@ -348,6 +401,37 @@ mod tests {
     }
 
     #[test]
+    fn of_many_hosts_of_ipv6_each_is_compared() {
+        let here = IpAddr::from(Ipv6Addr::LOCALHOST);
+        let Ok(_) = TcpListener::bind((here, 0)) else { return };
+        let (_listener, address, mut admission) = listener(here);
+        let many: Vec<IpAddr> = (0..50u16).map(|i| Ipv6Addr::new(0xfd00, 0, 0, i, 0, 0, 0, 1).into()).collect();
+        for host in &many {
+            admission.admit(&[*host]);
+            assert!(!admission.is_open && program(admission.hosts.keys().copied(), WIDTHS[0]).len() <= MAX_PROGRAM);
+        }
+        assert!(!reaches(here, address));
+        admission.admit(&[here]);
+        assert!(reaches(here, address));
+        for host in &many {
+            admission.dismiss(&[*host]);
+            assert!(!admission.is_open);
+        }
+        assert!(reaches(here, address));
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_are_for_peers_on_this_host() {
+        let elsewhere = of_this_host(&["192.0.2.1".parse().unwrap()]).unwrap();
+        assert!(!elsewhere.iter().any(IpAddr::is_loopback), "{elsewhere:?}");
+        assert!(of_this_host(&[host(1)]).unwrap().contains(&host(1)));
+        assert!(of_this_host(&["::ffff:127.0.0.1".parse().unwrap()]).unwrap().contains(&host(1)));
+        if let Some(own) = elsewhere.first() {
+            assert!(of_this_host(&[*own]).unwrap().contains(&host(1)), "{own} is this host's");
+        }
+    }
+
+    #[test]
     fn of_many_hosts_their_networks_are_let_in_and_at_last_everybody() {
         let (_listener, address, mut admission) = listener(host(1));
         let hosts = |networks: u32| -> Vec<IpAddr> {
@@ -371,7 +455,8 @@ mod tests {
     fn ranges_of_ports_are_read() {
         assert_eq!(ports_of("7000-7010"), Some(7000..=7010));
         assert_eq!(ports_of(" 7000 "), Some(7000..=7000));
-        for nonsense in ["0", "", "7010-7000", "a-b", "7000-70000", "0-0"] {
+        assert_eq!(ports_of("7000-7010,8000"), Some(7000..=7010));
+        for nonsense in ["0", "", "7010-7000", "a-b", "7000-70000", "0-0", "0-60000", "-7", "7000-"] {
             assert_eq!(ports_of(nonsense), None, "{nonsense}");
         }
         let ports = some_ports();

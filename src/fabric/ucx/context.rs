@@ -105,7 +105,7 @@ impl Context {
             return Err(Error::new(ErrorKind::Unavailable, "open", context));
         }
         check(ucx, "begin", status)?;
-        Ok(Self { ucx, raw, aim, memory: Registered::default(), ports: ports(settings) })
+        Ok(Self { ucx, raw, aim, memory: Registered::default(), ports: ports(aim, settings) })
     }
 
     pub(super) fn ports(&self) -> Option<&RangeInclusive<u16>> {
@@ -162,8 +162,11 @@ pub(super) fn load() -> Result<&'static Ucx> {
     ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
 }
 
-/// What holds of `UCX_TCP_PORT_RANGE`, where these settings have one.
-fn ports(settings: &[Setting]) -> Option<RangeInclusive<u16>> {
+/// What holds of `UCX_TCP_PORT_RANGE`, where these settings have one and something connects.
+fn ports(aim: Aim, settings: &[Setting]) -> Option<RangeInclusive<u16>> {
+    if aim != Aim::Messages {
+        return None;
+    }
     let ours = settings.iter().find(|setting| setting.name == PORTS)?;
     match user_setting(PORTS) {
         Some(set) => admission::ports_of(&set.to_string_lossy()),

@@ -72,6 +72,8 @@ struct Link {
     watch: Option<Pending<Answer>>,
     /// Since unused connections were last looked for.
     is_used: bool,
+    /// It owed something for too long when it was last looked at.
+    is_late: bool,
 }
 
 impl Driver {
@@ -114,11 +116,14 @@ impl Driver {
             let answer = Arc::clone(&control).request(Call::small(hello.encode())).deadline(left).wait()?;
             Welcome::decode(&answer.head)
         };
-        let hosts = Hello::Hosts(admission::of_this_host(contact.ip().is_loopback()));
-        let hosts = match say(&hosts)? {
+        let own = admission::of_this_host(&[contact.ip()])
+            .map_err(|error| Error::io("connect", "the addresses of this host", error))?;
+        let mut hosts = match say(&Hello::Hosts(own))? {
             Welcome::Hosts(hosts) => hosts,
             other => return Err(unexpected(other)),
         };
+        // However addresses are translated on the way.
+        hosts.push(contact.ip().to_canonical());
         let (token, address) = {
             let mut core = lock(&self.core);
             core.worker.admit(&hosts, true);
@@ -150,7 +155,17 @@ impl Driver {
         core.worker.connect(token, address, first.header)?;
         let now = Instant::now();
         let hosts = hosts.to_vec();
-        let link = Link { theirs, control, hosts, failed: None, since: now, said: now, watch: None, is_used: true };
+        let link = Link {
+            theirs,
+            control,
+            hosts,
+            failed: None,
+            since: now,
+            said: now,
+            watch: None,
+            is_used: true,
+            is_late: false,
+        };
         core.links.insert(token, link);
         // It is driven until it stands, also where nobody asks anything.
         self.rouse(core);
@@ -216,8 +231,9 @@ impl Driver {
             return After::default();
         };
         known.failed = Some(error.clone());
-        let watch = known.watch.take();
+        let (watch, hosts) = (known.watch.take(), std::mem::take(&mut known.hosts));
         core.worker.close(link);
+        core.worker.admit(&hosts, false);
         let mut after = core.calls.fail(link, error);
         self.give_back(core, &mut after);
         drop(watch);
@@ -284,10 +300,8 @@ impl Driver {
         }
         self.close(link);
         let mut core = lock(&self.core);
+        // Its hosts were taken back when it failed.
         let gone = core.links.remove(&link);
-        if let Some(gone) = &gone {
-            core.worker.admit(&gone.hosts, false);
-        }
         drop(core);
         drop(gone);
     }
@@ -432,7 +446,11 @@ impl Driver {
                 }
             }
             let is_still = !core.worker.is_receiving() && now.saturating_duration_since(since) >= silence;
-            if end.is_none() && is_still && core.calls.is_overdue(link, now, silence) {
+            let is_late = is_still && core.calls.is_overdue(link, now, silence);
+            // Looked at twice: when this process was stopped, what came meanwhile is read in between.
+            let was_late =
+                core.links.get_mut(&link).is_some_and(|known| std::mem::replace(&mut known.is_late, is_late));
+            if end.is_none() && is_late && was_late {
                 let context = "the owner owes parts of an answer and sends nothing";
                 end = Some(Error::new(ErrorKind::PeerDown, "request", context));
             }

@@ -197,11 +197,16 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
 fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
     loop {
         let is_over = Instant::now() >= until;
-        let mut meetings = Vec::new();
+        let (mut meetings, mut is_asked) = (Vec::new(), false);
         for order in std::mem::take(&mut *lock(&shared.orders)) {
             match order {
                 Order::Stop => return false,
-                Order::Hosts { .. } | Order::Meet { .. } if is_over => meetings.push(order),
+                Order::Hosts { .. } | Order::Meet { .. } if is_over => {
+                    meetings.push(order);
+                    is_asked = true;
+                }
+                // Perhaps of one that has just asked.
+                Order::Gone { .. } if is_over => meetings.push(order),
                 Order::Hosts { responder, .. } | Order::Meet { responder, .. } | Order::Segment { responder, .. } => {
                     responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
                 }
@@ -209,7 +214,7 @@ fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
                 Order::Watch { .. } | Order::Gone { .. } | Order::Answer { .. } => {}
             }
         }
-        if !meetings.is_empty() {
+        if is_asked {
             lock(&shared.orders).splice(0..0, meetings);
             return true;
         }
@@ -357,12 +362,17 @@ impl Desk {
                 }
             }
             Order::Hosts { connection, hosts, responder } => {
-                let is_here = hosts.iter().any(IpAddr::is_loopback);
+                // Who asks knows whether it is on this host; of addresses that many hosts have, such as those of bridges, nothing follows.
+                let is_here = hosts.iter().copied().find(IpAddr::is_loopback);
+                let welcome = match admission::of_this_host(is_here.as_slice()) {
+                    Ok(own) => Welcome::Hosts(own),
+                    Err(error) => Welcome::Refused(format!("the addresses of the owner's host: {error}")),
+                };
                 self.worker.admit(&hosts, true);
                 if let Some(former) = self.hosts.insert(connection, hosts) {
                     self.worker.admit(&former, false);
                 }
-                responder.reply(Welcome::Hosts(admission::of_this_host(is_here)).encode(), Vec::new());
+                responder.reply(welcome.encode(), Vec::new());
             }
             Order::Watch { connection, responder } => {
                 match self.tokens.get(&connection).and_then(|token| self.clients.get_mut(token)) {

@@ -36,7 +36,6 @@ pub(super) struct Reader {
     desk: Mutex<Desk>,
     context: Arc<Context>,
     events: Events,
-    spin: Duration,
     silence: Duration,
     /// As in `UCX_TLS`.
     transports: String,
@@ -48,6 +47,8 @@ struct Desk {
     last: u64,
     /// Reads that somebody waits for; their ends, when these have come.
     reads: HashMap<u64, Option<Finished>>,
+    /// What sleeps were like.
+    spin: Spin,
 }
 
 impl Reader {
@@ -83,10 +84,11 @@ impl Reader {
         let context = Arc::new(context);
         let worker = Worker::new(&context)?;
         let events = worker.events();
-        let desk = Mutex::new(Desk { worker, last: 0, reads: HashMap::new() });
-        let (spin, silence) = (options.spin, options.silence);
+        let spin = Spin::new(options.spin);
+        let desk = Mutex::new(Desk { worker, last: 0, reads: HashMap::new(), spin });
+        let silence = options.silence;
         let generation = crate::process::generation();
-        Ok(Arc::new(Self { desk, context, events, spin, silence, transports: names, generation }))
+        Ok(Arc::new(Self { desk, context, events, silence, transports: names, generation }))
     }
 
     /// By transports that [`Transports`] would not choose.
@@ -107,7 +109,7 @@ impl Reader {
     /// Reads an address of a segment that the link has learnt.
     fn read(&self, link: u64, number: u16, address: u64, into: Landing, deadline: Instant) -> Result<Landing> {
         let deadline = deadline.min(Instant::now() + self.silence);
-        let read = {
+        let (read, mut spin) = {
             let mut desk = lock(&self.desk);
             desk.last += 1;
             let read = desk.last;
@@ -117,9 +119,9 @@ impl Reader {
                 return self.landed(finished);
             }
             desk.reads.insert(read, None);
-            read
+            (read, desk.spin)
         };
-        let mut spin = Spin::new(self.spin);
+        spin.begin(Instant::now());
         loop {
             let (moved, ended, now) = {
                 let mut desk = lock(&self.desk);
@@ -143,6 +145,7 @@ impl Reader {
                 None => {
                     self.sleep();
                     spin.slept(now, Instant::now());
+                    lock(&self.desk).spin = spin;
                 }
             }
         }

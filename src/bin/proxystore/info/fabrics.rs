@@ -173,18 +173,23 @@ fn advice(adapters: &[String], libraries: &[Library]) -> Vec<String> {
 }
 
 /// What UCX's TCP transport lets strangers do.
+#[cfg(feature = "ucx")]
 fn trust(libraries: &[Library]) -> Option<String> {
     let ucx = libraries.iter().find(|library| library.name == "ucx")?;
-    let is_open = ucx.variables.iter().any(|variable| variable == "UCX_TCP_PORT_RANGE=0");
-    let (who, where_) = match is_open {
-        true => ("anybody who reaches it", "strangers are on the network"),
-        false => ("anybody on the job's hosts", "nodes are shared with other users"),
+    let (who, where_) = match proxystore::connectors::ucx::is_guarded() {
+        false => ("anybody who reaches it", "strangers are on the network"),
+        true => ("anybody on the job's hosts", "nodes are shared with other users"),
     };
     let said = format!(
         "ucx:// uses UCX's TCP, at whose port {who} can write memory of the process: where {where_} use tcp://, or UCX_TLS without \
          tcp; docs/ucx.md, Trust"
     );
     ucx.devices.iter().any(|device| device.starts_with("tcp/")).then_some(said)
+}
+
+#[cfg(not(feature = "ucx"))]
+fn trust(_: &[Library]) -> Option<String> {
+    None
 }
 
 /// What an adapter registers is locked.
@@ -224,7 +229,8 @@ mod tests {
         }
         let said = advice(&[mlx], &ucx(&["tcp/ib0", "rc_mlx5/mlx5_0:1"], &[]));
         assert!(said.iter().all(|line| line.contains("ulimit")), "{said:?}");
-        assert!(trust(&ucx(&["tcp/ib0"], &[])).is_some() && trust(&ucx(&["rc_mlx5/mlx5_0:1"], &[])).is_none());
+        let speaks = cfg!(feature = "ucx");
+        assert!(trust(&ucx(&["tcp/ib0"], &[])).is_some() == speaks && trust(&ucx(&["rc_mlx5/mlx5_0:1"], &[])).is_none());
         assert!(trust(&[]).is_none());
         assert!(memlock(Some(8 << 20)).is_some_and(|line| line.contains("8388608")) && memlock(None).is_none());
     }

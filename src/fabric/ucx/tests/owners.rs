@@ -122,6 +122,7 @@ fn an_owner_that_has_forgotten_a_connection_is_not_waited_for() {
 #[test]
 fn an_owner_that_never_sends_what_it_announced_is_given_up_when_nobody_waits_for_it() {
     let mut stage = Stage::new(Duration::from_secs(2), true);
+    let begun = Instant::now();
     let (asked, whole) = stage.ask();
     let asked = waiting(asked.deadline(Duration::from_secs(4)));
     stage.send(Message::apart(stage.token, FIRST, 1), b"", &[3, 1000], &[7; 3], UCP_AM_SEND_FLAG_EAGER);
@@ -130,12 +131,11 @@ fn an_owner_that_never_sends_what_it_announced_is_given_up_when_nobody_waits_for
     drop(whole.recv_timeout(Duration::from_secs(10)).unwrap());
     assert_eq!(asked.join().unwrap().unwrap_err().kind(), ErrorKind::Timeout);
     assert!(stage.peer.is_up(), "given up while a call waited for it: {:?}", stage.ask().0.wait());
-    let begun = Instant::now();
     while stage.peer.is_up() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "it is still waited for");
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is still waited for");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "given up after {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(6), "given up after {:?}", begun.elapsed());
 }
 
 #[test]
