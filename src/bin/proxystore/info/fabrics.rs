@@ -230,7 +230,9 @@ mod tests {
         let said = advice(&[mlx], &ucx(&["tcp/ib0", "rc_mlx5/mlx5_0:1"], &[]));
         assert!(said.iter().all(|line| line.contains("ulimit")), "{said:?}");
         let speaks = cfg!(feature = "ucx");
-        assert!(trust(&ucx(&["tcp/ib0"], &[])).is_some() == speaks && trust(&ucx(&["rc_mlx5/mlx5_0:1"], &[])).is_none());
+        assert!(
+            trust(&ucx(&["tcp/ib0"], &[])).is_some() == speaks && trust(&ucx(&["rc_mlx5/mlx5_0:1"], &[])).is_none()
+        );
         assert!(trust(&[]).is_none());
         assert!(memlock(Some(8 << 20)).is_some_and(|line| line.contains("8388608")) && memlock(None).is_none());
     }
