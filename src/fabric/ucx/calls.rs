@@ -79,14 +79,13 @@ enum Stage {
 }
 
 impl Entry {
-    /// What is left to come when it ends now; before the answer came, of so many parts.
-    fn left(&self, parts: Option<usize>) -> Left {
-        let (came, parts) = match &self.stage {
+    /// Parts that came, and how many are to, as far as it is known, when it ends now; before the answer came, of so many.
+    fn left(&self, parts: Option<usize>) -> (usize, Option<usize>) {
+        match &self.stage {
             Stage::Asked { early, .. } => (early.iter().map(|early| early.here as usize).sum(), parts),
             Stage::Landing { landings, missing, .. } => (landings.len() - missing, Some(landings.len())),
             Stage::Ended(_) => (0, Some(0)),
-        };
-        Left { link: self.link, came, parts, since: Instant::now() }
+        }
     }
 }
 
@@ -412,10 +411,10 @@ impl Calls {
     }
 
     /// A call has ended for who asked; for its owner, where nothing is left to come.
-    fn leave_behind(&mut self, link: u64, number: u64, left: Left) {
-        match left.parts.is_some_and(|parts| left.came >= parts) {
+    fn leave_behind(&mut self, link: u64, number: u64, (came, parts): (usize, Option<usize>)) {
+        match parts.is_some_and(|parts| came >= parts) {
             true => self.ended(link),
-            false => drop(self.left.insert(number, left)),
+            false => drop(self.left.insert(number, Left { link, came, parts, since: Instant::now() })),
         }
     }
 

@@ -126,7 +126,7 @@ impl Driver {
         hosts.push(contact.ip().to_canonical());
         let (token, address) = {
             let mut core = lock(&self.core);
-            core.worker.admit(&hosts, true);
+            core.worker.admit(&hosts);
             (random_number(), core.address.clone())
         };
         let met = match say(&Hello::Meet { token, address }) {
@@ -135,11 +135,14 @@ impl Driver {
             Err(error) => Err(error),
         };
         let mut core = lock(&self.core);
-        let made = met.and_then(|(theirs, address)| self.link(&mut core, (token, theirs), &address, control, &hosts));
-        if made.is_err() {
-            core.worker.admit(&hosts, false);
+        let linked = met.and_then(|(theirs, address)| {
+            self.link(&mut core, (token, theirs), &address, control, hosts.clone())?;
+            Ok((token, address))
+        });
+        if linked.is_err() {
+            core.worker.dismiss(&hosts);
         }
-        Ok((token, made?))
+        linked
     }
 
     /// Connects to a worker; it names the link by the second of these numbers.
@@ -149,12 +152,11 @@ impl Driver {
         (token, theirs): (u64, u64),
         address: &[u8],
         control: Arc<dyn Peer>,
-        hosts: &[IpAddr],
-    ) -> Result<Vec<u8>> {
+        hosts: Vec<IpAddr>,
+    ) -> Result<()> {
         let first = Message::new(Kind::Alive, theirs, 0).encode(&[], &[])?;
         core.worker.connect(token, address, first.header)?;
         let now = Instant::now();
-        let hosts = hosts.to_vec();
         let link = Link {
             theirs,
             control,
@@ -169,7 +171,7 @@ impl Driver {
         core.links.insert(token, link);
         // It is driven until it stands, also where nobody asks anything.
         self.rouse(core);
-        Ok(address.to_vec())
+        Ok(())
     }
 
     /// Whether a connection stands, for a while at least: who asks that is about to use it.
@@ -233,7 +235,7 @@ impl Driver {
         known.failed = Some(error.clone());
         let (watch, hosts) = (known.watch.take(), std::mem::take(&mut known.hosts));
         core.worker.close(link);
-        core.worker.admit(&hosts, false);
+        core.worker.dismiss(&hosts);
         let mut after = core.calls.fail(link, error);
         self.give_back(core, &mut after);
         drop(watch);

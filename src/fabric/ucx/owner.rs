@@ -197,16 +197,16 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
 fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
     loop {
         let is_over = Instant::now() >= until;
-        let (mut meetings, mut is_asked) = (Vec::new(), false);
+        let (mut kept, mut is_asked) = (Vec::new(), false);
         for order in std::mem::take(&mut *lock(&shared.orders)) {
             match order {
                 Order::Stop => return false,
                 Order::Hosts { .. } | Order::Meet { .. } if is_over => {
-                    meetings.push(order);
+                    kept.push(order);
                     is_asked = true;
                 }
                 // Perhaps of one that has just asked.
-                Order::Gone { .. } if is_over => meetings.push(order),
+                Order::Gone { .. } if is_over => kept.push(order),
                 Order::Hosts { responder, .. } | Order::Meet { responder, .. } | Order::Segment { responder, .. } => {
                     responder.reply(Welcome::Refused(reason.to_owned()).encode(), Vec::new());
                 }
@@ -215,7 +215,7 @@ fn refuse(shared: &Shared, reason: &str, until: Instant) -> bool {
             }
         }
         if is_asked {
-            lock(&shared.orders).splice(0..0, meetings);
+            lock(&shared.orders).splice(0..0, kept);
             return true;
         }
         let _ = poll(&mut [PollFd::new(&shared.bell, PollFlags::IN)], None);
@@ -358,7 +358,7 @@ impl Desk {
                     self.forget(token);
                 }
                 if let Some(hosts) = self.hosts.remove(&connection) {
-                    self.worker.admit(&hosts, false);
+                    self.worker.dismiss(&hosts);
                 }
             }
             Order::Hosts { connection, hosts, responder } => {
@@ -368,9 +368,9 @@ impl Desk {
                     Ok(own) => Welcome::Hosts(own),
                     Err(error) => Welcome::Refused(format!("the addresses of the owner's host: {error}")),
                 };
-                self.worker.admit(&hosts, true);
+                self.worker.admit(&hosts);
                 if let Some(former) = self.hosts.insert(connection, hosts) {
-                    self.worker.admit(&former, false);
+                    self.worker.dismiss(&former);
                 }
                 responder.reply(welcome.encode(), Vec::new());
             }

@@ -141,12 +141,17 @@ impl Worker {
         }
     }
 
-    /// Lets connections of UCX in that come from these hosts, or takes that back.
-    pub(super) fn admit(&mut self, hosts: &[IpAddr], come: bool) {
-        match (&mut self.admission, come) {
-            (None, _) => {}
-            (Some(admission), true) => admission.admit(hosts),
-            (Some(admission), false) => admission.dismiss(hosts),
+    /// Lets connections of UCX in that come from these hosts.
+    pub(super) fn admit(&mut self, hosts: &[IpAddr]) {
+        if let Some(admission) = &mut self.admission {
+            admission.admit(hosts);
+        }
+    }
+
+    /// Takes back one [`admit`](Self::admit) of these hosts.
+    pub(super) fn dismiss(&mut self, hosts: &[IpAddr]) {
+        if let Some(admission) = &mut self.admission {
+            admission.dismiss(hosts);
         }
     }
 

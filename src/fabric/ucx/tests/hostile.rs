@@ -476,8 +476,8 @@ fn strangers_at_the_port_of_ucx_change_nothing() {
     }
 }
 
-/// On hosts of the job too: UCX's transport over TCP has a message of its own for writing: bytes behind an address, which is not looked at. No feature of
-/// a context is asked, so what keeps the one-sided operations of UCP out does not help.
+/// Nor is anything there what keeps them from this: UCX's transport over TCP has a message of its own for writing, bytes behind an
+/// address, which is not looked at. No feature of a context is asked, so what keeps the one-sided operations of UCP out does not help.
 #[test]
 #[ignore = "UCX's transport tcp writes where whoever connects to its port says (uct/tcp/tcp_ep.c, PUT_REQ); other hosts cannot connect"]
 fn strangers_at_the_port_of_ucx_write_nothing() {

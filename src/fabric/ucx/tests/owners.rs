@@ -30,11 +30,25 @@ struct Stage {
     _listener: Box<dyn Listener>,
 }
 
+/// How requesters name their connections, and where their workers are.
+type Meets = mpsc::Receiver<(u64, Vec<u8>)>;
+
 /// The control connection of a puppet.
 struct Door {
     address: Vec<u8>,
     met: mpsc::Sender<(u64, Vec<u8>)>,
     watches: Option<Arc<Mutex<Vec<Responder>>>>,
+}
+
+impl Door {
+    /// Leads to a worker; who comes in is told behind it.
+    fn open(secret: &Arc<Secret>, address: Vec<u8>, lives: bool) -> (Box<dyn Listener>, Meets) {
+        let (met, meets) = mpsc::channel();
+        let door = Self { address, met, watches: lives.then(Arc::default) };
+        let control = Tcp::new(identity(secret, 7), tcp::Options::default());
+        let services: Vec<(Purpose, Arc<dyn Service>)> = vec![(Purpose::Ucx, Arc::new(door))];
+        (control.listen_for(&["127.0.0.1:0".parse().unwrap()], services).unwrap(), meets)
+    }
 }
 
 impl Service for Door {
@@ -66,11 +80,7 @@ impl Stage {
         let options = Options { silence, devices: vec!["lo".to_owned()], ..Options::default() };
         let requester = Ucx::new(identity(&secret, 1), options).unwrap();
         let mut raw = Raw::new();
-        let (met, meets) = mpsc::channel();
-        let door = Door { address: raw.address(), met, watches: lives.then(Arc::default) };
-        let control = Tcp::new(identity(&secret, 7), tcp::Options::default());
-        let services: Vec<(Purpose, Arc<dyn Service>)> = vec![(Purpose::Ucx, Arc::new(door))];
-        let listener = control.listen_for(&["127.0.0.1:0".parse().unwrap()], services).unwrap();
+        let (listener, meets) = Door::open(&secret, raw.address(), lives);
         let peer = requester.connect(listener.contact(), soon()).unwrap();
         let (token, address) = meets.recv().unwrap();
         raw.connect(&address);
@@ -155,11 +165,7 @@ fn an_owner_whose_ucx_does_not_answer_holds_nobody_up() {
     let context = Arc::new(Context::new(&settings(&options)).unwrap());
     let mut deaf = Worker::new(&context).unwrap();
     let address = deaf.address().unwrap();
-    let (met, _meets) = mpsc::channel();
-    let door = Door { address, met, watches: Some(Arc::default()) };
-    let control = Tcp::new(identity(&secret, 7), tcp::Options::default());
-    let services: Vec<(Purpose, Arc<dyn Service>)> = vec![(Purpose::Ucx, Arc::new(door))];
-    let door = control.listen_for(&["127.0.0.1:0".parse().unwrap()], services).unwrap();
+    let (door, _meets) = Door::open(&secret, address, true);
     let begun = Instant::now();
     let silent = requester.connect(door.contact(), soon()).unwrap();
     let asked = waiting(ask(&silent).0.deadline(Duration::from_secs(2)));
