@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use ucx_sys::Version;
 
 use super::handshake::{Identity, Purpose};
 use super::tcp::{self, Tcp};
@@ -262,10 +263,12 @@ fn settings(options: &Options) -> Vec<Setting> {
         Setting { name: "TLS", value: options.transports.clone().unwrap_or_else(|| "^sm".to_owned()) },
         // The control connection notices dead and silent peers.
         Setting { name: "KEEPALIVE_INTERVAL", value: "inf".to_owned() },
-        // Or a step of UCX, and with it everything of this process, waits two minutes for a host that does not answer.
-        Setting { name: "TCP_CONN_NB", value: "y".to_owned() },
         Setting { name: context::PORTS, value: format!("{}-{}", ports.start(), ports.end()) },
     ];
+    // Or a step of UCX, and with it everything of this process, waits two minutes for a host that does not answer.
+    if context::load().is_ok_and(|ucx| ucx.version() >= CONNECTS_ASIDE) {
+        settings.push(Setting { name: "TCP_CONN_NB", value: "y".to_owned() });
+    }
     let devices = if options.devices.is_empty() { devices::of_this_node() } else { options.devices.clone() };
     // Named as `mlx5_0:1`, where interfaces are named as `eth0`. Those that read keep the right to write to the landings where it
     // belongs; UCX would now and then have the owner write. Over TCP, where it is all the same, reading is slower.
@@ -280,6 +283,9 @@ fn settings(options: &Options) -> Vec<Setting> {
     }
     settings
 }
+
+/// Since when a connection that fails later does not end the process by an assertion (`ucp_request_send_state_ff`).
+const CONNECTS_ASIDE: Version = Version { major: 1, minor: 14, release: 0 };
 
 /// With what TCP and UCX put before it this is less than the 64 KiB that go through a network's layers at once; a little more would go
 /// through them twice.

@@ -53,7 +53,7 @@ impl Before {
         let is_new = |socket: &Socket| !self.inodes.contains(&socket.inode) && socket.listens(ports);
         let sockets: Vec<Socket> = Socket::all().filter(is_new).collect();
         #[cfg(test)]
-        GUARDED.lock().unwrap().extend(Socket::ports(&sockets));
+        GUARDED.lock().unwrap().extend(sockets.iter().map(|socket| socket.inode));
         let mut admission = Admission { sockets, hosts: BTreeMap::new(), is_open: false };
         admission.apply();
         admission
@@ -256,11 +256,6 @@ impl Socket {
         SocketAddr::try_from(name).ok().map(|name| name.port())
     }
 
-    #[cfg(test)]
-    fn ports(all: &[Self]) -> impl Iterator<Item = u16> {
-        all.iter().filter_map(Self::port)
-    }
-
     /// Puts a filter in the place of the former; whether the kernel took it.
     fn attach(&self, program: &[sock_filter]) -> bool {
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
@@ -307,9 +302,9 @@ const SYN: u32 = 2;
 /// a large number. Two an address of IPv4, nine one of IPv6.
 const MAX_PROGRAM: usize = 500;
 
-/// Ports of all sockets that were ever closed to everybody, for tests that look at them.
+/// The kernel's numbers of all sockets that were ever closed to everybody, for tests that look at them.
 #[cfg(test)]
-pub(super) static GUARDED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+pub(super) static GUARDED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
 /// How many ports UCX may choose from.
 const PORTS: u16 = 255;

@@ -13,8 +13,8 @@ use ucx_sys::{
     UCP_AM_RECV_ATTR_FLAG_RNDV, UCP_OP_ATTR_FIELD_CALLBACK, UCP_OP_ATTR_FIELD_FLAGS, UCP_OP_ATTR_FIELD_MEMH,
     UCP_OP_ATTR_FIELD_MEMORY_TYPE, UCP_OP_ATTR_FIELD_USER_DATA, UCP_WORKER_PARAM_FIELD_THREAD_MODE, UCS_ERR_BUSY,
     UCS_INPROGRESS, UCS_MEMORY_TYPE_HOST, UCS_OK, UCS_PTR_IS_PTR, UCS_PTR_RAW_STATUS, UCS_THREAD_MODE_SERIALIZED, Ucx,
-    Version, ucp_am_handler_param_t, ucp_am_recv_param_t, ucp_request_param_t, ucp_request_param_t__bindgen_ty_1,
-    ucp_worker_params_t, ucs_status_ptr_t, ucs_status_t,
+    Version, ucp_am_handler_param_t, ucp_am_recv_callback_t, ucp_am_recv_param_t, ucp_request_param_t,
+    ucp_request_param_t__bindgen_ty_1, ucp_worker_params_t, ucs_status_ptr_t, ucs_status_t,
 };
 
 use super::admission::{Admission, Before};
@@ -79,17 +79,8 @@ impl Worker {
         let admission = before.map(|(before, ports)| before.close(ports));
         let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
         if context.takes_messages() {
-            let handler = ucp_am_handler_param_t {
-                field_mask: u64::from(
-                    UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-                ),
-                id: MESSAGE,
-                cb: Some(arrived),
-                arg: Arc::as_ptr(&raw).cast_mut().cast(),
-                ..Default::default()
-            };
-            // SAFETY: `raw` stays where it is as long as the worker lives.
-            check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &handler) })?;
+            handle(&raw, MESSAGE, Some(arrived))?;
+            handle(&raw, NO_MESSAGE, None)?;
         }
         let mut descriptor: c_int = -1;
         // SAFETY: the worker was made for waking up, by its context's features.
@@ -392,14 +383,7 @@ impl Drop for Worker {
         self.bury();
         if self.raw.context.takes_messages() {
             // Or a message that comes while the last holder destroys the worker would be given that.
-            let none = ucp_am_handler_param_t {
-                field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),
-                id: MESSAGE,
-                cb: None,
-                ..Default::default()
-            };
-            // SAFETY: one thread at a time, by `&mut self`.
-            let _ = unsafe { self.ucx().ucp_worker_set_am_recv_handler(self.raw.worker, &none) };
+            let _ = handle(&self.raw, MESSAGE, None);
         }
     }
 }
@@ -408,6 +392,22 @@ impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Worker({} endpoints, {} operations)", self.endpoints.len(), self.running)
     }
+}
+
+/// Has messages of this number given to `handler`, or thrown away. By one thread at a time.
+fn handle(raw: &Arc<Raw>, id: u32, handler: ucp_am_recv_callback_t) -> Result<()> {
+    let params = ucp_am_handler_param_t {
+        field_mask: u64::from(
+            UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        ),
+        id,
+        cb: handler,
+        arg: Arc::as_ptr(raw).cast_mut().cast(),
+        ..Default::default()
+    };
+    let ucx = raw.context.ucx();
+    // SAFETY: what is in an `Arc` stays where it is, and lives until the worker is destroyed.
+    check(ucx, "take messages", unsafe { ucx.ucp_worker_set_am_recv_handler(raw.worker, &params) })
 }
 
 /// A message came. Nothing here can panic but for want of memory, and that aborts.
@@ -482,9 +482,12 @@ pub(super) fn free(request: *mut c_void) {
     }
 }
 
-/// The number of our messages among those that one can send to a worker. It is the first: UCX 1.13 calls what is not initialised for
-/// numbers below the largest that has a handler, and throws away what is beyond.
+/// The number of our messages among those that one can send to a worker.
 const MESSAGE: u32 = 0;
+
+/// A number that UCX 1.13 has to be told that it has no handler: its table has an even length, and what is not initialised in it is called.
+/// What is beyond is thrown away.
+const NO_MESSAGE: u32 = 1;
 
 /// Since when an endpoint is not flushed; see [`Endpoint::meet`].
 const WITHOUT_FLUSHES: Version = Version { major: 1, minor: 14, release: 0 };

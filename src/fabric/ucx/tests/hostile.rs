@@ -1,5 +1,6 @@
 //! Peers that have the secret and speak UCX as they like, and strangers at UCX's own port.
 
+use std::collections::HashSet;
 use std::ffi::c_void;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -266,6 +267,9 @@ impl Drop for Raw {
 
 #[test]
 fn messages_that_make_no_sense_are_thrown_away() {
+    // Memory that UCX does not initialise is full of ones and zeros.
+    // SAFETY: a setting of the allocator, for memory that it gives from now on.
+    assert_eq!(unsafe { libc::mallopt(libc::M_PERTURB, 0x5a) }, 1);
     let site = Site::new();
     let mut raw = Raw::new();
     let (_control, token, address) = site.meet(&raw.address());
@@ -296,7 +300,10 @@ fn messages_that_make_no_sense_are_thrown_away() {
             5 => header.truncate(39),
             6 => (header, prefix) = (Vec::new(), noise(random(300_000))),
             // Numbers that nobody has a handler for.
-            _ => id = [1, 2, 18, 80, 1000][random(5)],
+            _ => {
+                id = [1, 1, 2, 18, 80, 1000][random(6)];
+                header.truncate([0, 40][random(2)]);
+            }
         }
         raw.send(id, &header, &prefix, flags[random(flags.len())]);
         if round % 40 == 39 {
@@ -384,8 +391,8 @@ fn memory_is_out_of_reach() {
         raw.ucx.ucp_rkey_destroy(given);
         let _ = raw.ucx.ucp_mem_unmap(raw.context, memory);
     }
-    drop(raw);
-    site.assert_alive();
+    // Not closed: UCX 1.13 gives back memory, as registered, that a request for what is emulated never registered (`ucp_ep_req_purge`).
+    std::mem::forget(raw);
 }
 
 const UNTOUCHED: u64 = 0x1111;
@@ -506,7 +513,8 @@ fn listening_site() -> (Site, Vec<u16>) {
     site.assert_alive();
     let ports: Vec<u16> = listening()
         .into_iter()
-        .filter(|port| !before.contains(port) && GUARDED.lock().unwrap().contains(port))
+        .filter(|socket| !before.contains(socket) && GUARDED.lock().unwrap().contains(&socket.1))
+        .map(|(port, _)| port)
         .collect();
     assert!(!ports.is_empty(), "UCX does not listen");
     (site, ports)
@@ -518,14 +526,17 @@ pub(super) const MESSAGE: u32 = 0;
 /// What a connection of UCX's transport `tcp` begins with (`uct/tcp/tcp.h`).
 const MAGIC: u64 = 0xcafe_babe_1234_5678;
 
-/// Ports at which this process listens.
-fn listening() -> Vec<u16> {
+/// Ports at which this process listens, and the kernel's numbers of the sockets: ports are used again.
+fn listening() -> Vec<(u16, u64)> {
     let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    let inodes: Vec<String> =
-        links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
+    let inodes: HashSet<u64> =
+        links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect();
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let ours = fields.filter(|fields| fields[3] == "0A" && inodes.iter().any(|inode| inode == fields[9]));
-    ours.map(|fields| u16::from_str_radix(fields[1].rsplit(':').next().unwrap(), 16).unwrap()).collect()
+    let sockets = fields.filter(|fields| fields[3] == "0A").map(|fields| {
+        let port = fields[1].rsplit(':').next().unwrap();
+        (u16::from_str_radix(port, 16).unwrap(), fields[9].parse().unwrap())
+    });
+    sockets.filter(|(_, inode)| inodes.contains(inode)).collect()
 }
