@@ -24,6 +24,8 @@ pub(super) struct Fetching {
     at: Address,
     len: u64,
     asked: Instant,
+    /// Whether the owner's memory is read where it is known what lies there.
+    is_read: bool,
     state: State,
 }
 
@@ -35,15 +37,15 @@ enum State {
 
 impl Fetching {
     /// An object of that node for which `answer` was asked at that time.
-    pub(super) fn new(at: Address, len: u64, asked: Instant, answer: Pending<Answer>) -> Self {
-        Self { at, len, asked, state: State::Asked(answer) }
+    pub(super) fn new(at: Address, len: u64, asked: Instant, is_read: bool, answer: Pending<Answer>) -> Self {
+        Self { at, len, asked, is_read, state: State::Asked(answer) }
     }
 
     fn wait(self, remote: &Remote, deadline: Option<Instant>) -> Result<Fetched> {
-        let Self { at, len, asked, state } = self;
+        let Self { at, len, asked, is_read, state } = self;
         let fetched = match state {
             State::Asked(answer) => match answer.wait_until(deadline) {
-                Ok(answer) => finish(remote, &at, answer, asked),
+                Ok(answer) => finish(remote, &at, answer, asked, is_read),
                 Err(error) => again(remote, at, len, asked, error, deadline),
             },
             State::Again(fetched) => fetched.wait_until(deadline),
@@ -52,12 +54,14 @@ impl Fetching {
     }
 
     fn poll(&mut self, remote: &Arc<Remote>, cx: &mut Context<'_>) -> Poll<Result<Fetched>> {
-        let Self { at, len, asked, state } = self;
+        let Self { at, len, asked, is_read, state } = self;
         let named = |error: Error| error.with_connector(remote.scheme);
         if let State::Asked(answer) = state {
             match Pin::new(answer).poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(answer)) => return Poll::Ready(finish(remote, at, answer, *asked).map_err(named)),
+                Poll::Ready(Ok(answer)) => {
+                    return Poll::Ready(finish(remote, at, answer, *asked, *is_read).map_err(named));
+                }
                 Poll::Ready(Err(error)) if error.kind() == ErrorKind::PeerDown => {
                     let (remote, at, len, asked) = (Arc::clone(remote), *at, *len, *asked);
                     let begin = move |deadline| again(&remote, at, len, asked, error, deadline);
@@ -73,9 +77,11 @@ impl Fetching {
     }
 }
 
-fn finish(remote: &Remote, at: &Address, answer: Answer, asked: Instant) -> Result<Fetched> {
+fn finish(remote: &Remote, at: &Address, answer: Answer, asked: Instant, is_read: bool) -> Result<Fetched> {
     let fetched = whole(answer, asked)?;
-    remote.note_fetched(at, &fetched);
+    if is_read {
+        remote.note_fetched(at, &fetched);
+    }
     Ok(fetched)
 }
 

@@ -255,7 +255,8 @@ impl Remote {
     pub(super) fn begin(self: &Arc<Self>, at: Address, len: u64) -> Begun {
         let peer = self.peers.current(at.contact);
         // What came before, and would be known again, is read where it was.
-        if peer.as_ref().is_some_and(|peer| is_read(peer, &at)) {
+        let is_read = peer.as_ref().is_some_and(|peer| is_read(peer, &at));
+        if is_read {
             if let Some(sighted) = self.known.sighted(&at) {
                 let remote = Arc::clone(self);
                 let read = move |deadline| remote.fetch_again(at, len, &sighted, Limit::new(deadline));
@@ -268,7 +269,7 @@ impl Remote {
         let begun = Instant::now();
         let asked = self.check_instance("get", &peer, &at).and_then(|()| self.ask_for(&peer, &at, len));
         match asked {
-            Ok(answer) => Begun::Asked(Fetching::new(at, len, begun, answer)),
+            Ok(answer) => Begun::Asked(Fetching::new(at, len, begun, is_read, answer)),
             Err(error) => Begun::Otherwise(Pending::ready(Err(error.with_connector(self.scheme)))),
         }
     }

@@ -95,8 +95,7 @@ enum Waiter {
     Task(Waker),
 }
 
-/// What is to be done when no lock is held: wakers and landings are foreign code.
-#[must_use]
+/// What is to be done when no lock is held, by [`run`](Self::run): wakers and landings are foreign code.
 #[derive(Default)]
 pub(super) struct After {
     wake: Few<Waiter>,
@@ -128,29 +127,36 @@ impl<T> Few<T> {
         }
     }
 
-    fn join(&mut self, other: Self) {
-        other.first.into_iter().chain(other.others).for_each(|one| self.push(one));
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = T> {
+        self.first.take().into_iter().chain(std::mem::take(&mut self.others))
     }
 }
 
 impl After {
-    /// Wakes and drops; `data` must be gone by then.
-    pub(super) fn run(self) {
-        for waiter in self.wake.first.into_iter().chain(self.wake.others) {
-            match waiter {
-                Waiter::None => {}
-                Waiter::Thread(thread) => thread.unpark(),
-                Waiter::Task(waker) => crate::pending::wake(waker),
+    /// Wakes and drops what there is; `data` must be gone by then.
+    pub(super) fn run(&mut self) {
+        if !self.wake.is_empty() {
+            for waiter in self.wake.take() {
+                match waiter {
+                    Waiter::None => {}
+                    Waiter::Thread(thread) => thread.unpark(),
+                    Waiter::Task(waker) => crate::pending::wake(waker),
+                }
             }
         }
-    }
-
-    pub(super) fn join(&mut self, other: Self) {
-        self.wake.join(other.wake);
-        self.idle.join(other.idle);
-        self.unused.join(other.unused);
-        self.lands.join(other.lands);
-        self.data.extend(other.data);
+        if !self.idle.is_empty() {
+            drop(std::mem::take(&mut self.idle));
+        }
+        if !self.unused.is_empty() {
+            drop(std::mem::take(&mut self.unused));
+        }
+        if !self.lands.is_empty() {
+            drop(std::mem::take(&mut self.lands));
+        }
     }
 
     pub(super) fn drop_later(&mut self, land: Lander) {
@@ -336,46 +342,43 @@ impl Calls {
         }
         given.fill(true);
         *missing -= landings.len();
-        after.join(self.finish(number));
+        self.finish(number, after);
         true
     }
 
     /// Ends a call all of whose parts are where they belong.
-    fn finish(&mut self, number: u64) -> After {
-        match self.open.get_mut(&number).map(|entry| &mut entry.stage) {
-            Some(Stage::Landing { head, landings, missing: 0, .. }) => {
-                let answer = Answer { head: std::mem::take(head), parts: landings.drain(..).flatten().collect() };
-                self.end(number, Ok(answer))
-            }
-            _ => After::default(),
+    fn finish(&mut self, number: u64, after: &mut After) {
+        if let Some(Stage::Landing { head, landings, missing: 0, .. }) =
+            self.open.get_mut(&number).map(|entry| &mut entry.stage)
+        {
+            let answer = Answer { head: std::mem::take(head), parts: landings.drain(..).flatten().collect() };
+            self.end(number, Ok(answer), after);
         }
     }
 
-    /// A part is where it belongs.
-    pub(super) fn landed(&mut self, number: u64, index: u32, landing: Landing) -> (Option<Landing>, After) {
+    /// A part is where it belongs; its landing, where nobody wants it.
+    pub(super) fn landed(&mut self, number: u64, index: u32, landing: Landing, after: &mut After) -> Option<Landing> {
         if self.came(None, number, 1) {
-            return (Some(landing), After::default());
+            return Some(landing);
         }
-        let Some(entry) = self.open.get_mut(&number) else { return (Some(landing), After::default()) };
-        let Stage::Landing { landings, missing, .. } = &mut entry.stage else {
-            return (Some(landing), After::default());
-        };
+        let Some(entry) = self.open.get_mut(&number) else { return Some(landing) };
+        let Stage::Landing { landings, missing, .. } = &mut entry.stage else { return Some(landing) };
         let Some(place) = landings.get_mut(index as usize).filter(|place| place.is_none()) else {
-            return (Some(landing), After::default());
+            return Some(landing);
         };
         *place = Some(landing);
         *missing -= 1;
-        (None, self.finish(number))
+        self.finish(number, after);
+        None
     }
 
     /// Ends a call.
-    pub(super) fn end(&mut self, number: u64, end: Result<Answer>) -> After {
-        self.end_before(number, end, Some(0))
+    pub(super) fn end(&mut self, number: u64, end: Result<Answer>, after: &mut After) {
+        self.end_before(number, end, Some(0), after);
     }
 
     /// Ends a call before so many parts of its answer have come; `None` when the answer itself has not.
-    pub(super) fn end_before(&mut self, number: u64, end: Result<Answer>, parts: Option<usize>) -> After {
-        let mut after = After::default();
+    pub(super) fn end_before(&mut self, number: u64, end: Result<Answer>, parts: Option<usize>, after: &mut After) {
         match self.open.get_mut(&number) {
             Some(entry) if !matches!(entry.stage, Stage::Ended(_)) => {
                 let (link, left) = (entry.link, entry.left(parts));
@@ -396,18 +399,15 @@ impl Calls {
                 after.unused.push(Stage::Ended(end));
             }
         }
-        after
     }
 
     /// Ends a call to which parts came that do not fit its answer; of one that ended, they are just late.
-    pub(super) fn misfit(&mut self, link: u64, number: u64, here: u32) -> After {
-        if !self.is_wanted(link, number) {
-            return After::default();
+    pub(super) fn misfit(&mut self, link: u64, number: u64, here: u32, after: &mut After) {
+        if self.is_wanted(link, number) {
+            let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
+            self.end_before(number, Err(error), None, after);
+            self.came(Some(link), number, here);
         }
-        let error = Error::new(ErrorKind::Corrupt, "receive", "a part that is none of its answer");
-        let after = self.end_before(number, Err(error), None);
-        self.came(Some(link), number, here);
-        after
     }
 
     /// A call has ended for who asked; for its owner, where nothing is left to come.
@@ -459,18 +459,16 @@ impl Calls {
     }
 
     /// Ends all calls of a connection.
-    pub(super) fn fail(&mut self, link: u64, error: &Error) -> After {
+    pub(super) fn fail(&mut self, link: u64, error: &Error, after: &mut After) {
         let numbers: Vec<u64> =
             self.open.iter().filter(|(_, entry)| entry.link == link).map(|(number, _)| *number).collect();
-        let mut all = After::default();
         for number in numbers {
             if !self.has_ended(number) {
-                all.join(self.end(number, Err(error.clone())));
+                self.end(number, Err(error.clone()), after);
             }
         }
         self.left.retain(|_, left| left.link != link);
         self.running.remove(&link);
-        all
     }
 
     /// The result of a call that ended, which is then forgotten.
@@ -490,11 +488,15 @@ impl Calls {
         self.open.get(&number).is_none_or(|entry| matches!(entry.stage, Stage::Ended(_)))
     }
 
+    /// Whether the result of a call was not taken, nor is it forgotten.
+    pub(super) fn knows(&self, number: u64) -> bool {
+        self.open.contains_key(&number)
+    }
+
     /// Forgets a call; whether the owner is to be told.
-    pub(super) fn abandon(&mut self, number: u64) -> (After, bool) {
+    pub(super) fn abandon(&mut self, number: u64, after: &mut After) -> bool {
         self.leave(number);
-        let mut after = After::default();
-        let Some(entry) = self.open.remove(&number) else { return (after, false) };
+        let Some(entry) = self.open.remove(&number) else { return false };
         self.watched -= usize::from(matches!(entry.waiter, Waiter::Task(_)));
         let is_open = !matches!(entry.stage, Stage::Ended(_));
         if is_open {
@@ -502,7 +504,7 @@ impl Calls {
         }
         after.idle(entry.waiter);
         after.retire(entry.stage);
-        (after, is_open)
+        is_open
     }
 
     /// Notes that this thread waits for a call while somebody else drives.
@@ -534,14 +536,12 @@ impl Calls {
     }
 
     /// Notes the task that waits for a call.
-    pub(super) fn watch(&mut self, number: u64, waker: Waker) -> After {
-        let mut after = After::default();
+    pub(super) fn watch(&mut self, number: u64, waker: Waker, after: &mut After) {
         if let Some(entry) = self.open.get_mut(&number) {
             let former = std::mem::replace(&mut entry.waiter, Waiter::Task(waker));
             self.watched += usize::from(!matches!(former, Waiter::Task(_)));
             after.idle(former);
         }
-        after
     }
 
     /// Whether a thread waits that could drive.
@@ -555,22 +555,19 @@ impl Calls {
     }
 
     /// Chooses who drives next, when nobody does: a thread that waits, if there is one.
-    pub(super) fn promote(&mut self) -> After {
-        let mut after = After::default();
+    pub(super) fn promote(&mut self, after: &mut After) {
         if self.led || self.promoted.is_some() {
-            return after;
+            return;
         }
         while let Some(number) = self.followers.front().copied() {
             match self.open.get(&number).map(|entry| &entry.waiter) {
                 Some(Waiter::Thread(thread)) => {
                     self.promoted = Some(number);
-                    after.wake(Waiter::Thread(thread.clone()));
-                    return after;
+                    return after.wake(Waiter::Thread(thread.clone()));
                 }
                 _ => drop(self.followers.pop_front()),
             }
         }
-        after
     }
 }
 

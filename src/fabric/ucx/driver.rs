@@ -17,7 +17,7 @@ use super::calls::{After, Calls};
 use super::context::{Context, failed};
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
-use super::operation::{About, Body, Event, Finished, Operation, Way};
+use super::operation::{About, Body, Finished, Operation, Way};
 use super::spin::Spin;
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
@@ -198,11 +198,13 @@ impl Driver {
         known.is_used = true;
         let number = calls.number();
         let encoded = Message::new(Kind::Ask, known.theirs, number).encode_in(&call.head, &[], worker.header())?;
-        if !calls.are_open(link) {
+        let is_first = !calls.are_open(link);
+        calls.insert(link, number, call.land);
+        let mut after = After::default();
+        self.post(&mut core, link, encoded.header, encoded.prefix, &mut after);
+        if let Some(known) = core.links.get_mut(&link).filter(|_| is_first) {
             known.since = Instant::now();
         }
-        calls.insert(link, number, call.land);
-        let after = self.post(&mut core, link, encoded.header, encoded.prefix);
         drop(core);
         after.run();
         failpoint!("fabric.asked");
@@ -210,38 +212,32 @@ impl Driver {
     }
 
     /// Sends a message of few bytes, and sees to it that somebody drives it on.
-    fn post(&self, core: &mut Core, link: u64, header: Vec<u8>, bytes: Vec<u8>) -> After {
+    fn post(&self, core: &mut Core, link: u64, header: Vec<u8>, bytes: Vec<u8>, after: &mut After) {
         let body = if bytes.is_empty() { Body::None } else { Body::Own(bytes) };
         let operation = Operation { about: About::Message, header, body };
         match core.worker.send(link, operation, Way::Whole) {
-            None => {
-                // It waits for the connection, or for room: that is somebody's work.
-                self.rouse(core);
-                After::default()
-            }
-            Some(Finished { status: UCS_OK, .. }) => After::default(),
+            // It waits for the connection, or for room: that is somebody's work.
+            None => self.rouse(core),
+            Some(Finished { status: UCS_OK, .. }) => {}
             Some(Finished { status, .. }) => {
                 let error = failed(self.context.ucx(), "send", status);
-                self.fail(core, link, &error)
+                self.fail(core, link, &error, after);
             }
         }
     }
 
     /// Ends a connection and all that it was asked.
-    fn fail(&self, core: &mut Core, link: u64, error: &Error) -> After {
-        let Some(known) = core.links.get_mut(&link).filter(|known| known.failed.is_none()) else {
-            return After::default();
-        };
+    fn fail(&self, core: &mut Core, link: u64, error: &Error, after: &mut After) {
+        let Some(known) = core.links.get_mut(&link).filter(|known| known.failed.is_none()) else { return };
         known.failed = Some(error.clone());
         let (watch, hosts) = (known.watch.take(), std::mem::take(&mut known.hosts));
         core.worker.close(link);
         core.worker.dismiss(&hosts);
-        let mut after = core.calls.fail(link, error);
-        self.give_back(core, &mut after);
+        core.calls.fail(link, error, after);
+        self.give_back(core, after);
         drop(watch);
         // Its operations end by being driven.
         self.rouse(core);
-        after
     }
 
     fn give_back(&self, core: &mut Core, after: &mut After) {
@@ -255,8 +251,9 @@ impl Driver {
         if self.check_process().is_err() {
             return;
         }
+        let mut after = After::default();
         let mut core = lock(&self.core);
-        let after = self.fail(&mut core, link, &closed());
+        self.fail(&mut core, link, &closed(), &mut after);
         let control = core.links.get(&link).map(|known| Arc::clone(&known.control));
         drop(core);
         after.run();
@@ -281,13 +278,13 @@ impl Driver {
                 false => unused.push((*number, Arc::clone(&link.control))),
             }
         }
-        let mut afters = Vec::new();
+        let mut after = After::default();
         for (link, _) in &unused {
             let error = Error::new(ErrorKind::PeerDown, "request", "the connection was closed since nobody used it");
-            afters.push(self.fail(&mut core, *link, &error));
+            self.fail(&mut core, *link, &error, &mut after);
         }
         drop(core);
-        afters.into_iter().for_each(After::run);
+        after.run();
         unused.into_iter().for_each(|(_, control)| control.close());
         if is_due {
             *swept = Instant::now();
@@ -328,28 +325,38 @@ impl Driver {
     // ------------------------------------------------------------------------------------------------------------------
     // Driving. Events are handled by one thread at a time, the one that leads, outside of the lock.
 
-    /// Drives until the call `number` ended, `until`, or, without a call, until nothing is left.
-    fn lead(&self, number: Option<u64>, until: Option<Instant>) {
-        let mut looked = Instant::now();
+    /// Drives until the call `number` ended, whose result it gives, `until`, or, without a call, until nothing is left; then
+    /// somebody else drives, if somebody has to.
+    fn lead(&self, number: Option<u64>, until: Option<Instant>) -> Option<Result<Answer>> {
+        let mut lead = Lead(Some(self));
+        let mut after = After::default();
+        let mut now = Instant::now();
+        let mut looked = now;
         let mut spin = lock(&self.core).spin;
-        spin.begin(looked);
+        spin.begin(now);
         loop {
-            let (moved, events) = self.progress();
-            events.into_iter().for_each(|event| self.handle(event));
-            let are_others = {
-                let core = lock(&self.core);
-                if number.is_some_and(|number| core.calls.has_ended(number)) {
-                    return;
-                }
-                if number.is_none() && (core.calls.has_followers() || !core.has_work()) {
-                    return;
-                }
-                core.calls.has_followers()
-            };
-            let now = Instant::now();
-            if until.is_some_and(|until| now >= until) {
-                return;
+            let mut core = lock(&self.core);
+            let moved = self.progress(&mut core, now, &mut after);
+            let events = core.worker.events_that_came();
+            if !events.is_empty() {
+                drop(core);
+                after.run();
+                events.into_iter().for_each(|event| self.handle(event));
+                core = lock(&self.core);
             }
+            let result = number.and_then(|number| core.calls.take(number));
+            let are_others = core.calls.has_followers();
+            let is_late = until.is_some_and(|until| now >= until);
+            if result.is_some() || is_late || (number.is_none() && (are_others || !core.has_work())) {
+                self.cease(&mut core, &mut after);
+                lead.0 = None;
+                drop(core);
+                after.run();
+                return result;
+            }
+            drop(core);
+            after.run();
+            now = Instant::now();
             if now.saturating_duration_since(looked) >= LOOK {
                 looked = now;
                 self.look(now);
@@ -359,36 +366,29 @@ impl Driver {
             } else if spin.goes_on(now, are_others) {
                 std::hint::spin_loop();
             } else {
-                self.sleep(until, &mut spin);
+                now = self.sleep(until, &mut spin);
             }
         }
     }
 
-    /// One step of UCX; whether there was anything, and what happened.
-    fn progress(&self) -> (bool, Vec<Event>) {
-        let mut core = lock(&self.core);
+    /// One step of UCX; whether there was anything.
+    fn progress(&self, core: &mut Core, now: Instant, after: &mut After) -> bool {
         // One step: what came by it may be what is waited for, and a step costs a system call.
-        let Core { worker, links, calls, .. } = &mut *core;
-        let mut after = After::default();
-        let moved = worker.progress(&mut |header, bytes| answers::take(links, calls, &mut after, header, bytes));
-        self.give_back(&mut core, &mut after);
-        let mut events = Vec::new();
-        while let Some(event) = core.worker.event() {
-            events.push(event);
-        }
-        drop(core);
-        after.run();
-        (moved, events)
+        let Core { worker, links, calls, .. } = core;
+        let moved = worker.progress(&mut |header, bytes| answers::take(links, calls, after, now, header, bytes));
+        self.give_back(core, after);
+        moved
     }
 
-    /// Waits for something to do, for a moment at most.
-    fn sleep(&self, until: Option<Instant>, spin: &mut Spin) {
+    /// Waits for something to do, for a moment at most; the time after it.
+    fn sleep(&self, until: Option<Instant>, spin: &mut Spin) -> Instant {
         let begun = Instant::now();
         {
             let mut core = lock(&self.core);
             // An error of arming is one of the next step.
             if !matches!(core.worker.arm(), Ok(true)) {
-                return spin.begin(begun);
+                spin.begin(begun);
+                return begun;
             }
             core.asleep = true;
         }
@@ -399,16 +399,18 @@ impl Driver {
         if woken.is_ok() && !descriptors[1].revents().is_empty() {
             let _ = rustix::io::read(&self.poke, &mut [0u8; 8]);
         }
-        spin.slept(begun, Instant::now());
+        let now = Instant::now();
+        spin.slept(begun, now);
         let mut core = lock(&self.core);
         (core.asleep, core.spin) = (false, *spin);
+        now
     }
 
     /// Looks after those who owe answers: a dead owner's control connection ends, a silent one's fails when it is asked.
     fn look(&self, now: Instant) {
         let silence = self.options.silence;
         let patience = (silence / 8).min(Duration::from_secs(1));
-        let mut afters = Vec::new();
+        let (mut after, mut watches) = (After::default(), Vec::new());
         let mut core = lock(&self.core);
         let waiting: Vec<u64> =
             core.links.iter().filter(|(_, link)| link.failed.is_none()).map(|(link, _)| *link).collect();
@@ -420,9 +422,8 @@ impl Driver {
                 end = Some(Error::new(ErrorKind::PeerDown, "request", "the owner's control connection ended"));
             } else if !is_owed {
                 // Dropped outside of the lock: it tells the owner.
-                let watch = known.watch.take();
+                watches.push(known.watch.take());
                 known.since = now;
-                afters.push((After::default(), watch));
             } else if known.watch.is_none() && now.saturating_duration_since(known.since) >= patience {
                 known.watch = Some(Arc::clone(&known.control).request(Call::small(Hello::Watch.encode())));
             }
@@ -443,8 +444,7 @@ impl Driver {
                 known.said = now;
                 // Bytes may be long on their way, and nothing else tells the owner that they are taken.
                 if let Ok(encoded) = Message::new(Kind::Alive, theirs, 0).encode(&[], &[]) {
-                    let after = self.post(&mut core, link, encoded.header, Vec::new());
-                    afters.push((after, None));
+                    self.post(&mut core, link, encoded.header, Vec::new(), &mut after);
                 }
             }
             let is_still = !core.worker.is_receiving() && now.saturating_duration_since(since) >= silence;
@@ -457,15 +457,12 @@ impl Driver {
                 end = Some(Error::new(ErrorKind::PeerDown, "request", context));
             }
             if let Some(error) = end {
-                let after = self.fail(&mut core, link, &error);
-                afters.push((after, None));
+                self.fail(&mut core, link, &error, &mut after);
             }
         }
         drop(core);
-        for (after, watch) in afters {
-            after.run();
-            drop(watch);
-        }
+        after.run();
+        drop(watches);
     }
 
     /// Waits for a call.
@@ -477,7 +474,8 @@ impl Driver {
             let is_late = result.is_none() && deadline.is_some_and(|deadline| Instant::now() >= deadline);
             if result.is_some() || is_late {
                 core.calls.leave(number);
-                let after = self.hand_on(&mut core);
+                let mut after = After::default();
+                self.hand_on(&mut core, &mut after);
                 drop(core);
                 after.run();
                 return result.unwrap_or_else(|| Err(late()));
@@ -486,10 +484,10 @@ impl Driver {
                 core.calls.led = true;
                 core.calls.leave(number);
                 drop(core);
-                let lead = Lead(self);
-                self.lead(Some(number), deadline);
-                drop(lead);
-                continue;
+                match self.lead(Some(number), deadline) {
+                    Some(result) => return result,
+                    None => continue,
+                }
             }
             core.calls.follow(number);
             if core.is_reactor {
@@ -511,12 +509,15 @@ impl Driver {
         }
         let waker = cx.waker().clone();
         let mut core = lock(&self.core);
+        let mut after = After::default();
         if let Some(result) = core.calls.take(number) {
+            self.hand_on(&mut core, &mut after);
             drop(core);
+            after.run();
             drop(waker);
             return Poll::Ready(result);
         }
-        let after = core.calls.watch(number, waker);
+        core.calls.watch(number, waker, &mut after);
         if !core.calls.led {
             self.rouse(&core);
         }
@@ -525,38 +526,48 @@ impl Driver {
         Poll::Pending
     }
 
-    /// Gives up a call.
+    /// Gives up a call, where its result was not taken.
     pub(super) fn abandon(&self, number: u64, link: u64) {
         if self.check_process().is_err() {
             return;
         }
         let mut core = lock(&self.core);
-        let (mut after, is_open) = core.calls.abandon(number);
+        if !core.calls.knows(number) {
+            return;
+        }
+        let mut after = After::default();
+        let is_open = core.calls.abandon(number, &mut after);
         self.give_back(&mut core, &mut after);
         let theirs = core.links.get(&link).filter(|known| known.failed.is_none()).map(|known| known.theirs);
         if let (true, Some(theirs)) = (is_open, theirs) {
             if let Ok(encoded) = Message::new(Kind::Abandon, theirs, number).encode(&[], &[]) {
-                after.join(self.post(&mut core, link, encoded.header, Vec::new()));
+                self.post(&mut core, link, encoded.header, Vec::new(), &mut after);
             }
         }
-        after.join(self.hand_on(&mut core));
+        self.hand_on(&mut core, &mut after);
         drop(core);
         after.run();
     }
 
     /// Sees to it that somebody drives where somebody has to.
-    fn hand_on(&self, core: &mut Core) -> After {
+    fn hand_on(&self, core: &mut Core, after: &mut After) {
         if core.calls.led {
-            return After::default();
+            return;
         }
-        let after = core.calls.promote();
+        core.calls.promote(after);
         if !core.calls.has_followers() && core.has_work() {
             self.rouse(core);
         } else if std::mem::take(&mut core.rests) {
             // What UCX still has to say to the owner, as that all bytes are here, is said by then.
             super::ring(&self.bell);
         }
-        after
+    }
+
+    /// Drives no longer.
+    fn cease(&self, core: &mut Core, after: &mut After) {
+        core.calls.led = false;
+        core.is_reactor = false;
+        self.hand_on(core, after);
     }
 }
 
@@ -567,17 +578,16 @@ impl Core {
     }
 }
 
-/// Driving, which is handed on in any case.
-struct Lead<'a>(&'a Driver);
+/// Driving, which is handed on also where it panics.
+struct Lead<'a>(Option<&'a Driver>);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        let mut core = lock(&self.0.core);
-        core.calls.led = false;
-        core.is_reactor = false;
-        let after = self.0.hand_on(&mut core);
-        drop(core);
-        after.run();
+        if let Some(driver) = self.0 {
+            let mut after = After::default();
+            driver.cease(&mut lock(&driver.core), &mut after);
+            after.run();
+        }
     }
 }
 
@@ -608,13 +618,16 @@ fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
             quiet += 1;
             core.rests = quiet >= RESTFUL;
             core.calls.led = true;
+            let mut after = After::default();
+            driver.progress(&mut core, Instant::now(), &mut after);
+            let events = core.worker.events_that_came();
             drop(core);
-            let (_, events) = driver.progress();
+            after.run();
             events.into_iter().for_each(|event| driver.handle(event));
-            // Not by `Lead`, for which this would be something going on.
+            // Not by `cease`, for which this would be something going on.
             let mut core = lock(&driver.core);
             core.calls.led = false;
-            let after = core.calls.promote();
+            core.calls.promote(&mut after);
             if core.has_work() {
                 // Whoever brought it found that somebody drove.
                 super::ring(&driver.bell);
@@ -627,9 +640,7 @@ fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
         core.calls.led = true;
         core.is_reactor = true;
         drop(core);
-        let lead = Lead(&driver);
         driver.lead(None, None);
-        drop(lead);
     }
 }
 

@@ -182,8 +182,8 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
         match begin() {
             Ok((worker, address)) => {
                 let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
-                let (clients, tokens) = (Numbered::default(), Numbered::default());
-                return Desk { shared, service, worker, address, clients, tokens, hosts, spare }.run();
+                let (clients, tokens, now) = (Numbered::default(), Numbered::default(), Instant::now());
+                return Desk { shared, service, worker, address, clients, tokens, hosts, spare, now }.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
             Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
@@ -237,6 +237,8 @@ struct Desk {
     hosts: Numbered<Vec<IpAddr>>,
     /// Memory for orders.
     spare: Vec<Order>,
+    /// When this turn began, or a little later.
+    now: Instant,
 }
 
 /// Takes a question from where UCX has it; `false` leaves another message for later.
@@ -246,6 +248,7 @@ fn take(
     shared: &Arc<Shared>,
     service: &Arc<dyn Service>,
     clients: &mut Numbered<Client>,
+    now: Instant,
     header: &[u8],
     bytes: &[u8],
 ) -> bool {
@@ -255,7 +258,7 @@ fn take(
     if message.kind != Kind::Ask {
         return false;
     }
-    client.heard = Instant::now();
+    client.heard = now;
     let Ok((described, _)) = message.describe(header, bytes) else { return true };
     failpoint!("fabric.question");
     let asked = Asked { connection: message.token, number: message.number };
@@ -293,33 +296,42 @@ struct Client {
     heard: Instant,
 }
 
+impl Client {
+    /// Whether a reply may go on its way now, when so many bytes may be on theirs.
+    fn has_room(&self, reply: Option<&Outgoing>, most: u64) -> bool {
+        let bytes: u64 = reply.map_or(0, |reply| reply.parts.iter().map(|part| part.len() as u64).sum());
+        self.flying == 0 || self.flying + bytes <= most
+    }
+}
+
 impl Desk {
     fn run(&mut self) {
         let mut spin = Spin::new(self.shared.options.spin);
-        let mut looked = Instant::now();
+        let mut looked = self.now;
         loop {
+            let Self { shared, service, worker, clients, now, .. } = self;
+            let mut moved = worker.progress(&mut |header, bytes| take(shared, service, clients, *now, header, bytes));
+            while let Some(event) = self.worker.event() {
+                self.handle(event);
+            }
+            // Answers to what has just come are among them.
             let mut orders = std::mem::take(&mut self.spare);
             std::mem::swap(&mut *lock(&self.shared.orders), &mut orders);
-            let mut moved = !orders.is_empty();
+            moved |= !orders.is_empty();
             for order in orders.drain(..) {
                 if !self.obey(order) {
                     return self.end();
                 }
             }
             self.spare = orders;
-            let Self { shared, service, worker, clients, .. } = self;
-            moved |= worker.progress(&mut |header, bytes| take(shared, service, clients, header, bytes));
-            while let Some(event) = self.worker.event() {
-                self.handle(event);
-            }
-            let now = Instant::now();
-            if now.saturating_duration_since(looked) >= LOOK {
-                looked = now;
-                self.look(now);
+            self.now = Instant::now();
+            if self.now.saturating_duration_since(looked) >= LOOK {
+                looked = self.now;
+                self.look(self.now);
             }
             if moved {
-                spin.begin(now);
-            } else if spin.goes_on(now, false) {
+                spin.begin(self.now);
+            } else if spin.goes_on(self.now, false) {
                 std::hint::spin_loop();
             } else {
                 self.sleep(&mut spin);
@@ -346,7 +358,8 @@ impl Desk {
         if poll(&mut descriptors, (!is_idle).then_some(&timeout)).is_ok() && !descriptors[1].revents().is_empty() {
             let _ = rustix::io::read(&self.shared.bell, &mut [0u8; 8]);
         }
-        spin.slept(begun, Instant::now());
+        self.now = Instant::now();
+        spin.slept(begun, self.now);
     }
 
     /// `false` for the end.
@@ -447,7 +460,7 @@ impl Desk {
         // Questions come whole, and were taken by then; of what is to be fetched there is nothing that is wanted.
         if let (Ok(message), Some(_)) = (Message::decode(header), data.bytes()) {
             if let Some(client) = self.clients.get_mut(&message.token) {
-                client.heard = Instant::now();
+                client.heard = self.now;
                 let asked = Asked { connection: message.token, number: message.number };
                 if message.kind == Kind::Abandon && lock(&self.shared.held).remove(&asked) {
                     self.answer(asked, None);
@@ -460,6 +473,9 @@ impl Desk {
     fn answer(&mut self, asked: Asked, reply: Option<Outgoing>) {
         let Asked { connection: token, number } = asked;
         let Some(client) = self.clients.get_mut(&token) else { return };
+        if client.queue.is_empty() && client.has_room(reply.as_ref(), self.shared.options.flying) {
+            return self.say(token, number, reply);
+        }
         client.queue.push_back((number, reply));
         if client.queue.len() > self.shared.options.held {
             // It asks, and does not take what it asked for.
@@ -473,15 +489,20 @@ impl Desk {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let Some((_, next)) = client.queue.front() else { return };
-            let bytes = next.as_ref().map_or(0, |next| next.parts.iter().map(|part| part.len() as u64).sum());
-            if client.flying > 0 && client.flying + bytes > self.shared.options.flying {
+            if !client.has_room(next.as_ref(), self.shared.options.flying) {
                 return;
             }
-            match client.queue.pop_front() {
-                Some((number, Some(outgoing))) => self.send(token, number, outgoing),
-                Some((number, None)) => self.refuse(token, number),
-                None => return,
+            if let Some((number, reply)) = client.queue.pop_front() {
+                self.say(token, number, reply);
             }
+        }
+    }
+
+    /// Sends an answer, or a refusal.
+    fn say(&mut self, token: u64, number: u64, reply: Option<Outgoing>) {
+        match reply {
+            Some(outgoing) => self.send(token, number, outgoing),
+            None => self.refuse(token, number),
         }
     }
 
@@ -578,7 +599,7 @@ impl Desk {
     fn begin(&mut self, token: u64, operation: Operation, way: Way) {
         if let (About::Answer { bytes, .. }, Some(client)) = (operation.about, self.clients.get_mut(&token)) {
             if client.flying == 0 {
-                client.heard = Instant::now();
+                client.heard = self.now;
             }
             client.flying += bytes;
         }
@@ -600,7 +621,7 @@ impl Desk {
         let About::Answer { connection, bytes } = finished.operation.about else { return None };
         let client = self.clients.get_mut(&connection)?;
         client.flying = client.flying.saturating_sub(bytes);
-        client.heard = Instant::now();
+        client.heard = self.now;
         failpoint!("fabric.answer.sent");
         if finished.status != UCS_OK {
             // Its endpoint is broken, or will be: the requester is not left with half an answer.

@@ -270,6 +270,11 @@ impl Worker {
         count > 0 || !self.raw.inbox.is_empty()
     }
 
+    /// What happened, in order.
+    pub(super) fn events_that_came(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.event()).collect()
+    }
+
     /// What happened next.
     pub(super) fn event(&mut self) -> Option<Event> {
         let event = self.raw.inbox.pop()?;
@@ -419,11 +424,9 @@ unsafe extern "C" fn arrived(
     len: usize,
     param: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
-    // SAFETY: the `Raw` inside an `Arc`, as the handler was set; this holds one more of it, as it is alive.
-    let raw = unsafe {
-        Arc::increment_strong_count(raw.cast::<Raw>());
-        Arc::from_raw(raw.cast::<Raw>())
-    };
+    let place = raw.cast_const().cast::<Raw>();
+    // SAFETY: the `Raw` inside an `Arc`, as the handler was set, of the worker in one of whose calls this is.
+    let raw = unsafe { &*place };
     let header = match header_len {
         0 => &[],
         // SAFETY: what UCX says of its arguments.
@@ -431,9 +434,13 @@ unsafe extern "C" fn arrived(
     };
     // SAFETY: as above.
     let attributes = unsafe { (*param).recv_attr };
-    let inbox = Arc::clone(&raw);
     let (data, status) = if attributes & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 {
-        (Data::Announced { _raw: raw, descriptor: data, len }, UCS_INPROGRESS)
+        // SAFETY: as above; the data holds one more of it.
+        let held = unsafe {
+            Arc::increment_strong_count(place);
+            Arc::from_raw(place)
+        };
+        (Data::Announced { _raw: held, descriptor: data, len }, UCS_INPROGRESS)
     } else {
         let bytes = match len {
             0 => &[],
@@ -445,8 +452,7 @@ unsafe extern "C" fn arrived(
         }
         (Data::Copied(bytes.to_vec()), UCS_OK)
     };
-    let header = header.to_vec();
-    inbox.inbox.push(Event::Message { header, data });
+    raw.inbox.push(Event::Message { header: header.to_vec(), data });
     status
 }
 

@@ -27,6 +27,14 @@ fn part() -> Data {
     Data::Copied(vec![1; 10])
 }
 
+/// What is to be done after it.
+fn done<R>(step: impl FnOnce(&mut After) -> R) -> R {
+    let mut after = After::default();
+    let result = step(&mut after);
+    after.run();
+    result
+}
+
 #[track_caller]
 fn come(calls: &mut Calls, link: u64, number: u64) {
     assert!(calls.part(link, number, 0, 1, part(), &mut After::default()).is_err());
@@ -35,10 +43,10 @@ fn come(calls: &mut Calls, link: u64, number: u64) {
 #[test]
 fn parts_of_calls_that_ended_are_owed_until_they_came() {
     let mut calls = calls();
-    calls.end(1, Ok(Answer { head: Head::new(), parts: Landings::new() })).run();
+    done(|after| calls.end(1, Ok(Answer { head: Head::new(), parts: Landings::new() }), after));
     assert!(!calls.are_left());
-    calls.end_before(2, Err(Error::new(ErrorKind::NoSpace, "get", "x")), Some(2)).run();
-    calls.abandon(3).0.run();
+    done(|after| calls.end_before(2, Err(Error::new(ErrorKind::NoSpace, "get", "x")), Some(2), after));
+    done(|after| calls.abandon(3, after));
     come(&mut calls, LINK, 2);
     // Of another connection's peer.
     come(&mut calls, LINK + 1, 2);
@@ -61,12 +69,7 @@ fn parts_that_come_together_go_to_their_places_once() {
     assert!(calls.begin(LINK, 1).is_some() && !calls.are_early(1));
     assert_eq!(landings[0].write(b"ab"), 2);
     assert!(calls.expect(1, Head::from_slice(b"head"), landings, 1).is_ok_and(|early| early.is_empty()));
-    let mut fill = |link, index, here, bytes: &[u8]| {
-        let mut after = After::default();
-        let filled = calls.fill(link, 1, index, here, bytes, &mut after);
-        after.run();
-        filled
-    };
+    let mut fill = |link, index, here, bytes: &[u8]| done(|after| calls.fill(link, 1, index, here, bytes, after));
     // Another's, what is here, beyond the last one, too short, too long.
     assert!(!fill(LINK + 1, 1, 1, b"cde") && !fill(LINK, 0, 1, b"ab") && !fill(LINK, 0, 2, b"abcde"));
     assert!(!fill(LINK, 3, 2, b"fghi") && !fill(LINK, 1, 2, b"cd") && !fill(LINK, 1, 1, b"cdef"));
@@ -85,7 +88,7 @@ fn parts_that_come_together_are_owed_one_by_one() {
     let part = |calls: &mut Calls, here| {
         assert!(calls.part(LINK, 3, 0, here, part(), &mut After::default()).is_err());
     };
-    calls.abandon(3).0.run();
+    done(|after| calls.abandon(3, after));
     part(&mut calls, 2);
     calls.unwanted(LINK, 3, 5);
     part(&mut calls, 2);
@@ -98,27 +101,27 @@ fn parts_that_come_together_are_owed_one_by_one() {
 fn an_end_after_a_call_was_given_up_forgives_no_parts() {
     let mut calls = calls();
     let error = || Err(Error::new(ErrorKind::NoSpace, "get", "x"));
-    calls.abandon(3).0.run();
-    calls.end_before(3, error(), None).run();
-    calls.end_before(3, error(), Some(2)).run();
+    done(|after| calls.abandon(3, after));
+    done(|after| calls.end_before(3, error(), None, after));
+    done(|after| calls.end_before(3, error(), Some(2), after));
     come(&mut calls, LINK, 3);
     // What is known counts.
-    calls.end(3, error()).run();
+    done(|after| calls.end(3, error(), after));
     assert!(calls.are_left());
     come(&mut calls, LINK, 3);
     assert!(!calls.are_left());
-    calls.abandon(2).0.run();
-    calls.end(2, error()).run();
+    done(|after| calls.abandon(2, after));
+    done(|after| calls.end(2, error(), after));
     assert!(!calls.are_left());
 }
 
 #[test]
 fn a_part_that_does_not_fit_is_owed_no_more() {
     let mut calls = calls();
-    calls.misfit(LINK + 1, 1, 1).run();
+    done(|after| calls.misfit(LINK + 1, 1, 1, after));
     assert!(calls.is_wanted(LINK, 1) && !calls.is_wanted(LINK + 1, 1));
-    calls.misfit(LINK, 1, 2).run();
-    calls.misfit(LINK, 1, 2).run();
+    done(|after| calls.misfit(LINK, 1, 2, after));
+    done(|after| calls.misfit(LINK, 1, 2, after));
     assert!(!calls.is_wanted(LINK, 1) && calls.are_left());
     calls.unwanted(LINK, 1, 3);
     assert!(calls.are_left());
@@ -129,8 +132,8 @@ fn a_part_that_does_not_fit_is_owed_no_more() {
 #[test]
 fn a_connection_that_fails_owes_nothing() {
     let mut calls = calls();
-    calls.abandon(3).0.run();
-    calls.fail(LINK, &Error::new(ErrorKind::PeerDown, "get", "x")).run();
+    done(|after| calls.abandon(3, after));
+    done(|after| calls.fail(LINK, &Error::new(ErrorKind::PeerDown, "get", "x"), after));
     assert!(!calls.are_left() && !calls.are_open(LINK));
     assert_eq!(calls.take(1).unwrap().unwrap_err().kind(), ErrorKind::PeerDown);
 }

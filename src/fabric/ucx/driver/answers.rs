@@ -24,6 +24,7 @@ pub(super) fn take(
     links: &mut Numbered<Link>,
     calls: &mut Calls,
     after: &mut After,
+    now: Instant,
     header: &[u8],
     bytes: &[u8],
 ) -> bool {
@@ -31,7 +32,7 @@ pub(super) fn take(
     let Ok(message) = Message::decode(header) else { return true };
     let Some(link) = links.get_mut(&message.token).filter(|known| known.failed.is_none()) else { return true };
     let Message { token, number, index, here, .. } = message;
-    link.since = Instant::now();
+    link.since = now;
     match message.kind {
         Kind::Answer | Kind::Apart if !calls.are_early(number) => {}
         Kind::Part if calls.came(Some(token), number, here) => return true,
@@ -48,14 +49,13 @@ pub(super) fn take(
         fill(&message, bytes, &mut landings)?;
         Ok(Answer { head: Head::from_slice(described.head), parts: landings })
     });
-    after.join(match answer {
+    match answer {
         Ok(Answer { head, parts }) if message.rest() > 0 => {
             let unused = calls.expect(number, head, parts, here as usize);
             debug_assert!(unused.is_ok_and(|early| early.is_empty()), "the call is open, and nothing came before");
-            After::default()
         }
-        answer => calls.end_before(number, answer, Some(message.rest())),
-    });
+        answer => calls.end_before(number, answer, Some(message.rest()), after),
+    }
     after.drop_later(land);
     true
 }
@@ -96,9 +96,8 @@ impl Driver {
             Event::Broken { link, status } => {
                 let error = failed(self.context.ucx(), "reach the owner any more", status);
                 let error = Error::new(ErrorKind::PeerDown, "request", error.context().to_owned());
-                let mut core = lock(&self.core);
-                let after = self.fail(&mut core, link, &error);
-                drop(core);
+                let mut after = After::default();
+                self.fail(&mut lock(&self.core), link, &error, &mut after);
                 after.run();
             }
             Event::Closed | Event::Met => {}
@@ -142,8 +141,9 @@ impl Driver {
     }
 
     fn end_before(&self, number: u64, end: Result<Answer>, parts: Option<usize>) {
+        let mut after = After::default();
         let mut core = lock(&self.core);
-        let mut after = core.calls.end_before(number, end, parts);
+        core.calls.end_before(number, end, parts, &mut after);
         self.give_back(&mut core, &mut after);
         drop(core);
         after.run();
@@ -296,7 +296,7 @@ impl Driver {
             }
             Err(data) => {
                 core.worker.release(data);
-                after.join(core.calls.misfit(message.token, number, message.here));
+                core.calls.misfit(message.token, number, message.here, &mut after);
                 self.give_back(&mut core, &mut after);
                 drop(core);
                 after.run();
@@ -305,8 +305,9 @@ impl Driver {
     }
 
     fn landed(&self, number: u64, index: u32, landing: Landing) {
+        let mut after = After::default();
         let mut core = lock(&self.core);
-        let (unwanted, mut after) = core.calls.landed(number, index, landing);
+        let unwanted = core.calls.landed(number, index, landing, &mut after);
         self.give_back(&mut core, &mut after);
         drop(core);
         drop(unwanted);
