@@ -441,7 +441,7 @@ impl Connector for DimConnector {
             }
             false => self.objects.remote.ask(address, Question::Wait(want(&address, 0))).and_then(move |verdict| {
                 Ok(match verdict {
-                    Verdict::Bound(pointer) => pointer,
+                    Verdict::Bound(pointer) => *pointer,
                     _ => object,
                 })
             }),

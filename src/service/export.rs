@@ -73,12 +73,12 @@ impl Export {
             Sight::Missing => (Verdict::Missing, None),
             Sight::Declared => (Verdict::Declared, None),
             Sight::Object(view, object) if Sight::is_redirect(&object) => {
-                (Verdict::Bound(Pointer::from_bytes(&view)?), None)
+                (Verdict::Bound(Box::new(Pointer::from_bytes(&view)?)), None)
             }
             // The one that was committed to a declaration has a place, and so a key, of its own.
             Sight::Object(_, object) if object.id != want.id => {
                 let pointer = self.pointer(object.id, object.place, object.label.len, object.label.format)?;
-                (Verdict::Bound(pointer), None)
+                (Verdict::Bound(Box::new(pointer)), None)
             }
             Sight::Object(view, object) => (Verdict::Yes { expires_in: Client::expires_in(&object) }, Some(view)),
         })
@@ -152,7 +152,7 @@ impl Export {
             Err(Unbound::Format) => Ok(Verdict::Refused { kind: ErrorKind::TypeMismatch }),
             Err(Unbound::Taken) => match self.sight(declared)? {
                 // Asked again, because the answer was lost.
-                (Verdict::Bound(pointer), _) if pointer == *object => Ok(Verdict::Yes { expires_in: 0 }),
+                (Verdict::Bound(pointer), _) if *pointer == *object => Ok(Verdict::Yes { expires_in: 0 }),
                 _ => Ok(Verdict::Taken),
             },
         }
@@ -164,7 +164,7 @@ impl Export {
             (Verdict::Yes { expires_in }, _) => {
                 let pieces = want.len.div_ceil(relays::piece(want.len));
                 match lock(&self.relays).join(want.id, pieces, as_node, connection, lost) {
-                    Some(node) => Verdict::From { expires_in, node },
+                    Some(node) => Verdict::From { expires_in, node: Box::new(node) },
                     None => Verdict::Yes { expires_in },
                 }
             }

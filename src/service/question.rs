@@ -64,7 +64,7 @@ pub(crate) struct Pointer {
     pub(crate) format: Format,
 }
 
-/// What became of one object of a question.
+/// What became of one object of a question. Small: there are many, almost all of them of two words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Never there, evicted, taken; or, of `Retire`, ended by another.
@@ -72,11 +72,11 @@ pub(crate) enum Verdict {
     /// There, or done. It ends by itself in so many milliseconds, 0 for never.
     Yes { expires_in: u64 },
     /// There, and to be got from that node, which has or gets it too.
-    From { expires_in: u64, node: Node },
+    From { expires_in: u64, node: Box<Node> },
     /// Declared, and nothing was committed to it.
     Declared,
     /// Declared, and this is the object that was committed to it.
-    Bound(Pointer),
+    Bound(Box<Pointer>),
     /// Another object was committed to it before.
     Taken,
     /// It failed.
@@ -88,10 +88,15 @@ impl Want {
     const LEN: usize = 4 + 8 * 5;
 
     fn encode(&self, out: &mut Head) {
-        out.extend_from_slice(&self.id.slot.to_le_bytes());
-        for number in [self.id.generation, self.place, self.len, self.from, self.count] {
-            out.extend_from_slice(&number.to_le_bytes());
+        let mut bytes = [0; Self::LEN];
+        let (slot, numbers) = bytes.split_at_mut(4);
+        slot.copy_from_slice(&self.id.slot.to_le_bytes());
+        let all = [self.id.generation, self.place, self.len, self.from, self.count];
+        for (place, number) in numbers.chunks_exact_mut(8).zip(all) {
+            place.copy_from_slice(&number.to_le_bytes());
         }
+        // At once: each time there may be too little room.
+        out.extend_from_slice(&bytes);
     }
 
     fn decode(input: &mut Reader<'_>) -> Result<Self> {
@@ -262,8 +267,9 @@ impl Verdict {
         match self {
             Self::Missing => out.push(0),
             Self::Yes { expires_in } => {
-                out.push(1);
-                out.extend_from_slice(&expires_in.to_le_bytes());
+                let mut bytes = [1; 9];
+                bytes[1..].copy_from_slice(&expires_in.to_le_bytes());
+                out.extend_from_slice(&bytes);
             }
             Self::Declared => out.push(2),
             Self::Bound(pointer) => {
@@ -285,10 +291,10 @@ impl Verdict {
             0 => Self::Missing,
             1 => Self::Yes { expires_in: u64::from_le_bytes(input.array()?) },
             2 => Self::Declared,
-            3 => Self::Bound(Pointer::decode(input)?),
+            3 => Self::Bound(Box::new(Pointer::decode(input)?)),
             4 => Self::Taken,
             5 => Self::Refused { kind: kind_of(input.byte()?) },
-            6 => Self::From { expires_in: u64::from_le_bytes(input.array()?), node: Node::decode(input)? },
+            6 => Self::From { expires_in: u64::from_le_bytes(input.array()?), node: Box::new(Node::decode(input)?) },
             _ => return Err(invalid("no such verdict")),
         })
     }
@@ -468,10 +474,10 @@ mod tests {
             Just(Verdict::Missing),
             any::<u64>().prop_map(|expires_in| Verdict::Yes { expires_in }),
             Just(Verdict::Declared),
-            pointer().prop_map(Verdict::Bound),
+            pointer().prop_map(|pointer| Verdict::Bound(Box::new(pointer))),
             Just(Verdict::Taken),
             Just(Verdict::Refused { kind: ErrorKind::NoSpace }),
-            (any::<u64>(), node()).prop_map(|(expires_in, node)| Verdict::From { expires_in, node }),
+            (any::<u64>(), node()).prop_map(|(expires_in, node)| Verdict::From { expires_in, node: Box::new(node) }),
         ]
     }
 
@@ -516,7 +522,7 @@ mod tests {
         let mut bytes = Vec::new();
         pointer.encode(&mut bytes);
         assert_eq!(bytes.len(), Pointer::MOST);
-        assert!(Verdict::encode_all(&vec![Verdict::Bound(pointer); MAX_ASKED]).len() <= MAX_HEAD);
+        assert!(Verdict::encode_all(&vec![Verdict::Bound(Box::new(pointer)); MAX_ASKED]).len() <= MAX_HEAD);
     }
 
     #[test]

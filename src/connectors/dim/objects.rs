@@ -92,7 +92,7 @@ impl Objects {
     fn look_up(self: &Arc<Self>, Pointer { address, len, .. }: Pointer) -> Pending<Found> {
         let asked = self.remote.ask(address, Question::Exists(smallvec![want(&address, len)]));
         asked.and_then(|verdict| match verdict {
-            Verdict::Bound(pointer) => Ok(Found::Elsewhere(pointer)),
+            Verdict::Bound(pointer) => Ok(Found::Elsewhere(*pointer)),
             Verdict::Missing | Verdict::Declared => Ok(Found::Missing),
             _ => Err(landings::mismatch()),
         })
@@ -165,7 +165,7 @@ impl Objects {
             }
             true => Pending::ready(self.find(&object).map(|found| match found {
                 Found::Object(_) => Verdict::Yes { expires_in: 0 },
-                Found::Elsewhere(pointer) => Verdict::Bound(pointer),
+                Found::Elsewhere(pointer) => Verdict::Bound(Box::new(pointer)),
                 Found::Missing => Verdict::Missing,
             })),
             false => self.remote.ask(object.address, Question::Exists(smallvec![want(&object.address, object.len)])),
@@ -189,7 +189,7 @@ impl Objects {
             Verdict::Yes { .. } => Ok(true),
             // Of its own memory the node would not say so if it were not there.
             Verdict::Bound(pointer) if pointer.address.instance == object.address.instance => Ok(true),
-            Verdict::Bound(pointer) if hops > 0 => return self.exists(pointer, hops - 1),
+            Verdict::Bound(pointer) if hops > 0 => return self.exists(*pointer, hops - 1),
             Verdict::Bound(_) => Err(self.corrupt("a declared object leads in circles")),
             Verdict::Missing | Verdict::Declared => Ok(false),
             Verdict::Refused { kind } => Err(refused("exists", kind, self.scheme)),
@@ -235,7 +235,7 @@ impl Objects {
     /// Evicts what an evicted declaration led to.
     pub(super) fn evict_target(self: &Arc<Self>, verdict: Verdict) -> Pending<()> {
         match verdict {
-            Verdict::Bound(pointer) if pointer.address.place != NO_PLACE => self.evict(pointer),
+            Verdict::Bound(pointer) if pointer.address.place != NO_PLACE => self.evict(*pointer),
             Verdict::Refused { kind } => Pending::ready(Err(refused("evict", kind, self.scheme))),
             _ => Pending::ready(Ok(())),
         }
@@ -248,7 +248,7 @@ impl Objects {
             return Ok(Verdict::Yes { expires_in: 0 });
         }
         let target = match self.find(object)? {
-            Found::Elsewhere(pointer) => Verdict::Bound(pointer),
+            Found::Elsewhere(pointer) => Verdict::Bound(Box::new(pointer)),
             Found::Object(_) | Found::Missing => Verdict::Yes { expires_in: 0 },
         };
         if self.client.evict(id, Expected::ANY)? {
@@ -310,7 +310,7 @@ impl Objects {
                 all.forget(&address);
                 match (verdict, target) {
                     (Verdict::Yes { .. }, Verdict::Bound(pointer)) if pointer.address.instance != address.instance => {
-                        all.evict(pointer).then(|_| Ok(true))
+                        all.evict(*pointer).then(|_| Ok(true))
                     }
                     (Verdict::Yes { .. }, _) => Pending::ready(Ok(true)),
                     // A service that died meanwhile has taken with it who ended the object.

@@ -84,7 +84,7 @@ impl Fetch {
         let joined = self.join()?;
         let (mut source, expires_in) = match joined.verdict {
             Verdict::Yes { expires_in } => (None, expires_in),
-            Verdict::From { expires_in, node } => (Some(node), expires_in),
+            Verdict::From { expires_in, node } => (Some(*node), expires_in),
             verdict => {
                 let fetched = Fetched { verdict, region: None, asked: joined.asked };
                 return remote.found(fetched, format, Some(claim));
@@ -147,7 +147,7 @@ impl Fetch {
             return Ok(None);
         }
         Ok(match self.join()?.verdict {
-            Verdict::From { node, .. } => Some(node),
+            Verdict::From { node, .. } => Some(*node),
             _ => None,
         })
     }

@@ -422,7 +422,7 @@ impl Remote {
                 // Its cell goes back to this process, still warm, with the last view.
                 None => Ok(Found::Object(region.freeze())),
             },
-            (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(pointer)),
+            (Verdict::Bound(pointer), _) => Ok(Found::Elsewhere(*pointer)),
             (Verdict::Missing | Verdict::Declared, _) => Ok(Found::Missing),
             (Verdict::Refused { kind }, _) => Err(refused("get", kind, self.scheme)),
             _ => Err(mismatch()),
