@@ -64,7 +64,7 @@ pub(crate) struct Pointer {
     pub(crate) format: Format,
 }
 
-/// What became of one object of a question. Small: there are many, almost all of them of two words.
+/// What became of one object of a question. Small: there may be many, and what most of them are not is elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Never there, evicted, taken; or, of `Retire`, ended by another.

@@ -113,6 +113,13 @@ struct Few<T> {
     others: Vec<T>,
 }
 
+impl Drop for After {
+    fn drop(&mut self) {
+        let is_empty = self.wake.is_empty() && self.lands.is_empty() && self.data.is_empty();
+        debug_assert!(is_empty || std::thread::panicking(), "somebody is not woken");
+    }
+}
+
 impl<T> Default for Few<T> {
     fn default() -> Self {
         Self { first: None, others: Vec::new() }

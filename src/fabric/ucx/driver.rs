@@ -337,7 +337,7 @@ impl Driver {
         loop {
             let mut core = lock(&self.core);
             let moved = self.progress(&mut core, now, &mut after);
-            let events = core.worker.events_that_came();
+            let events = core.worker.take_events();
             if !events.is_empty() {
                 drop(core);
                 after.run();
@@ -356,7 +356,11 @@ impl Driver {
             }
             drop(core);
             after.run();
-            now = Instant::now();
+            let before = std::mem::replace(&mut now, Instant::now());
+            if now.saturating_duration_since(before) >= LOOK {
+                // It was held up, by a stop of the process or by who had the lock, and what owners said meanwhile is still to be read.
+                lock(&self.core).links.values_mut().for_each(|link| link.since = now);
+            }
             if now.saturating_duration_since(looked) >= LOOK {
                 looked = now;
                 self.look(now);
@@ -620,7 +624,7 @@ fn react(driver: &Weak<Driver>, bell: &OwnedFd) {
             core.calls.led = true;
             let mut after = After::default();
             driver.progress(&mut core, Instant::now(), &mut after);
-            let events = core.worker.events_that_came();
+            let events = core.worker.take_events();
             drop(core);
             after.run();
             events.into_iter().for_each(|event| driver.handle(event));

@@ -8,8 +8,6 @@
 
 use std::net::IpAddr;
 
-use smallvec::SmallVec;
-
 use super::admission::MAX_HOSTS;
 use super::memory::Packed;
 use crate::error::{Error, ErrorKind, Result};
@@ -235,9 +233,13 @@ impl Message {
     fn verify(&self, header: &[u8], prefix: &[u8]) -> Result<()> {
         let mut checksum = crc32fast::Hasher::new();
         // At once: a few bytes by themselves take as long as many.
-        let mut all: SmallVec<[u8; 128]> = SmallVec::from_slice(header);
-        all[CHECKSUM..CHECKSUM + 4].fill(0);
-        checksum.update(&all);
+        let Some((fixed, rest)) = header.split_first_chunk::<HEADER>() else {
+            return Err(nonsense("a message that ends early"));
+        };
+        let mut fixed = *fixed;
+        fixed[CHECKSUM..CHECKSUM + 4].fill(0);
+        checksum.update(&fixed);
+        checksum.update(rest);
         if !prefix.is_empty() {
             checksum.update(prefix);
         }

@@ -237,7 +237,7 @@ struct Desk {
     hosts: Numbered<Vec<IpAddr>>,
     /// Memory for orders.
     spare: Vec<Order>,
-    /// When this turn began, or a little later.
+    /// When this turn began: by less than [`LOOK`] ago for what is judged by it.
     now: Instant,
 }
 
@@ -324,7 +324,11 @@ impl Desk {
                 }
             }
             self.spare = orders;
-            self.now = Instant::now();
+            let before = std::mem::replace(&mut self.now, Instant::now());
+            if self.now.saturating_duration_since(before) >= LOOK {
+                // It was held up, by a stop of the process or by UCX, and what requesters said meanwhile is still to be read.
+                self.clients.values_mut().for_each(|client| client.heard = self.now);
+            }
             if self.now.saturating_duration_since(looked) >= LOOK {
                 looked = self.now;
                 self.look(self.now);

@@ -83,3 +83,10 @@ fn the_requester_reads_where_there_is_an_adapter() {
     assert_eq!(scheme(&["eth0", "mlx5_0:1"]).as_deref(), Some("get_zcopy"));
     assert_eq!(scheme(&["eth0", "ib0"]), None);
 }
+
+#[test]
+fn no_step_waits_for_a_connection_where_ucx_survives_one_that_fails() {
+    let sets = |settings: Vec<super::context::Setting>| settings.iter().any(|setting| setting.name == "TCP_CONN_NB");
+    let version = ucx_sys::load().unwrap().version();
+    assert_eq!(sets(super::settings(&Options::default())), version.minor >= 14, "{version:?}");
+}

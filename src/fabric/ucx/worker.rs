@@ -271,7 +271,7 @@ impl Worker {
     }
 
     /// What happened, in order.
-    pub(super) fn events_that_came(&mut self) -> Vec<Event> {
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.event()).collect()
     }
 
@@ -491,8 +491,8 @@ pub(super) fn free(request: *mut c_void) {
 /// The number of our messages among those that one can send to a worker.
 const MESSAGE: u32 = 0;
 
-/// A number that UCX 1.13 has to be told that it has no handler: its table has an even length, and what is not initialised in it is called.
-/// What is beyond is thrown away.
+/// A number that UCX before 1.17 has to be told that it has no handler: its table has an even length, and what is not initialised in it is
+/// called. What is beyond is thrown away.
 const NO_MESSAGE: u32 = 1;
 
 /// Since when an endpoint is not flushed; see [`Endpoint::meet`].
