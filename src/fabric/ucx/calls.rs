@@ -115,8 +115,8 @@ struct Few<T> {
 
 impl Drop for After {
     fn drop(&mut self) {
-        let is_empty = self.wake.is_empty() && self.lands.is_empty() && self.data.is_empty();
-        debug_assert!(is_empty || std::thread::panicking(), "somebody is not woken");
+        let is_done = self.is_empty() && self.data.is_empty();
+        debug_assert!(is_done || std::thread::panicking(), "somebody is not woken, or bytes are not given back");
     }
 }
 
@@ -146,24 +146,22 @@ impl<T> Few<T> {
 impl After {
     /// Wakes and drops what there is; `data` must be gone by then.
     pub(super) fn run(&mut self) {
-        if !self.wake.is_empty() {
-            for waiter in self.wake.take() {
-                match waiter {
-                    Waiter::None => {}
-                    Waiter::Thread(thread) => thread.unpark(),
-                    Waiter::Task(waker) => crate::pending::wake(waker),
-                }
+        if self.is_empty() {
+            return;
+        }
+        for waiter in self.wake.take() {
+            match waiter {
+                Waiter::None => {}
+                Waiter::Thread(thread) => thread.unpark(),
+                Waiter::Task(waker) => crate::pending::wake(waker),
             }
         }
-        if !self.idle.is_empty() {
-            drop(std::mem::take(&mut self.idle));
-        }
-        if !self.unused.is_empty() {
-            drop(std::mem::take(&mut self.unused));
-        }
-        if !self.lands.is_empty() {
-            drop(std::mem::take(&mut self.lands));
-        }
+        drop((self.idle.take(), self.unused.take(), self.lands.take()));
+    }
+
+    /// As after every step of which nothing follows: that has to cost nothing.
+    fn is_empty(&self) -> bool {
+        self.wake.is_empty() && self.idle.is_empty() && self.unused.is_empty() && self.lands.is_empty()
     }
 
     pub(super) fn drop_later(&mut self, land: Lander) {
@@ -491,7 +489,7 @@ impl Calls {
     }
 
     /// Whether a call has ended, and its result is not taken.
-    pub(super) fn has_ended(&self, number: u64) -> bool {
+    fn has_ended(&self, number: u64) -> bool {
         self.open.get(&number).is_none_or(|entry| matches!(entry.stage, Stage::Ended(_)))
     }
 

@@ -79,9 +79,9 @@ impl Endpoint {
     /// Has [`Event::Met`] come when the connection stands, or cannot; whether it is still to come.
     ///
     /// Until then somebody must progress the worker: UCX 1.13 with assertions ends the process when it reads that the peer has
-    /// accepted, and cannot send any more, because the peer has given up by that time. From 1.14 on
-    /// it is the flush that must not be: when the endpoint is closed by force meanwhile, it is resumed in memory that is another's by
-    /// then (`ucp_ep_flush_resume_slow_path_callback`).
+    /// accepted, and cannot send any more, because the peer has given up by that time. From 1.14 on it is the flush that must not be:
+    /// when the endpoint is closed by force meanwhile, it is resumed in memory that is another's by then
+    /// (`ucp_ep_flush_resume_slow_path_callback`).
     pub(super) fn meet(&self, raw: &Raw) -> bool {
         let ucx = raw.context.ucx();
         let params = ucp_request_param_t {

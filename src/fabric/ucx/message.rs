@@ -144,9 +144,7 @@ impl Message {
         lengths.iter().for_each(|length| place.extend_from_slice(&length.to_le_bytes()));
         let mut checksum = crc32fast::Hasher::new();
         checksum.update(&header);
-        if !prefix.is_empty() {
-            checksum.update(&prefix);
-        }
+        checksum.update(&prefix);
         header[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.finalize().to_le_bytes());
         Ok(Encoded { header, prefix })
     }
@@ -240,9 +238,7 @@ impl Message {
         fixed[CHECKSUM..CHECKSUM + 4].fill(0);
         checksum.update(&fixed);
         checksum.update(rest);
-        if !prefix.is_empty() {
-            checksum.update(prefix);
-        }
+        checksum.update(prefix);
         match checksum.finalize() == self.checksum {
             true => Ok(()),
             false => Err(nonsense("a message that was changed on its way")),
