@@ -1,6 +1,7 @@
 #![cfg_attr(feature = "shm", doc = include_str!("../README.md"))]
 #![cfg_attr(not(feature = "shm"), doc = "Objects by reference for HPC jobs; see the README.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(any(loom, shuttle), allow(dead_code, reason = "models run a part of the crate"))]
 
 // The modules, in the order of the bytes' way. A module depends on those below it only; `tests/layering.rs` checks that.
 #[cfg(feature = "conformance")]
