@@ -19,6 +19,7 @@ const UNSAFE: &[&str] = &[
     "fabric::margo::native",
     "fabric::tcp::scatter",
     "fabric::ucx::admission",
+    "fabric::ucx::connections",
     "fabric::ucx::context",
     "fabric::ucx::endpoint",
     "fabric::ucx::memory",

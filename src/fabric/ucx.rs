@@ -31,6 +31,8 @@ use crate::sync::lock;
 #[expect(unsafe_code, reason = "filters of the kernel at descriptors of UCX")]
 mod admission;
 mod calls;
+#[expect(unsafe_code, reason = "descriptors of UCX")]
+mod connections;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod context;
 mod devices;

@@ -29,7 +29,8 @@ struct Known {
 
 /// One mapping of a segment.
 #[derive(Clone, Copy)]
-struct Piece {
+pub(super) struct Piece {
+    start: usize,
     end: usize,
     /// What leads from an address here to one where the memory can be written: adapters register only such.
     shift: isize,
@@ -43,11 +44,16 @@ struct Handle(ucp_mem_h);
 // nothing uses it any more.
 unsafe impl Send for Handle {}
 
-/// Where a transfer finds bytes, and the name by which UCX knows the memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) address: usize,
-    pub(super) handle: Option<ucp_mem_h>,
+impl Piece {
+    /// Whether `len` bytes at `address` are in it.
+    pub(super) fn has(&self, address: usize, len: usize) -> bool {
+        self.start <= address && address.checked_add(len).is_some_and(|end| end <= self.end)
+    }
+
+    /// Where a transfer finds the byte of this address, and the name by which UCX knows the memory.
+    pub(super) fn place(&self, address: usize) -> (usize, ucp_mem_h) {
+        (address.wrapping_add_signed(self.shift), self.handle.0)
+    }
 }
 
 /// A segment of an owner, as it is read.
@@ -66,23 +72,18 @@ impl Registered {
         lock(&self.0).sources.push(source);
     }
 
-    /// The place of `len` bytes at `address`; the same, and unregistered, where they are in no segment.
+    /// The mapping in which `len` bytes at `address` are, where they are in a segment. It is good until the context ends.
     ///
     /// # Cost
     /// A look-up. The first time in a segment: pinning of all of it, on adapters that pin.
-    pub(super) fn place(&self, ucx: &Ucx, context: ucp_context_h, address: usize, len: usize) -> Place {
+    pub(super) fn piece(&self, ucx: &Ucx, context: ucp_context_h, address: usize, len: usize) -> Option<Piece> {
         let mut known = lock(&self.0);
-        if let Some(place) = known.find(address, len) {
-            return place;
+        if let Some(piece) = known.find(address, len) {
+            return Some(piece);
         }
-        let segment = known.sources.iter().find_map(|source| source.segment_of(address));
-        if let Some(segment) = segment {
-            known.register(ucx, context, &segment);
-            if let Some(place) = known.find(address, len) {
-                return place;
-            }
-        }
-        Place { address, handle: None }
+        let segment = known.sources.iter().find_map(|source| source.segment_of(address))?;
+        known.register(ucx, context, &segment);
+        known.find(address, len)
     }
 
     /// A segment as peers are told of it, so that they can read it; registers it.
@@ -98,7 +99,7 @@ impl Registered {
         if known.find(base, len).is_none() {
             known.register(ucx, context, &segment);
         }
-        let Some(Place { handle: Some(handle), .. }) = known.find(base, len) else {
+        let Some(Handle(handle)) = known.find(base, len).map(|piece| piece.handle) else {
             let context = format!("segment {number} could not be registered");
             return Err(Error::new(ErrorKind::Unavailable, "get", context));
         };
@@ -125,10 +126,9 @@ impl Registered {
 }
 
 impl Known {
-    fn find(&self, address: usize, len: usize) -> Option<Place> {
+    fn find(&self, address: usize, len: usize) -> Option<Piece> {
         let (_, piece) = self.pieces.range(..=address).next_back()?;
-        let is_inside = address.checked_add(len).is_some_and(|end| end <= piece.end);
-        is_inside.then(|| Place { address: address.wrapping_add_signed(piece.shift), handle: Some(piece.handle.0) })
+        piece.has(address, len).then_some(*piece)
     }
 
     fn register(&mut self, ucx: &Ucx, context: ucp_context_h, segment: &Segment) {
@@ -155,10 +155,10 @@ impl Known {
                 Handle(handle)
             }
         };
-        self.pieces.insert(start, Piece { end: start + len, shift: 0, handle });
+        self.pieces.insert(start, Piece { start, end: start + len, shift: 0, handle });
         if let Some(views) = segment.views {
             let shift = start.wrapping_sub(views) as isize;
-            self.pieces.insert(views, Piece { end: views + len, shift, handle });
+            self.pieces.insert(views, Piece { start: views, end: views + len, shift, handle });
         }
     }
 }
@@ -183,17 +183,23 @@ mod tests {
         }
     }
 
-    fn place(start: usize, len: usize) -> Place {
+    /// Whether UCX takes a segment, and the address at which it moves its first byte.
+    fn place(start: usize, len: usize) -> Option<usize> {
         let context = Context::new(&[]).unwrap();
         context.memory.add(Arc::new(One(Segment { addresses: start..start + len, views: None })));
-        context.memory.place(context.ucx(), context.raw(), start, len)
+        let piece = context.memory.piece(context.ucx(), context.raw(), start, len)?;
+        assert!(piece.has(start, len) && piece.has(start + 1, len - 1));
+        assert!(
+            !piece.has(start, len + 1) && !piece.has(start.wrapping_sub(1), 1) && !piece.has(start + 1, usize::MAX)
+        );
+        Some(piece.place(start).0)
     }
 
     #[test]
     fn a_segment_that_cannot_be_registered_is_moved_without() {
         // Nothing can be mapped there; where locked memory is short, adapters refuse what can.
-        assert_eq!(place(0, 4096), Place { address: 0, handle: None });
+        assert_eq!(place(0, 4096), None);
         let memory = vec![0u8; 4096];
-        assert!(place(memory.as_ptr().addr(), 4096).handle.is_some());
+        assert_eq!(place(memory.as_ptr().addr(), 4096), Some(memory.as_ptr().addr()));
     }
 }

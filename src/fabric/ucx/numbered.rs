@@ -1,7 +1,9 @@
 //! `Numbered`: maps by numbers that this process chose.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+use crate::key::random_number;
 
 /// By numbers of ours, of calls or connections. A peer can ask for any number, and find nothing; it cannot add one: so none of
 /// SipHash's protection is needed, which costs ten times as much.
@@ -24,6 +26,23 @@ impl Hasher for Spread {
 
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+/// For numbers that peers chose: the same from a beginning that they do not know, so that they cannot choose such as meet.
+pub(super) struct Seeded(u64);
+
+impl Default for Seeded {
+    fn default() -> Self {
+        Self(random_number())
+    }
+}
+
+impl BuildHasher for Seeded {
+    type Hasher = Spread;
+
+    fn build_hasher(&self) -> Spread {
+        Spread(self.0)
     }
 }
 

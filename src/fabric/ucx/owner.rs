@@ -19,7 +19,7 @@ use super::Options;
 use super::admission;
 use super::context::Context;
 use super::message::{ENDED, Encoded, HEADER, Hello, Kind, Message, Welcome};
-use super::numbered::Numbered;
+use super::numbered::{Numbered, Seeded};
 use super::operation::{About, Body, Data, Event, Finished, Operation, Way};
 use super::spin::Spin;
 use super::worker::Worker;
@@ -43,7 +43,7 @@ struct Shared {
     options: Options,
     orders: Mutex<Vec<Order>>,
     /// Questions that are not answered yet, by connection and number, which is the requester's choice.
-    held: Mutex<HashSet<Asked>>,
+    held: Mutex<HashSet<Asked, Seeded>>,
     bell: OwnedFd,
     /// The thread's own: it need not wake itself.
     thread: OnceLock<ThreadId>,
@@ -183,7 +183,8 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
             Ok((worker, address)) => {
                 let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
                 let (clients, tokens, now) = (Numbered::default(), Numbered::default(), Instant::now());
-                return Desk { shared, service, worker, address, clients, tokens, hosts, spare, now }.run();
+                let dying = VecDeque::new();
+                return Desk { shared, service, worker, address, clients, tokens, hosts, dying, spare, now }.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
             Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
@@ -235,6 +236,8 @@ struct Desk {
     tokens: Numbered<u64>,
     /// From where UCX of their requesters connects, by the same.
     hosts: Numbered<Vec<IpAddr>>,
+    /// Connections that were given up and end as if their requesters had died, and since when.
+    dying: VecDeque<(u64, Instant)>,
     /// Memory for orders.
     spare: Vec<Order>,
     /// When this turn began: by less than [`LOOK`] ago for what is judged by it.
@@ -282,6 +285,8 @@ fn take(
 
 /// A requester.
 struct Client {
+    /// Its control connection.
+    connection: u64,
     /// How it names the connection.
     theirs: u64,
     /// Number of its memory.
@@ -355,7 +360,8 @@ impl Desk {
         if !matches!(self.worker.arm(), Ok(true)) || !lock(&self.shared.orders).is_empty() {
             return spin.begin(begun);
         }
-        let is_idle = !self.worker.is_busy() && self.clients.values().all(|client| client.flying == 0);
+        let is_idle =
+            !self.worker.is_busy() && self.dying.is_empty() && self.clients.values().all(|client| client.flying == 0);
         let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
         let events = self.worker.events();
         let mut descriptors = [PollFd::new(&events, PollFlags::IN), PollFd::new(&self.shared.bell, PollFlags::IN)];
@@ -415,7 +421,7 @@ impl Desk {
             return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
         }
         let (queue, heard) = (VecDeque::new(), Instant::now());
-        self.clients.insert(token, Client { theirs, from, watch: None, queue, flying: 0, heard });
+        self.clients.insert(token, Client { connection, theirs, from, watch: None, queue, flying: 0, heard });
         if let Some(former) = self.tokens.insert(connection, token) {
             self.forget(former);
         }
@@ -439,13 +445,24 @@ impl Desk {
     fn forget(&mut self, token: u64) {
         if let Some(client) = self.clients.remove(&token) {
             lock(&self.shared.held).retain(|held| held.connection != token);
-            self.worker.close(token);
+            if client.flying > 0 && self.end_stuck(&client) > 0 {
+                // UCX says so with one of the next steps.
+                self.dying.push_back((token, self.now));
+            } else {
+                self.worker.close(token);
+            }
             // Its end of the connection may have noticed nothing.
             if let Some(watch) = client.watch {
                 watch.reply(ENDED.to_vec(), Vec::new());
             }
             self.service.gone(token);
         }
+    }
+
+    /// Ends the connections of a requester that takes nothing of what is on its way; how many.
+    fn end_stuck(&self, client: &Client) -> usize {
+        let hosts = self.hosts.get(&client.connection);
+        hosts.map_or(0, |hosts| self.worker.end_stuck(hosts, self.shared.options.silence / 2))
     }
 
     fn handle(&mut self, event: Event) {
@@ -455,6 +472,7 @@ impl Desk {
             Event::Broken { link, .. } => {
                 // Its control connection stays, until the requester ends it.
                 self.forget(link);
+                self.worker.close(link);
             }
             Event::Closed | Event::Met => {}
         }
@@ -645,6 +663,13 @@ impl Desk {
             .map(|(token, _)| *token)
             .collect();
         stuck.into_iter().for_each(|token| self.forget(token));
+        // UCX has not seen what was its end.
+        while let Some((token, _)) =
+            self.dying.front().copied().filter(|(_, since)| now.saturating_duration_since(*since) >= LOOK)
+        {
+            self.dying.pop_front();
+            self.worker.close(token);
+        }
     }
 }
 

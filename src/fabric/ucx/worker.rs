@@ -18,8 +18,10 @@ use ucx_sys::{
 };
 
 use super::admission::{Admission, Before};
+use super::connections;
 use super::context::{Context, check, failed};
 use super::endpoint::{Endpoint, RemoteKey};
+use super::memory::Piece;
 use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker, Way};
 use crate::error::Result;
@@ -40,6 +42,8 @@ pub(super) struct Worker {
     meeting: usize,
     /// Of endpoints that are closed, or replaced by others: destroyed when nothing is under way.
     retired: Vec<RemoteKey>,
+    /// The mapping of what was last moved.
+    piece: Option<Piece>,
     descriptor: RawFd,
     /// Where it is decided who may connect to it.
     admission: Option<Admission>,
@@ -95,6 +99,7 @@ impl Worker {
             closing: 0,
             meeting: 0,
             retired,
+            piece: None,
             descriptor,
             admission,
             generation,
@@ -173,6 +178,15 @@ impl Worker {
         if let Some(endpoint) = self.endpoints.remove(&link) {
             self.end(endpoint);
         }
+    }
+
+    /// Ends connections over TCP to these hosts, of which the peers have taken nothing for so long, as if those had died; how many. Their
+    /// links break within the next steps.
+    ///
+    /// UCX cannot: of an endpoint that is closed by force it keeps the connection where it has begun to send, and when the peer goes
+    /// on and closes as well, it writes to it in the step in which it has read that, and freed it (`uct_tcp_iface_handle_events`).
+    pub(super) fn end_stuck(&self, hosts: &[IpAddr], silence: Duration) -> usize {
+        connections::end_stuck(self.descriptor, hosts, silence)
     }
 
     fn end(&mut self, mut endpoint: Endpoint) {
@@ -308,7 +322,7 @@ impl Worker {
     }
 
     /// The parameters for an operation's bytes, and where they lie.
-    fn describe(&self, running: &mut Running) -> (ucp_request_param_t, *const c_void, usize) {
+    fn describe(&mut self, running: &mut Running) -> (ucp_request_param_t, *const c_void, usize) {
         let (start, len) = running.operation.body.span();
         let mut params = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE,
@@ -319,18 +333,21 @@ impl Worker {
         if !is_segment || self.ucx().version() < WITH_HANDLES {
             return (params, start.cast(), len);
         }
-        let context = &self.raw.context;
-        let place = context.memory.place(context.ucx(), context.raw(), start.expose_provenance(), len);
-        let start = match place.handle {
-            Some(handle) => {
-                params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
-                params.memh = handle;
-                // The same bytes in a mapping that lives as long as the handle.
-                ptr::with_exposed_provenance_mut::<u8>(place.address)
+        let address = start.expose_provenance();
+        let piece = match self.piece {
+            Some(piece) if piece.has(address, len) => Some(piece),
+            _ => {
+                let context = &self.raw.context;
+                context.memory.piece(context.ucx(), context.raw(), address, len)
             }
-            None => start,
         };
-        (params, start.cast(), len)
+        let Some(piece) = piece else { return (params, start.cast(), len) };
+        self.piece = Some(piece);
+        let (address, handle) = piece.place(address);
+        params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+        params.memh = handle;
+        // The same bytes in a mapping that lives as long as the handle.
+        (params, ptr::with_exposed_provenance_mut::<u8>(address).cast(), len)
     }
 
     /// What came of a call that began an operation.

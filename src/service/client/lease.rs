@@ -25,6 +25,8 @@ use crate::sync::lock;
 /// wants leases returned.
 pub(super) struct Pool {
     slots: Mutex<Vec<u32>>,
+    /// So many it may always have.
+    least: usize,
     batch: AtomicU32,
     /// More are on their way.
     asked: AtomicBool,
@@ -49,6 +51,7 @@ impl Client {
     fn pool(&self, class: Class) -> &Pool {
         self.pools[class.index()].get_or_init(|| Pool {
             slots: Mutex::default(),
+            least: least(class),
             batch: AtomicU32::new(class.batch()),
             asked: AtomicBool::new(false),
         })
@@ -185,7 +188,7 @@ impl Client {
         let bytes = (self.table.header(word::BUDGET).load(Relaxed) / 64).min(RECYCLED);
         // And what has to be left, or whoever takes the last of them asks for more.
         let left = class.batch() as usize / 4 + 1;
-        (2 * most(class) as usize).max((bytes / class.capacity().max(CELL)) as usize + left)
+        least(class).max((bytes / class.capacity().max(CELL)) as usize + left)
     }
 
     /// What was asked for came, ahead of need or not: asking ahead makes sense again. Where it was refused it does not.
@@ -263,7 +266,7 @@ impl Drop for Lease {
         // Unused: the next one may have it, unless there are many already.
         let pool = self.client.pool(self.class);
         let mut slots = lock(&pool.slots);
-        if slots.len() < self.client.room(self.class) {
+        if slots.len() < pool.least || slots.len() < self.client.room(self.class) {
             slots.push(self.id.slot);
         } else {
             drop(slots);
@@ -282,6 +285,11 @@ impl fmt::Debug for Lease {
 fn most(class: Class) -> u32 {
     let most = AHEAD / class.capacity().max(64);
     class.batch().max(most.min(4096) as u32)
+}
+
+/// How many of a class this process may keep unused whatever the budget is.
+fn least(class: Class) -> usize {
+    2 * most(class) as usize
 }
 
 /// Most bytes of one class that are fetched at once, beyond [`Class::batch`].
