@@ -32,9 +32,7 @@ impl Fabric {
     /// Why a row cannot end well with the library that is here, if it cannot.
     fn survives(self, row: &str) -> Result<(), String> {
         #[cfg(feature = "ucx")]
-        if self == UCX
-            && matches!(row, "row_32_owner_killed_at_every_step" | "row_38_stopped_reader" | "chaos_between_hosts")
-        {
+        if self == UCX && matches!(row, "row_32_owner_killed_at_every_step" | "chaos_between_hosts") {
             let minor = ucx_sys::load().map_or(0, |ucx| ucx.version().minor);
             if minor < 14 {
                 return Err(format!("UCX 1.{minor} ends a process at times whose peer is gone by then; docs/ucx.md"));
@@ -222,6 +220,12 @@ pub(crate) fn connections(host: &Host) -> Vec<(SocketAddrV4, SocketAddrV4)> {
     all
 }
 
+/// How many connections of a host stand and have bytes that the other end has not taken.
+pub(crate) fn stuck(host: &Host) -> usize {
+    let text = host.print(&["cat", "/proc/net/tcp"]);
+    tcp_sockets(&text, "01").filter(|words| !words[4].starts_with("00000000:")).count()
+}
+
 /// Both ends of the TCP sockets of a host in one state, as proc(5) spells it.
 pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(SocketAddrV4, SocketAddrV4)> {
     let end = |word: &str| {
@@ -229,12 +233,16 @@ pub(crate) fn sockets(host: &Host, state: &str) -> Vec<(SocketAddrV4, SocketAddr
         let ip = u32::from_str_radix(ip, 16).unwrap();
         SocketAddrV4::new(Ipv4Addr::from(ip.to_le_bytes()), u16::from_str_radix(port, 16).unwrap())
     };
-    let said = host.print(&["cat", "/proc/net/tcp"]);
-    let sockets = said.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let mut ends: Vec<_> =
-        sockets.filter(|words| words[3] == state).map(|words| (end(words[1]), end(words[2]))).collect();
+    let text = host.print(&["cat", "/proc/net/tcp"]);
+    let mut ends: Vec<_> = tcp_sockets(&text, state).map(|words| (end(words[1]), end(words[2]))).collect();
     ends.sort_unstable();
     ends
+}
+
+/// What the kernel says of each socket in a state.
+fn tcp_sockets<'a>(text: &'a str, state: &'a str) -> impl Iterator<Item = Vec<&'a str>> {
+    let sockets = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    sockets.filter(move |words| words[3] == state)
 }
 
 pub(crate) const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
