@@ -594,7 +594,7 @@ fn row_38_stopped(fabric: Fabric) {
     let mut pair = Pair::new(fabric);
     let key = put(&mut pair.owner, 1, 100 << 20);
     pair.hosts[0].shape(&["rate=200mbit"]);
-    pair.requester.expect(&format!("limit {}", (SILENCE * 4).as_millis()), "done");
+    pair.requester.expect(&format!("limit {}", (SILENCE * 5).as_millis()), "done");
     pair.requester.tell(&format!("get {key} 1"));
     std::thread::sleep(SECOND);
     pair.hosts[1].freeze();

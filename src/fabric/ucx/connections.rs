@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// them, as it does with the next step: to UCX the peer's process has ended.
 ///
 /// # Cost
-/// A file of the kernel for each descriptor that is watched, five system calls for each connection.
+/// Four system calls for each connection, and five more for one to a peer at these addresses; a file of the kernel for each epoll.
 pub(super) fn end_stuck(epoll: RawFd, peers: &[IpAddr], silence: Duration) -> usize {
     let (mut seen, mut left, mut count) = (HashSet::new(), vec![epoll], 0);
     while let Some(number) = left.pop() {
@@ -22,11 +22,12 @@ pub(super) fn end_stuck(epoll: RawFd, peers: &[IpAddr], silence: Duration) -> us
             continue;
         }
         // Looked at and ended by a descriptor of our own: the other one may be another file's a moment later.
-        let Some(own) = duplicate(number) else { continue };
-        left.extend(watched(&own));
-        let socket = TcpStream::from(own);
+        let Some(socket) = duplicate(number).map(TcpStream::from) else { continue };
         // Of what is no socket it is an error.
-        let Ok(peer) = socket.peer_addr() else { continue };
+        let Ok(peer) = socket.peer_addr() else {
+            left.extend(watched(&socket.into()));
+            continue;
+        };
         let is_there = peers.iter().any(|address| address.to_canonical() == peer.ip().to_canonical());
         if is_there && takes_nothing(&socket, silence) && drop_unsent(&socket) {
             // Not for writing too: UCX would write in the step in which it reads, and ends what it sends twice.
@@ -47,7 +48,7 @@ fn watched(epoll: &OwnedFd) -> Vec<RawFd> {
 fn takes_nothing(socket: &TcpStream, silence: Duration) -> bool {
     let mut room = [PollFd::new(socket, PollFlags::OUT)];
     if !matches!(poll(&mut room, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0)) {
-        // With room UCX has nothing left to send: it can end such a connection itself.
+        // UCX can write, and so end such a connection itself.
         return false;
     }
     // SAFETY: numbers, of which zeros are some.

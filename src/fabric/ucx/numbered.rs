@@ -29,7 +29,7 @@ impl Hasher for Spread {
     }
 }
 
-/// For numbers that peers chose: the same from a beginning that they do not know, so that they cannot choose such as meet.
+/// For numbers that peers chose, which are few: the same from a beginning that they do not know, so that it is hard to choose such as meet.
 pub(super) struct Seeded(u64);
 
 impl Default for Seeded {

@@ -183,7 +183,7 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
             Ok((worker, address)) => {
                 let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
                 let (clients, tokens, now) = (Numbered::default(), Numbered::default(), Instant::now());
-                let dying = VecDeque::new();
+                let dying = Vec::new();
                 return Desk { shared, service, worker, address, clients, tokens, hosts, dying, spare, now }.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
@@ -236,8 +236,8 @@ struct Desk {
     tokens: Numbered<u64>,
     /// From where UCX of their requesters connects, by the same.
     hosts: Numbered<Vec<IpAddr>>,
-    /// Connections that were given up and end as if their requesters had died, and since when.
-    dying: VecDeque<(u64, Instant)>,
+    /// Requesters that were given up with something on its way.
+    dying: Vec<Dying>,
     /// Memory for orders.
     spare: Vec<Order>,
     /// When this turn began: by less than [`LOOK`] ago for what is judged by it.
@@ -299,6 +299,13 @@ struct Client {
     flying: u64,
     /// When it last said something, or bytes arrived, or the first of those on their way began to.
     heard: Instant,
+}
+
+/// A connection of which UCX is to say that it is broken, or else it is closed by force.
+struct Dying {
+    token: u64,
+    hosts: Vec<IpAddr>,
+    was_looked_at: bool,
 }
 
 impl Client {
@@ -445,11 +452,11 @@ impl Desk {
     fn forget(&mut self, token: u64) {
         if let Some(client) = self.clients.remove(&token) {
             lock(&self.shared.held).retain(|held| held.connection != token);
-            if client.flying > 0 && self.end_stuck(&client) > 0 {
-                // UCX says so with one of the next steps.
-                self.dying.push_back((token, self.now));
-            } else {
-                self.worker.close(token);
+            match self.hosts.get(&client.connection) {
+                Some(hosts) if client.flying > 0 => {
+                    self.dying.push(Dying { token, hosts: hosts.clone(), was_looked_at: false });
+                }
+                _ => self.worker.close(token),
             }
             // Its end of the connection may have noticed nothing.
             if let Some(watch) = client.watch {
@@ -459,10 +466,27 @@ impl Desk {
         }
     }
 
-    /// Ends the connections of a requester that takes nothing of what is on its way; how many.
-    fn end_stuck(&self, client: &Client) -> usize {
-        let hosts = self.hosts.get(&client.connection);
-        hosts.map_or(0, |hosts| self.worker.end_stuck(hosts, self.shared.options.silence / 2))
+    /// Ends connections on which requesters that were given up take nothing, so that UCX says that they are broken; closes those of which
+    /// it has not said so since the last time.
+    fn end_dying(&mut self) {
+        if self.dying.is_empty() {
+            return;
+        }
+        let hosts: Vec<IpAddr> = self.dying.iter().flat_map(|dying| &dying.hosts).copied().collect();
+        // What others there have asked for is theirs to take for as long as they may.
+        let is_shared = self.clients.values().any(|client| {
+            client.flying > 0
+                && self.hosts.get(&client.connection).is_some_and(|own| own.iter().any(|host| hosts.contains(host)))
+        });
+        let silence = self.shared.options.silence;
+        self.worker.end_stuck(&hosts, if is_shared { silence } else { silence / 2 });
+        let worker = &mut self.worker;
+        self.dying.retain_mut(|dying| {
+            if dying.was_looked_at {
+                worker.close(dying.token);
+            }
+            !std::mem::replace(&mut dying.was_looked_at, true)
+        });
     }
 
     fn handle(&mut self, event: Event) {
@@ -472,6 +496,7 @@ impl Desk {
             Event::Broken { link, .. } => {
                 // Its control connection stays, until the requester ends it.
                 self.forget(link);
+                self.dying.retain(|dying| dying.token != link);
                 self.worker.close(link);
             }
             Event::Closed | Event::Met => {}
@@ -648,6 +673,8 @@ impl Desk {
         if finished.status != UCS_OK {
             // Its endpoint is broken, or will be: the requester is not left with half an answer.
             self.forget(connection);
+            self.dying.retain(|dying| dying.token != connection);
+            self.worker.close(connection);
             return None;
         }
         Some(connection)
@@ -663,13 +690,7 @@ impl Desk {
             .map(|(token, _)| *token)
             .collect();
         stuck.into_iter().for_each(|token| self.forget(token));
-        // UCX has not seen what was its end.
-        while let Some((token, _)) =
-            self.dying.front().copied().filter(|(_, since)| now.saturating_duration_since(*since) >= LOOK)
-        {
-            self.dying.pop_front();
-            self.worker.close(token);
-        }
+        self.end_dying();
     }
 }
 

@@ -180,13 +180,13 @@ impl Worker {
         }
     }
 
-    /// Ends connections over TCP to these hosts, of which the peers have taken nothing for so long, as if those had died; how many. Their
-    /// links break within the next steps.
+    /// Ends connections over TCP to these hosts, of which the peers have taken nothing for so long, as if those had died: then their links
+    /// break within the next steps.
     ///
     /// UCX cannot: of an endpoint that is closed by force it keeps the connection where it has begun to send, and when the peer goes
     /// on and closes as well, it writes to it in the step in which it has read that, and freed it (`uct_tcp_iface_handle_events`).
-    pub(super) fn end_stuck(&self, hosts: &[IpAddr], silence: Duration) -> usize {
-        connections::end_stuck(self.descriptor, hosts, silence)
+    pub(super) fn end_stuck(&self, hosts: &[IpAddr], silence: Duration) {
+        connections::end_stuck(self.descriptor, hosts, silence);
     }
 
     fn end(&mut self, mut endpoint: Endpoint) {
