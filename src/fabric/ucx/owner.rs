@@ -29,6 +29,10 @@ use crate::failpoint::failpoint;
 use crate::key::random_number;
 use crate::sync::lock;
 
+mod dying;
+
+use dying::Dying;
+
 /// The service of the control connections; it begins to speak UCX when the first requester asks for that.
 pub(crate) struct Owner {
     shared: Arc<Shared>,
@@ -301,13 +305,6 @@ struct Client {
     heard: Instant,
 }
 
-/// A connection of which UCX is to say that it is broken, or else it is closed by force.
-struct Dying {
-    token: u64,
-    hosts: Vec<IpAddr>,
-    was_looked_at: bool,
-}
-
 impl Client {
     /// Whether a reply may go on its way now, when so many bytes may be on theirs.
     fn has_room(&self, reply: Option<&Outgoing>, most: u64) -> bool {
@@ -453,9 +450,7 @@ impl Desk {
         if let Some(client) = self.clients.remove(&token) {
             lock(&self.shared.held).retain(|held| held.connection != token);
             match self.hosts.get(&client.connection) {
-                Some(hosts) if client.flying > 0 => {
-                    self.dying.push(Dying { token, hosts: hosts.clone(), was_looked_at: false });
-                }
+                Some(hosts) if client.flying > 0 => self.dying.push(Dying::new(token, hosts)),
                 _ => self.worker.close(token),
             }
             // Its end of the connection may have noticed nothing.
@@ -466,38 +461,13 @@ impl Desk {
         }
     }
 
-    /// Ends connections on which requesters that were given up take nothing, so that UCX says that they are broken; closes those of which
-    /// it has not said so since the last time.
-    fn end_dying(&mut self) {
-        if self.dying.is_empty() {
-            return;
-        }
-        let hosts: Vec<IpAddr> = self.dying.iter().flat_map(|dying| &dying.hosts).copied().collect();
-        // What others there have asked for is theirs to take for as long as they may.
-        let is_shared = self.clients.values().any(|client| {
-            client.flying > 0
-                && self.hosts.get(&client.connection).is_some_and(|own| own.iter().any(|host| hosts.contains(host)))
-        });
-        let silence = self.shared.options.silence;
-        self.worker.end_stuck(&hosts, if is_shared { silence } else { silence / 2 });
-        let worker = &mut self.worker;
-        self.dying.retain_mut(|dying| {
-            if dying.was_looked_at {
-                worker.close(dying.token);
-            }
-            !std::mem::replace(&mut dying.was_looked_at, true)
-        });
-    }
-
     fn handle(&mut self, event: Event) {
         match event {
             Event::Message { header, data } => self.hear(&header, data),
             Event::Finished(finished) => self.finished(finished),
             Event::Broken { link, .. } => {
                 // Its control connection stays, until the requester ends it.
-                self.forget(link);
-                self.dying.retain(|dying| dying.token != link);
-                self.worker.close(link);
+                self.broke(link);
             }
             Event::Closed | Event::Met => {}
         }
@@ -672,9 +642,7 @@ impl Desk {
         failpoint!("fabric.answer.sent");
         if finished.status != UCS_OK {
             // Its endpoint is broken, or will be: the requester is not left with half an answer.
-            self.forget(connection);
-            self.dying.retain(|dying| dying.token != connection);
-            self.worker.close(connection);
+            self.broke(connection);
             return None;
         }
         Some(connection)
