@@ -23,6 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
 use crate::region::View;
 
+#[cfg(any(feature = "margo", feature = "ucx"))]
+#[expect(unsafe_code, reason = "descriptors are duplicated by their numbers")]
+mod descriptor;
 pub(crate) mod handshake;
 #[expect(unsafe_code, reason = "several transfers write to disjoint parts of one reservation")]
 mod landing;

@@ -15,6 +15,7 @@ const UNSAFE: &[&str] = &[
     "codec::archive",
     "codec::plain",
     "connectors::file::mapping",
+    "fabric::descriptor",
     "fabric::landing",
     "fabric::margo::native",
     "fabric::tcp::scatter",

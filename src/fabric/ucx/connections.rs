@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::fabric::descriptor::duplicate;
 
 /// Ends those of the TCP connections watched by an epoll descriptor, or by one that it watches, whose peer is at one of these addresses
 /// and has taken nothing for so long of what the kernel has to send it; how many. What was not sent is thrown away when UCX closes
@@ -21,7 +23,6 @@ pub(super) fn end_stuck(epoll: RawFd, peers: &[IpAddr], silence: Duration) -> us
         if !seen.insert(number) {
             continue;
         }
-        // Looked at and ended by a descriptor of our own: the other one may be another file's a moment later.
         let Some(socket) = duplicate(number).map(TcpStream::from) else { continue };
         // Of what is no socket it is an error.
         let Ok(peer) = socket.peer_addr() else {
@@ -79,13 +80,6 @@ fn drop_unsent(socket: &TcpStream) -> bool {
         )
     };
     result == 0
-}
-
-fn duplicate(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: a system call that takes any number.
-    let own = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
-    // SAFETY: made by the call above, and nobody else's.
-    (own >= 0).then(|| unsafe { OwnedFd::from_raw_fd(own) })
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::RawFd;
+
+use crate::fabric::descriptor::duplicate;
 
 /// Ends every TCP connection of this process to the peer of an address of Mercury such as `ofi+tcp;ofi_rxm://192.0.2.1:40000`, as if
 /// that had ended them; how many. None for an address that is not one of the Internet Protocol.
@@ -18,7 +20,6 @@ pub(super) fn shut(address: &str) -> io::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir("/proc/self/fd")? {
         let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
-        // Looked at and ended by a descriptor of our own: the other one may be another file's a moment later.
         let Some(socket) = duplicate(number).map(TcpStream::from) else { continue };
         // Of what is no socket it is an error.
         if socket.peer_addr().is_ok_and(|other| is_same(other, peer)) {
@@ -27,13 +28,6 @@ pub(super) fn shut(address: &str) -> io::Result<usize> {
         }
     }
     Ok(count)
-}
-
-fn duplicate(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: a system call that takes any number.
-    let own = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
-    // SAFETY: made by the call above, and nobody else's.
-    (own >= 0).then(|| unsafe { OwnedFd::from_raw_fd(own) })
 }
 
 /// Behind the last slashes, where there is one.
