@@ -39,6 +39,7 @@ mod devices;
 mod driver;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod endpoint;
+mod greeting;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod memory;
 mod message;
@@ -184,6 +185,10 @@ impl Ucx {
         self.reader.get_or_init(make).clone()
     }
 
+    fn has_begun(&self) -> bool {
+        lock(&self.driver).as_ref().is_some_and(|driver| driver.check_process().is_ok())
+    }
+
     fn driver(&self) -> Result<Arc<Driver>> {
         let mut driver = lock(&self.driver);
         match &*driver {
@@ -219,8 +224,16 @@ impl Fabric for Ucx {
     }
 
     fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
-        let control = self.control.control(Purpose::Ucx, contact, deadline)?;
-        Ok(Arc::new(peer::UcxPeer::meet(&self.driver()?, self.reader(), control, contact, deadline)?))
+        let reach = || {
+            let control = self.control.control(Purpose::Ucx, contact, deadline)?;
+            let hosts = greeting::hosts(&control, contact, deadline)?;
+            Ok((control, hosts))
+        };
+        let begin = || (self.driver(), self.reader());
+        let (reached, (driver, reader)) =
+            if self.has_begun() { (reach(), begin()) } else { side_by_side(reach, begin) };
+        let (control, hosts) = reached?;
+        Ok(Arc::new(peer::UcxPeer::meet(&driver?, reader, control, contact, hosts, deadline)?))
     }
 }
 
@@ -228,6 +241,20 @@ impl fmt::Debug for Ucx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ucx({:?})", self.control)
     }
+}
+
+/// Both; the second on a thread of its own, if there is one to be had.
+fn side_by_side<A, B: Send>(first: impl FnOnce() -> A, second: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let second = &second;
+        let other = std::thread::Builder::new().name("proxystore-ucx".to_owned()).spawn_scoped(scope, second);
+        let done = first();
+        let other = match other {
+            Ok(other) => other.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)),
+            Err(_) => second(),
+        };
+        (done, other)
+    })
 }
 
 /// The answering side, for a listener's connections of [`Purpose::Ucx`].

@@ -197,8 +197,9 @@ impl Run<'_> {
                 let (time, way) = self.fetch(len, 1, 1, "hybrid", often(len));
                 bares.push(len as f64 / time);
                 ways = way;
-                sockets.push(self.socket_bandwidth(len, 1));
-                // The median, as of the bare loop.
+                // Medians all three, as the bare loop's is.
+                let socket = self.bare.ask(&format!("latency {} {len} {}", self.socket, often(len)));
+                sockets.push(len as f64 / (number(&socket) / 1e3));
                 rates.push(len as f64 / (number(&self.ours.ask(&format!("latency {key} {}", often(len)))) / 1e3));
             }
             let [beside_bare, beside_socket] = [ratios(&rates, &bares), ratios(&rates, &sockets)];

@@ -1,7 +1,7 @@
 //! `Driver`: the requester's worker, driven by whoever waits.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
@@ -12,9 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ucx_sys::UCS_OK;
 
 use super::Options;
-use super::admission;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
+use super::greeting;
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
 use super::operation::{About, Body, Finished, Operation, Way};
@@ -100,38 +100,20 @@ impl Driver {
     }
 
     /// Agrees with an owner, over a control connection, on how to name each other; the connection's number, and the owner's
-    /// worker.
+    /// worker. From `hosts` the owner connects.
     ///
     /// # Errors
     /// `Unavailable` when the owner has no UCX, `PeerDown`, `Timeout`, `Corrupt`.
-    pub(super) fn meet(
-        &self,
-        control: Arc<dyn Peer>,
-        contact: SocketAddr,
-        deadline: Instant,
-    ) -> Result<(u64, Vec<u8>)> {
+    pub(super) fn meet(&self, control: Arc<dyn Peer>, hosts: Vec<IpAddr>, deadline: Instant) -> Result<(u64, Vec<u8>)> {
         self.check_process()?;
-        let say = |hello: &Hello| -> Result<Welcome> {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let answer = Arc::clone(&control).request(Call::small(hello.encode())).deadline(left).wait()?;
-            Welcome::decode(&answer.head)
-        };
-        let own = admission::of_this_host(&[contact.ip()])
-            .map_err(|error| Error::io("connect", "the addresses of this host", error))?;
-        let mut hosts = match say(&Hello::Hosts(own))? {
-            Welcome::Hosts(hosts) => hosts,
-            other => return Err(unexpected(other)),
-        };
-        // However addresses are translated on the way.
-        hosts.push(contact.ip().to_canonical());
         let (token, address) = {
             let mut core = lock(&self.core);
             core.worker.admit(&hosts);
             (random_number(), core.address.clone())
         };
-        let met = match say(&Hello::Meet { token, address }) {
+        let met = match greeting::say(&control, &Hello::Meet { token, address }, deadline) {
             Ok(Welcome::Meet { token, address }) => Ok((token, address)),
-            Ok(other) => Err(unexpected(other)),
+            Ok(other) => Err(greeting::unexpected("connect", other)),
             Err(error) => Err(error),
         };
         let mut core = lock(&self.core);
@@ -665,18 +647,6 @@ impl fmt::Debug for Driver {
 
 fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
-}
-
-/// What an owner says who was asked something else, or cannot.
-fn unexpected(welcome: Welcome) -> Error {
-    match welcome {
-        Welcome::Refused(reason) => {
-            Error::new(ErrorKind::Unavailable, "connect", format!("the owner has no UCX: {reason}"))
-        }
-        Welcome::Meet { .. } | Welcome::Segment(_) | Welcome::Hosts(_) => {
-            Error::new(ErrorKind::Corrupt, "connect", "the owner answers something else than was asked")
-        }
-    }
 }
 
 pub(super) fn closed() -> Error {

@@ -1,7 +1,7 @@
 //! `UcxPeer`: an owner, reached.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -22,7 +22,7 @@ pub(super) struct UcxPeer {
 }
 
 impl UcxPeer {
-    /// The peer at the other end of a control connection.
+    /// The peer at the other end of a control connection, who connects from `hosts`.
     ///
     /// # Errors
     /// As [`Driver::meet`].
@@ -31,10 +31,11 @@ impl UcxPeer {
         reader: Option<Arc<Reader>>,
         control: Arc<dyn Peer>,
         contact: SocketAddr,
+        hosts: Vec<IpAddr>,
         deadline: Instant,
     ) -> Result<Self> {
         let instance = control.instance();
-        let (link, address) = driver.meet(Arc::clone(&control), contact, deadline)?;
+        let (link, address) = driver.meet(Arc::clone(&control), hosts, deadline)?;
         let reading = reader.map(|reader| Reading::new(reader, link, address, control));
         Ok(Self { driver: Arc::clone(driver), link, instance, contact, reading })
     }

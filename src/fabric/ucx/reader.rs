@@ -22,12 +22,13 @@ use ucx_sys::{UCS_OK, Version};
 use super::Options;
 use super::context::{self, Aim, Context, Setting, failed};
 use super::devices;
+use super::greeting;
 use super::message::{Hello, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
 use super::spin::Spin;
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Call, Landing, Peer, Segment, Segments, Spot};
+use crate::fabric::{Landing, Peer, Segment, Segments, Spot};
 use crate::region::RegionMut;
 use crate::sync::lock;
 
@@ -323,14 +324,9 @@ impl Reading {
 
     /// Has the owner describe a segment.
     fn learn(&self, number: u16, deadline: Instant) -> Result<(u64, u64)> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let asked = Arc::clone(&self.control).request(Call::small(Hello::Segment(number).encode()));
-        let packed = match Welcome::decode(&asked.deadline(left).wait()?.head)? {
+        let packed = match greeting::say(&self.control, &Hello::Segment(number), deadline)? {
             Welcome::Segment(packed) => packed,
-            Welcome::Refused(reason) => return Err(Error::new(ErrorKind::Unavailable, "get", reason)),
-            Welcome::Meet { .. } | Welcome::Hosts(_) => {
-                return Err(Error::new(ErrorKind::Corrupt, "get", "the owner answers something else than was asked"));
-            }
+            other => return Err(greeting::unexpected("get", other)),
         };
         let mut state = lock(&self.state);
         let mut desk = lock(&self.reader.desk);

@@ -148,8 +148,8 @@ fn nothing_is_emulated() {
         let listener = owner(&secret);
         let requester = Ucx::new(identity(&secret, 1), options(ALL, OneSided::Off)).unwrap();
         let control = requester.control.control(Purpose::Ucx, listener.contact(), soon()).unwrap();
-        let (link, address) =
-            requester.driver().unwrap().meet(Arc::clone(&control), listener.contact(), soon()).unwrap();
+        let hosts = greeting::hosts(&control, listener.contact(), soon()).unwrap();
+        let (link, address) = requester.driver().unwrap().meet(Arc::clone(&control), hosts, soon()).unwrap();
         let reader = Reader::over_these(&options(ALL, OneSided::On), &[transports]).unwrap();
         let reading = Reading::new(reader, link, address, control);
         let begun = Instant::now();
