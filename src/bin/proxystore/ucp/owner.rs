@@ -149,9 +149,16 @@ unsafe extern "C" fn asked(
         memh: memory.handle,
         ..Default::default()
     };
-    let bytes = memory.address().cast_const().cast();
-    // SAFETY: header and bytes stay until the worker has ended; the endpoint is the requester's.
+    // Of several at a time each has bytes of its own, as different objects have.
+    let at = match request.ask {
+        Ask::Gathered { .. } => 0,
+        _ => len.saturating_mul(request.id as usize),
+    };
+    let at = if memory.len() - len < at { 0 } else { at };
+    // SAFETY: header and bytes stay until the worker has ended, and `len` of these are within the memory from there on; the endpoint
+    // is the requester's.
     unsafe {
+        let bytes = memory.address().add(at).cast_const().cast();
         // One that fails is missed by the requester, in time.
         let _ = state.ucx.ucp_am_send_nbx(params.reply_ep, ANSWER, id.as_ptr().cast(), id.len(), bytes, len, &answer);
     }

@@ -8,6 +8,7 @@ use super::identity;
 use crate::error::{ErrorKind, Result};
 use crate::fabric::handshake::Purpose;
 use crate::fabric::tcp::{self, Tcp};
+use crate::fabric::ucx::greeting;
 use crate::fabric::ucx::message::{Hello, Welcome};
 use crate::fabric::ucx::reader::{Reader, Reading};
 use crate::fabric::ucx::{OneSided, Options, Ucx};
