@@ -80,6 +80,20 @@ pub const NAMES: &[&str] = &[
     "fabric.question",
     "fabric.answer.half",
     "fabric.answer.sent",
+    "ucx.met",
+    "ucx.asked",
+    "ucx.landing",
+    "ucx.answered",
+    "ucx.question",
+    "ucx.answer.half",
+    "ucx.answer.sent",
+    "margo.met",
+    "margo.asked",
+    "margo.landing",
+    "margo.answered",
+    "margo.question",
+    "margo.answer.half",
+    "margo.answer.sent",
 ];
 
 #[cfg(feature = "failpoints")]

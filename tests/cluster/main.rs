@@ -88,7 +88,7 @@ pub(crate) fn row(name: &str, seconds: u64, run: impl FnOnce() + Send + 'static)
     })
 }
 
-/// [`row`], or a trial that is ignored for the reason.
+/// [`row`], or a trial that is ignored for the reason; who asks for it all the same gets that as its failure.
 pub(crate) fn needs(
     missing: &Result<(), String>,
     name: &str,
@@ -97,6 +97,9 @@ pub(crate) fn needs(
 ) -> Trial {
     match missing {
         Ok(()) => row(name, seconds, run),
-        Err(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason),
+        Err(reason) => {
+            let failure = Failed::from(reason);
+            Trial::test(name, || Err(failure)).with_ignored_flag(true).with_kind(reason)
+        }
     }
 }

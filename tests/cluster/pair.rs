@@ -42,11 +42,14 @@ impl Fabric {
         Ok(())
     }
 
-    /// Where processes are killed: those of all fabrics, which over others than TCP are passed by the control connection first,
-    /// and those that are passed again.
-    pub(crate) fn places(self, all: &[&'static str], again: &[&'static str]) -> Vec<&'static str> {
-        let again = if self == TCP { &[] } else { again };
-        [all, again].concat()
+    /// Where processes are killed: in all fabrics, where over others than TCP it is the control connection that passes, with
+    /// answers that are too short to go in two; and in this one beside it.
+    pub(crate) fn places(self, all: &[&str], beside: &[&str]) -> Vec<String> {
+        if self == TCP {
+            return all.iter().map(|place| (*place).to_owned()).collect();
+        }
+        let all = all.iter().filter(|place| **place != "fabric.answer.half").map(|place| (*place).to_owned());
+        all.chain(beside.iter().map(|place| format!("{}.{place}", self.scheme))).collect()
     }
 
     /// Why there is none here, if there is none.

@@ -20,7 +20,10 @@ fn main() {
             let flags = flags.clone();
             Trial::test(name, move || run(&flags))
         }
-        Err(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason.as_str()),
+        Err(reason) => {
+            let failure = Failed::from(reason);
+            Trial::test(name, || Err(failure)).with_ignored_flag(true).with_kind(reason.as_str())
+        }
     };
     let trials = vec![
         trial("constants_and_structures", constants_and_structures),

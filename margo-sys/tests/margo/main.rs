@@ -7,7 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "children end wherever they are")]
 #![allow(unsafe_code, reason = "calls into Margo and the C library")]
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 mod child;
 mod found;
@@ -47,7 +47,10 @@ fn main() {
                 run();
                 Ok(())
             }),
-            Some(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason.trim()),
+            Some(reason) => {
+                let failure = Failed::from(reason.trim());
+                Trial::test(name, || Err(failure)).with_ignored_flag(true).with_kind(reason.trim())
+            }
         })
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();

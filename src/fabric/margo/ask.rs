@@ -311,12 +311,12 @@ impl Ask {
         let landed = self.land(&description, bytes, packed);
         match landed {
             Ok(Landed { places, pieces, is_early: true }) if pieces.is_empty() => {
-                failpoint!("fabric.landing");
+                failpoint!("margo.landing");
                 return self
                     .landed(Answer { head: description.head.into(), parts: places.into_iter().flatten().collect() });
             }
             Ok(Landed { places, pieces, .. }) if pieces.is_empty() => {
-                failpoint!("fabric.answered");
+                failpoint!("margo.answered");
                 let parts = places.into_iter().flatten().collect();
                 self.end(Ok(Answer { head: description.head.into(), parts }));
             }
@@ -408,7 +408,7 @@ impl Ask {
             self.link.silence * PATIENCE,
             move || keeper.advanced(),
             move |result| {
-                failpoint!("fabric.landing");
+                failpoint!("margo.landing");
                 let mut landed = match result {
                     Ok(landings) => landings.into_iter(),
                     Err(error) => {
@@ -427,7 +427,7 @@ impl Ask {
     fn landed(self: &Arc<Self>, answer: Answer) {
         let asked = lock(&self.state).asked;
         if asked.elapsed() < self.link.silence * PATIENCE * 3 / 4 {
-            failpoint!("fabric.answered");
+            failpoint!("margo.answered");
             self.end(Ok(answer));
             return self.link.release(self.number);
         }

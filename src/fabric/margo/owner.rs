@@ -15,6 +15,7 @@ use super::session::Session;
 use super::wire::{Control, Welcome};
 use crate::error::{Error, Result};
 use crate::fabric::{Incoming, Responder, Segments, Service};
+use crate::failpoint::failpoint;
 use crate::pending::Pending;
 use crate::sync::lock;
 
@@ -103,6 +104,7 @@ fn greet(
         Err(_) => Welcome::Not("a panic".to_owned()),
     };
     responder.reply(welcome.encode(), Vec::new());
+    failpoint!("margo.met");
     Ok(())
 }
 

@@ -207,7 +207,7 @@ impl Link {
             ask.end(Err(error));
             self.advance();
         }
-        failpoint!("fabric.asked");
+        failpoint!("margo.asked");
     }
 
     /// A question is not in flight any more: another one may be.

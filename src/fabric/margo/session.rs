@@ -160,7 +160,7 @@ impl Session {
     }
 
     fn question(self: &Arc<Self>, number: u64, head: &[u8], reply: Reply) {
-        failpoint!("fabric.question");
+        failpoint!("margo.question");
         let Some(service) = lock(&self.state).service.clone() else { return };
         let slot = Arc::new(Mutex::new(Slot::Rpc(reply)));
         let duty = Duty { session: Arc::clone(self), number, slot: Arc::clone(&slot) };
@@ -318,7 +318,7 @@ impl Respond for Duty {
         let reply = reply.filter(|_| self.is_wanted());
         let Self { session, number, slot } = *self;
         let prepared = reply.and_then(|reply| session.prepare(number, reply));
-        failpoint!("fabric.answer.half");
+        failpoint!("margo.answer.half");
         let mut place = lock(&slot);
         match (std::mem::replace(&mut *place, Slot::Over), prepared) {
             (Slot::Rpc(rpc), Some(prepared)) => {
@@ -349,7 +349,7 @@ impl Respond for Duty {
                 drop(refused);
             }
         }
-        failpoint!("fabric.answer.sent");
+        failpoint!("margo.answer.sent");
     }
 
     fn is_wanted(&self) -> bool {

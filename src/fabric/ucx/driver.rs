@@ -189,7 +189,7 @@ impl Driver {
         }
         drop(core);
         after.run();
-        failpoint!("fabric.asked");
+        failpoint!("ucx.asked");
         Ok(number)
     }
 

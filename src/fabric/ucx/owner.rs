@@ -267,7 +267,7 @@ fn take(
     }
     client.heard = now;
     let Ok((described, _)) = message.describe(header, bytes) else { return true };
-    failpoint!("fabric.question");
+    failpoint!("ucx.question");
     let asked = Asked { connection: message.token, number: message.number };
     {
         let mut held = lock(&shared.held);
@@ -430,7 +430,7 @@ impl Desk {
             self.forget(former);
         }
         responder.reply(Welcome::Meet { token, address: self.address.clone() }.encode(), Vec::new());
-        failpoint!("fabric.proved");
+        failpoint!("ucx.met");
     }
 
     /// How a segment is read. No more is given than what UCX itself tells the peer with each answer that it fetches.
@@ -593,7 +593,6 @@ impl Desk {
             }
         };
         let about = About::Answer { connection: token, bytes: own + bytes };
-        failpoint!("fabric.answer.half");
         self.begin(token, Operation { about, header, body }, way);
     }
 
@@ -620,8 +619,11 @@ impl Desk {
             }
             client.flying += bytes;
         }
-        if let Some(finished) = self.worker.send(token, operation, way) {
-            self.account(&finished);
+        match self.worker.send(token, operation, way) {
+            Some(finished) => drop(self.account(&finished)),
+            None => {
+                failpoint!("ucx.answer.half");
+            }
         }
     }
 
@@ -639,7 +641,7 @@ impl Desk {
         let client = self.clients.get_mut(&connection)?;
         client.flying = client.flying.saturating_sub(bytes);
         client.heard = self.now;
-        failpoint!("fabric.answer.sent");
+        failpoint!("ucx.answer.sent");
         if finished.status != UCS_OK {
             // Its endpoint is broken, or will be: the requester is not left with half an answer.
             self.broke(connection);

@@ -39,7 +39,7 @@ pub(super) fn take(
         Kind::Part => return calls.fill(token, number, index, here, bytes, after),
         _ => return false,
     }
-    failpoint!("fabric.answered");
+    failpoint!("ucx.answered");
     let Some(mut land) = calls.begin(token, number) else {
         calls.unwanted(token, number, message.rest());
         return true;
@@ -164,7 +164,7 @@ impl Driver {
     /// An answer begins.
     fn answer(&self, message: &Message, header: &[u8], data: Data) {
         let (link, number) = (message.token, message.number);
-        failpoint!("fabric.answered");
+        failpoint!("ucx.answered");
         if !self.is_wanted(message) {
             return self.release(data);
         }
@@ -290,6 +290,7 @@ impl Driver {
                 let (about, body) = (About::Part { number, index }, Body::Landing(landing));
                 let finished = core.worker.receive(data, Operation { about, header: Vec::new(), body });
                 drop(core);
+                failpoint!("ucx.landing");
                 if let Some(finished) = finished {
                     self.finished(finished);
                 }
