@@ -159,14 +159,15 @@ impl Run<'_> {
 
     /// Of the processor that both sides never leave, and of sides that sleep after 20 us.
     fn ucp_latencies(&mut self) {
-        let heads = ["bytes", "busy us", "bare us", "way", "get us", "/ busy", "/ bare", "socket us"];
+        let heads = ["bytes", "busy us", "bare us", "way", "get us", "/ busy", "/ bare", "by a task", "socket us"];
         println!(
-            "{:>10}  {:>9}  {:>9}  {:>10}  {:>9}  {:>16}  {:>16}  {:>9}",
-            heads[0], heads[1], heads[2], heads[3], heads[4], heads[5], heads[6], heads[7]
+            "{:>10}  {:>9}  {:>9}  {:>10}  {:>9}  {:>16}  {:>16}  {:>9}  {:>9}",
+            heads[0], heads[1], heads[2], heads[3], heads[4], heads[5], heads[6], heads[7], heads[8]
         );
         for len in SMALL {
             let key = put(self.owner, len);
             let (mut times, mut bares, mut busies, mut sockets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let mut tasks = Vec::new();
             let mut ways = String::new();
             for _ in 0..ROUNDS {
                 busies.push(self.fetch(len, 1, 1, "busy", 2000).0);
@@ -175,11 +176,13 @@ impl Run<'_> {
                 ways = way;
                 sockets.push(self.socket_latency(len));
                 times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
+                tasks.push(number(&self.ours.ask(&format!("awaits {key} 2000"))) / 1e3);
             }
             let [beside_busy, beside_bare] = [ratios(&times, &busies), ratios(&times, &bares)];
             let (busy, bare, ours, socket) = (median(busies), median(bares), median(times), median(sockets));
+            let task = median(tasks);
             println!(
-                "{len:>10}  {busy:>9.1}  {bare:>9.1}  {ways:>10}  {ours:>9.1}  {beside_busy:>16}  {beside_bare:>16}  {socket:>9.1}"
+                "{len:>10}  {busy:>9.1}  {bare:>9.1}  {ways:>10}  {ours:>9.1}  {beside_busy:>16}  {beside_bare:>16}  {task:>9.1}  {socket:>9.1}"
             );
         }
     }

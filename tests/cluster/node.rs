@@ -217,6 +217,17 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             .as_nanos()
             .to_string()
         }
+        // The median as a task has it that waits for nothing else.
+        ["awaits", key, count] => {
+            let key = parse(key)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let times = times(number(count) as usize, || {
+                let found = runtime.block_on(store.get(&key))?;
+                assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
+                Ok(())
+            })?;
+            median(times).as_nanos().to_string()
+        }
         // Bytes a second of the best of so many gets, after one.
         ["bandwidth", key, count] => {
             let key = parse(key)?;

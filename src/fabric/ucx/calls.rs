@@ -549,6 +549,11 @@ impl Calls {
         }
     }
 
+    /// Whether a task waits for this call.
+    pub(super) fn is_watching(&self, number: u64) -> bool {
+        self.open.get(&number).is_some_and(|entry| matches!(entry.waiter, Waiter::Task(_)))
+    }
+
     /// Whether a thread waits that could drive.
     pub(super) fn has_followers(&self) -> bool {
         !self.followers.is_empty()

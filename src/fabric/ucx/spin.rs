@@ -38,7 +38,7 @@ impl Spin {
 }
 
 /// About what a sleep costs.
-const FIRST: Duration = Duration::from_micros(20);
+pub(super) const FIRST: Duration = Duration::from_micros(20);
 
 #[cfg(test)]
 mod tests {

@@ -24,6 +24,8 @@ mod owners;
 #[cfg(test)]
 mod reads;
 #[cfg(test)]
+mod tasks;
+#[cfg(test)]
 mod unread;
 
 /// A module of its own, since a case is named as a function that is used here.

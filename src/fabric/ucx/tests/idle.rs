@@ -22,7 +22,7 @@ impl Service for Echo {
     }
 }
 
-fn site() -> (Ucx, Arc<Mutex<Vec<Responder>>>, Box<dyn Listener>) {
+pub(super) fn site() -> (Ucx, Arc<Mutex<Vec<Responder>>>, Box<dyn Listener>) {
     let secret = Arc::new(Secret::random());
     let options = Options { idle: IDLE, devices: vec!["lo".to_owned()], ..Options::default() };
     let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
