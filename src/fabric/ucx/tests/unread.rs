@@ -190,17 +190,18 @@ impl Slow {
         self.say(Kind::Ask, number, head);
     }
 
-    /// Answers that came, or whose bytes could be fetched, once nothing more comes.
-    fn answers(&mut self) -> usize {
+    /// So many answers came, or their bytes could be fetched, and no more do for a while.
+    #[track_caller]
+    fn assert_answers(&mut self, count: usize) {
         let mut last = (0, Instant::now());
         self.raw.until(Duration::from_secs(10), |raw| {
-            let count = raw.heard(Kind::Answer);
-            if count != last.0 {
-                last = (count, Instant::now());
+            let heard = raw.heard(Kind::Answer);
+            if heard != last.0 {
+                last = (heard, Instant::now());
             }
-            last.1.elapsed() > Duration::from_millis(500)
+            heard >= count && last.1.elapsed() > Duration::from_millis(500)
         });
-        last.0
+        assert_eq!(last.0, count);
     }
 }
 
@@ -216,7 +217,7 @@ fn questions_wait_until_answers_are_read() {
     // Behind the first the owner finds all the others at once.
     slow.ask(1, "late and 1");
     (2..=20).for_each(|number| slow.ask(number, "1"));
-    assert_eq!(slow.answers(), 4);
+    slow.assert_answers(4);
     assert_eq!(site.service.sent.load(SeqCst), 4, "questions that the service has seen");
     // Others are not in its way, nor it in theirs.
     site.assert_answers("5", b"5", &vec![5; 5 << 20]);
@@ -236,14 +237,13 @@ fn a_question_that_waits_can_be_abandoned() {
     let site = site_of(four());
     let mut slow = Slow::of(&site);
     (1..=8).for_each(|number| slow.ask(number, "1"));
-    assert_eq!(slow.answers(), 4);
+    slow.assert_answers(4);
     slow.say(Kind::Abandon, 5, "");
     slow.say(Kind::Abandon, 8, "");
-    assert_eq!(slow.answers(), 4);
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2);
     slow.raw.take_all();
-    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2 && raw.heard(Kind::Answer) == 6);
-    slow.answers();
-    assert_eq!((slow.raw.heard(Kind::Answer), site.service.sent.load(SeqCst)), (6, 6));
+    slow.assert_answers(6);
+    assert_eq!(site.service.sent.load(SeqCst), 6, "questions that the service has seen");
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn questions_that_wait_end_with_their_requester() {
     let site = site_of(four());
     let mut slow = Slow::of(&site);
     (1..=20).for_each(|number| slow.ask(number, "1"));
-    assert_eq!(slow.answers(), 4);
+    slow.assert_answers(4);
     slow.control.close();
-    assert_eq!(slow.answers(), 4);
+    slow.assert_answers(4);
     // What it fetches now ends, and makes no room.
     slow.raw.take_all();
     site.assert_released(Duration::from_secs(10));
@@ -266,11 +266,11 @@ fn questions_that_wait_are_so_many_at_most() {
     let site = site_of(Options { held: 6, ..four() });
     let mut slow = Slow::of(&site);
     (1..=4).for_each(|number| slow.ask(number, "1"));
-    assert_eq!(slow.answers(), 4);
+    slow.assert_answers(4);
     (5..=12).for_each(|number| slow.ask(number, "1"));
-    slow.answers();
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2);
     slow.raw.take_all();
-    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2 && raw.heard(Kind::Answer) == 10);
+    slow.assert_answers(10);
     assert_eq!(site.service.sent.load(SeqCst), 10);
 }
 
@@ -279,7 +279,7 @@ fn so_many_bytes_are_on_their_way_at_once() {
     let site = site_of(Options { silence: Duration::from_secs(60), flying: (5 << 20) / 2, ..Options::default() });
     let mut slow = Slow::of(&site);
     (1..=8).for_each(|number| slow.ask(number, "1"));
-    assert_eq!(slow.answers(), 2);
+    slow.assert_answers(2);
     assert_eq!(site.service.sent.load(SeqCst), 8, "questions that the service has seen");
     slow.raw.take_all();
     slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Answer) == 8);
