@@ -84,9 +84,13 @@ pub(crate) struct Options {
     pub(crate) idle: Duration,
     /// Bytes of answers on their way to one requester; the answer that goes beyond waits, unless it is the only one.
     pub(crate) flying: u64,
+    /// Bytes of answers that may be on their way to one requester or wait behind those; beyond, its questions wait. The answer that
+    /// goes beyond is whole.
+    pub(crate) queued: u64,
     /// Small parts go together, in messages of so many bytes at most.
     pub(crate) packed: u64,
-    /// Answers that may be held back, of all requesters; and that may wait for one of them to take those before.
+    /// Answers that may be held back, of all requesters; that may wait for one of them to take those before; and questions of one that
+    /// wait for it to do so.
     pub(crate) held: usize,
     /// Devices that may be used, as in `UCX_NET_DEVICES`; where there are none, those on which this node listens.
     pub(crate) devices: Vec<String>,
@@ -116,6 +120,7 @@ impl Default for Options {
             spin: Duration::from_micros(100),
             idle: Duration::from_secs(300),
             flying: 8 << 20,
+            queued: 64 << 20,
             packed: PACKED,
             held: 1 << 16,
             devices: Vec::new(),

@@ -46,7 +46,7 @@ const ROWS: &[Row] = &[
     ("row_36_muted", 60, Over::Tcp, row_36_muted),
     ("row_36_delayed", 60, Over::Asked, row_36_delayed),
     ("row_37_evicted_during_a_read", 60, Over::Always, row_37),
-    ("row_38_slow_reader", 60, Over::Tcp, row_38),
+    ("row_38_slow_reader", 60, Over::Always, row_38),
     ("row_38_stopped_reader", 60, Over::Always, row_38_stopped),
     ("row_48_storms", 60, Over::Asked, row_48),
     ("row_49_service_killed_and_ended_under_load", 60, Over::Always, row_49),
@@ -568,26 +568,26 @@ fn row_38(fabric: Fabric) {
     let (mut owner, mut slow, mut other) = (node(fabric, &one), node(fabric, &two), node(fabric, &three));
     let key = put(&mut owner, 1, 100);
     slow.expect(&format!("get {key} 1"), "same");
-    let mut proxy = proxy(&two, &one);
-    proxy.expect("limit 1000000", "done");
-    slow = node(fabric, &two);
-    slow.expect(&format!("get {key} 1"), "same");
+    // 256 MiB would take it more than three minutes.
+    two.shape(&["rate=10mbit"]);
     let answer = owner.ask(&format!("puts 10 {} 64", 4 << 20));
     let keys = answer.strip_prefix("keys ").unwrap().to_owned();
     slow.expect("limit 60000", "done");
     slow.tell(&format!("gets_apart 10 {keys}"));
-    std::thread::sleep(Duration::from_secs(2));
+    // Neither takes the other for dead, though most questions are not answered for longer than that takes.
+    std::thread::sleep(SILENCE * 2);
     // Others are served meanwhile as if nothing were.
     for (at, key) in keys.split(',').enumerate().take(4) {
         let (took, answer) = timed(&mut other, &format!("get {key} {}", 10 + at));
         assert!(answer == "same" && took < SILENCE, "{took:?} {answer}");
     }
-    // What the slow one has asked for and not read holds some of the objects, not all of the 256 MiB.
+    // What the slow one has asked for and not read holds some of the objects, not all of the 256 MiB: the 64 MiB that may wait for it,
+    // and one that goes beyond. Over TCP that is one on each of four streams, and another of which the kernel has a part: 96 MiB.
     owner.expect(&format!("evict {keys}"), "done");
     std::thread::sleep(SECOND);
     let pinned: u64 = owner.ask("dying_bytes").parse().unwrap();
-    assert!(pinned > 32 << 20, "{pinned} bytes are pinned: the reader is not slow");
-    assert!(pinned <= 128 << 20, "{pinned} bytes are pinned for one slow reader");
+    assert!(pinned > 32 << 20, "{pinned} bytes are pinned: the reader is not slow, or was given up");
+    assert!(pinned <= 96 << 20, "{pinned} bytes are pinned for one slow reader");
     slow.kill();
     await_answer(&mut owner, "dying", "0", SLACK);
     owner.expect("settled", "settled");

@@ -1,10 +1,9 @@
 //! `Owner`: the side that answers, on one thread of its own.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +18,7 @@ use super::Options;
 use super::admission;
 use super::context::Context;
 use super::message::{ENDED, Encoded, HEADER, Hello, Kind, Message, Welcome};
-use super::numbered::{Numbered, Seeded};
+use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Operation, Way};
 use super::spin::Spin;
 use super::worker::Worker;
@@ -27,10 +26,13 @@ use crate::error::Result;
 use crate::fabric::{Answers, Asked, Incoming, Outgoing, Piece, Responder, Segments, Service};
 use crate::failpoint::failpoint;
 use crate::key::random_number;
+use crate::mutant::mutant;
 use crate::sync::lock;
 
+mod backlog;
 mod dying;
 
+use backlog::{Backlog, Open};
 use dying::Dying;
 
 /// The service of the control connections; it begins to speak UCX when the first requester asks for that.
@@ -46,8 +48,8 @@ pub(crate) struct Owner {
 struct Shared {
     options: Options,
     orders: Mutex<Vec<Order>>,
-    /// Questions that are not answered yet, by connection and number, which is the requester's choice.
-    held: Mutex<HashSet<Asked, Seeded>>,
+    /// Questions that the service has and has not answered yet.
+    open: Mutex<Open>,
     bell: OwnedFd,
     /// The thread's own: it need not wake itself.
     thread: OnceLock<ThreadId>,
@@ -70,7 +72,7 @@ impl Owner {
         let shared = Shared {
             options: options.clone(),
             orders: Mutex::default(),
-            held: Mutex::default(),
+            open: Mutex::default(),
             bell: super::event()?,
             thread: OnceLock::new(),
             generation: crate::process::generation(),
@@ -161,13 +163,13 @@ impl Shared {
 impl Answers for Shared {
     fn respond(&self, asked: Asked, reply: Option<Outgoing>) {
         // Whoever gave up meanwhile had a refusal by then.
-        if lock(&self.held).remove(&asked) {
+        if lock(&self.open).answer(asked, reply.as_ref()) {
             self.order(Order::Answer { asked, reply });
         }
     }
 
     fn is_wanted(&self, asked: Asked) -> bool {
-        lock(&self.held).contains(&asked)
+        lock(&self.open).contains(asked)
     }
 }
 
@@ -187,8 +189,10 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
             Ok((worker, address)) => {
                 let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
                 let (clients, tokens, now) = (Numbered::default(), Numbered::default(), Instant::now());
-                let dying = Vec::new();
-                return Desk { shared, service, worker, address, clients, tokens, hosts, dying, spare, now }.run();
+                let (dying, backlog) = (Vec::new(), Backlog::default());
+                let mut desk =
+                    Desk { shared, service, worker, address, clients, tokens, hosts, dying, backlog, spare, now };
+                return desk.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
             Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
@@ -242,6 +246,7 @@ struct Desk {
     hosts: Numbered<Vec<IpAddr>>,
     /// Requesters that were given up with something on its way.
     dying: Vec<Dying>,
+    backlog: Backlog,
     /// Memory for orders.
     spare: Vec<Order>,
     /// When this turn began: by less than [`LOOK`] ago for what is judged by it.
@@ -255,6 +260,7 @@ fn take(
     shared: &Arc<Shared>,
     service: &Arc<dyn Service>,
     clients: &mut Numbered<Client>,
+    backlog: &mut Backlog,
     now: Instant,
     header: &[u8],
     bytes: &[u8],
@@ -269,21 +275,11 @@ fn take(
     let Ok((described, _)) = message.describe(header, bytes) else { return true };
     failpoint!("ucx.question");
     let asked = Asked { connection: message.token, number: message.number };
-    {
-        let mut held = lock(&shared.held);
-        if held.len() >= shared.options.held {
-            drop(held);
-            shared.order(Order::Answer { asked, reply: None });
-            return true;
-        }
-        if !held.insert(asked) {
-            return true;
-        }
+    // Behind those that wait it waits, too.
+    let is_handed = !backlog.has(asked.connection) && backlog::hand(shared, service, client, asked, described.head);
+    if !is_handed && !backlog.keep(asked, described.head, &shared.options) {
+        shared.order(Order::Answer { asked, reply: None });
     }
-    let responder = Responder::among(Arc::clone(shared) as Arc<dyn Answers>, asked);
-    let call = Incoming { head: described.head, from: client.from, connection: asked.connection, responder };
-    // Its responder refuses as the panic drops it; others are answered on.
-    let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
     true
 }
 
@@ -299,6 +295,10 @@ struct Client {
     watch: Option<Responder>,
     /// Answers, and refusals, that wait until those before them are sent.
     queue: VecDeque<(u64, Option<Outgoing>)>,
+    /// Bytes in it.
+    queued: u64,
+    /// Bytes of all answers that came to it, or went past it, so far.
+    ordered: u64,
     /// Bytes on their way, those of the messages themselves too.
     flying: u64,
     /// When it last said something, or bytes arrived, or the first of those on their way began to.
@@ -306,10 +306,14 @@ struct Client {
 }
 
 impl Client {
-    /// Whether a reply may go on its way now, when so many bytes may be on theirs.
-    fn has_room(&self, reply: Option<&Outgoing>, most: u64) -> bool {
-        let bytes: u64 = reply.map_or(0, |reply| reply.parts.iter().map(|part| part.len() as u64).sum());
-        self.flying == 0 || self.flying + bytes <= most
+    /// Whether a reply of so many bytes may go on its way now, when `most` may be on theirs.
+    fn has_room(&self, bytes: u64, most: u64) -> bool {
+        self.flying == 0 || self.flying + bytes <= most || mutant!("flying_limit")
+    }
+
+    /// Bytes that it has asked for and not taken, when so many were answered in all.
+    fn unread(&self, answered: u64) -> u64 {
+        answered.saturating_sub(self.ordered) + self.queued + self.flying
     }
 }
 
@@ -318,8 +322,9 @@ impl Desk {
         let mut spin = Spin::new(self.shared.options.spin);
         let mut looked = self.now;
         loop {
-            let Self { shared, service, worker, clients, now, .. } = self;
-            let mut moved = worker.progress(&mut |header, bytes| take(shared, service, clients, *now, header, bytes));
+            let Self { shared, service, worker, clients, backlog, now, .. } = self;
+            let mut moved =
+                worker.progress(&mut |header, bytes| take(shared, service, clients, backlog, *now, header, bytes));
             while let Some(event) = self.worker.event() {
                 self.handle(event);
             }
@@ -333,6 +338,7 @@ impl Desk {
                 }
             }
             self.spare = orders;
+            moved |= self.catch_up();
             let before = std::mem::replace(&mut self.now, Instant::now());
             if self.now.saturating_duration_since(before) >= LOOK {
                 // It was held up, by a stop of the process or by UCX, and what requesters said meanwhile is still to be read.
@@ -425,7 +431,9 @@ impl Desk {
             return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
         }
         let (queue, heard) = (VecDeque::new(), Instant::now());
-        self.clients.insert(token, Client { connection, theirs, from, watch: None, queue, flying: 0, heard });
+        let (watch, queued, ordered, flying) = (None, 0, 0, 0);
+        let client = Client { connection, theirs, from, watch, queue, queued, ordered, flying, heard };
+        self.clients.insert(token, client);
         if let Some(former) = self.tokens.insert(connection, token) {
             self.forget(former);
         }
@@ -448,7 +456,7 @@ impl Desk {
     /// Ends a connection; what was on its way is released when UCX is done with it.
     fn forget(&mut self, token: u64) {
         if let Some(client) = self.clients.remove(&token) {
-            lock(&self.shared.held).retain(|held| held.connection != token);
+            lock(&self.shared.open).forget(token);
             match self.hosts.get(&client.connection) {
                 Some(hosts) if client.flying > 0 => self.dying.push(Dying::new(token, hosts)),
                 _ => self.worker.close(token),
@@ -479,7 +487,9 @@ impl Desk {
             if let Some(client) = self.clients.get_mut(&message.token) {
                 client.heard = self.now;
                 let asked = Asked { connection: message.token, number: message.number };
-                if message.kind == Kind::Abandon && lock(&self.shared.held).remove(&asked) {
+                let is_abandoned = message.kind == Kind::Abandon
+                    && (self.backlog.remove(asked) || lock(&self.shared.open).remove(asked));
+                if is_abandoned {
                     self.answer(asked, None);
                 }
             }
@@ -490,9 +500,12 @@ impl Desk {
     fn answer(&mut self, asked: Asked, reply: Option<Outgoing>) {
         let Asked { connection: token, number } = asked;
         let Some(client) = self.clients.get_mut(&token) else { return };
-        if client.queue.is_empty() && client.has_room(reply.as_ref(), self.shared.options.flying) {
+        let bytes = backlog::bytes(reply.as_ref());
+        client.ordered += bytes;
+        if client.queue.is_empty() && client.has_room(bytes, self.shared.options.flying) {
             return self.say(token, number, reply);
         }
+        client.queued += bytes;
         client.queue.push_back((number, reply));
         if client.queue.len() > self.shared.options.held {
             // It asks, and does not take what it asked for.
@@ -506,9 +519,11 @@ impl Desk {
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
             let Some((_, next)) = client.queue.front() else { return };
-            if !client.has_room(next.as_ref(), self.shared.options.flying) {
+            let bytes = backlog::bytes(next.as_ref());
+            if !client.has_room(bytes, self.shared.options.flying) {
                 return;
             }
+            client.queued -= bytes;
             if let Some((number, reply)) = client.queue.pop_front() {
                 self.say(token, number, reply);
             }

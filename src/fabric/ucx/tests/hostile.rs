@@ -5,9 +5,9 @@ use std::ffi::c_void;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ptr;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use ucx_sys::*;
@@ -24,6 +24,7 @@ use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Parts, Peer
 use crate::key::random_number;
 use crate::launch::Secret;
 use crate::region::RegionMut;
+use crate::sync::lock;
 
 /// An owner, and a peer of it that behaves.
 struct Site {
@@ -132,6 +133,17 @@ pub(super) struct Raw {
     pub(super) open: Vec<ucs_status_ptr_t>,
     /// What operations read and write, to the end.
     kept: Vec<Box<[u8]>>,
+    pub(super) taken: Box<Taken>,
+}
+
+/// What a worker heard.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// By their kinds.
+    pub(super) messages: Mutex<Vec<u8>>,
+    /// Whether it leaves bytes that are to be fetched where they are.
+    pub(super) leaves: AtomicBool,
+    left: Mutex<Vec<usize>>,
 }
 
 impl Raw {
@@ -148,6 +160,7 @@ impl Raw {
             ..Default::default()
         };
         let (mut config, mut context, mut worker) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        let taken: Box<Taken> = Box::default();
         // SAFETY: one thread uses it all, parents are made before and destroyed behind their children.
         unsafe {
             assert_eq!(ucx.ucp_config_read(ptr::null(), ptr::null(), &mut config), UCS_OK);
@@ -159,14 +172,17 @@ impl Raw {
             assert_eq!(ucx.ucp_worker_create(context, &workers, &mut worker), UCS_OK);
             // Without a table of handlers UCX 1.13 does not survive a message.
             let handler = ucp_am_handler_param_t {
-                field_mask: u64::from(UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB),
+                field_mask: u64::from(
+                    UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                ),
                 id: MESSAGE,
-                cb: Some(ignore),
+                cb: Some(note),
+                arg: ptr::from_ref(&*taken).cast_mut().cast(),
                 ..Default::default()
             };
             assert_eq!(ucx.ucp_worker_set_am_recv_handler(worker, &handler), UCS_OK);
         }
-        Self { ucx, context, worker, endpoint: ptr::null_mut(), open: Vec::new(), kept: Vec::new() }
+        Self { ucx, context, worker, endpoint: ptr::null_mut(), open: Vec::new(), kept: Vec::new(), taken }
     }
 
     pub(super) fn address(&self) -> Vec<u8> {
@@ -214,6 +230,31 @@ impl Raw {
         }
     }
 
+    /// How many messages of a kind came.
+    pub(super) fn heard(&self, kind: Kind) -> usize {
+        lock(&self.taken.messages).iter().filter(|heard| **heard == kind as u8).count()
+    }
+
+    /// Takes what was left, and leaves no more.
+    pub(super) fn take_all(&self) {
+        self.taken.leaves.store(false, SeqCst);
+        for descriptor in lock(&self.taken.left).drain(..) {
+            // SAFETY: UCX gave it to `note`, and gets it back once.
+            unsafe { self.ucx.ucp_am_data_release(self.worker, ptr::with_exposed_provenance_mut(descriptor)) };
+        }
+    }
+
+    /// Progresses until that is so.
+    #[track_caller]
+    pub(super) fn until(&mut self, limit: Duration, mut is_so: impl FnMut(&Self) -> bool) {
+        let begun = Instant::now();
+        while !is_so(self) {
+            assert!(begun.elapsed() < limit, "not within {limit:?}");
+            // SAFETY: one thread uses it.
+            unsafe { self.ucx.ucp_worker_progress(self.worker) };
+        }
+    }
+
     /// Progresses for so long, or until nothing is open.
     pub(super) fn progress(&mut self, limit: Duration) {
         let begun = Instant::now();
@@ -234,19 +275,32 @@ impl Raw {
     }
 }
 
-unsafe extern "C" fn ignore(
-    _: *mut c_void,
-    _: *const c_void,
+unsafe extern "C" fn note(
+    taken: *mut c_void,
+    header: *const c_void,
+    len: usize,
+    data: *mut c_void,
     _: usize,
-    _: *mut c_void,
-    _: usize,
-    _: *const ucp_am_recv_param_t,
+    param: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
+    // SAFETY: of the `Raw` in one of whose steps this is.
+    let taken = unsafe { &*taken.cast::<Taken>() };
+    if len > 0 {
+        // SAFETY: what UCX says of its arguments.
+        lock(&taken.messages).push(unsafe { *header.cast::<u8>() });
+    }
+    // SAFETY: as above.
+    let is_fetched = unsafe { (*param).recv_attr } & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+    if is_fetched && taken.leaves.load(SeqCst) {
+        lock(&taken.left).push(data.expose_provenance());
+        return UCS_INPROGRESS;
+    }
     UCS_OK
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
+        self.take_all();
         let params = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_FLAGS,
             flags: UCP_EP_CLOSE_FLAG_FORCE,

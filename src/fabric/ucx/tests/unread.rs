@@ -19,11 +19,13 @@ use crate::fabric::{Call, Fabric, Incoming, Land, Landing, Listener, Peer, Respo
 use crate::launch::Secret;
 use crate::sync::lock;
 
-/// Answers `N` with a part of so many MiB, `N and M` with two, any other question with a long head and 6 MiB.
+/// Answers `N` with a part of so many MiB, `N and M` with two, `late and N` after a while, any other question with a long head and 6 MiB.
 #[derive(Default)]
 struct Large {
     sent: AtomicUsize,
     released: Arc<AtomicUsize>,
+    /// Parts that were not released yet, at most.
+    most: AtomicUsize,
 }
 
 impl Service for Large {
@@ -40,9 +42,13 @@ impl Service for Large {
             }
         }
         let text = String::from_utf8_lossy(call.head).into_owned();
+        if text.starts_with("late") {
+            std::thread::sleep(Duration::from_millis(300));
+        }
         let mut parts: Vec<Bytes> = Vec::new();
         for size in text.split(" and ").filter_map(|size| size.parse::<usize>().ok()) {
-            self.sent.fetch_add(1, SeqCst);
+            let sent = self.sent.fetch_add(1, SeqCst) + 1;
+            self.most.fetch_max(sent - self.released.load(SeqCst), SeqCst);
             parts.push(Bytes::from_owner(Counted(vec![size as u8; size << 20], Arc::clone(&self.released))));
         }
         match parts.is_empty() {
@@ -60,8 +66,12 @@ struct Site {
 }
 
 fn site(silence: Duration, held: usize) -> Site {
+    site_of(Options { silence, held, ..Options::default() })
+}
+
+fn site_of(options: Options) -> Site {
     let secret = Arc::new(Secret::random());
-    let options = Options { silence, held, devices: vec!["lo".to_owned()], ..Options::default() };
+    let options = Options { devices: vec!["lo".to_owned()], ..options };
     let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
     let service = Arc::new(Large::default());
     let listener = ucx(2).listen(&["127.0.0.1:0".parse().unwrap()], Arc::clone(&service) as _).unwrap();
@@ -139,26 +149,144 @@ fn a_large_part_behind_a_long_head_arrives() {
 #[test]
 fn who_asks_and_takes_nothing_is_given_up() {
     let site = site(Duration::from_secs(60), 50);
-    let mut raw = Raw::new();
-    let control = Tcp::new(identity(&site.secret, 7), tcp::Options::default());
-    let control = control.control(Purpose::Ucx, site.listener.contact(), soon()).unwrap();
-    let hello = Hello::Meet { token: 9, address: raw.address() };
-    let answer = Arc::clone(&control).request(Call::small(hello.encode())).wait().unwrap();
-    let Welcome::Meet { token, address } = Welcome::decode(&answer.head).unwrap() else { panic!("refused") };
-    raw.connect(&address);
-    let watch = Arc::clone(&control).request(Call::small(Hello::Watch.encode()));
-    let ask = |raw: &mut Raw, number| {
-        let Encoded { header, .. } = Message::new(Kind::Ask, token, number).encode(b"1", &[]).unwrap();
-        raw.send(MESSAGE, &header, b"", UCP_AM_SEND_FLAG_EAGER);
-    };
-    ask(&mut raw, 1);
-    raw.progress(Duration::from_secs(5));
-    (2..150).for_each(|number| ask(&mut raw, number));
+    let mut slow = Slow::of(&site);
+    let watch = Arc::clone(&slow.control).request(Call::small(Hello::Watch.encode()));
+    slow.ask(1, "1");
+    slow.raw.progress(Duration::from_secs(5));
+    (2..150).for_each(|number| slow.ask(number, "1"));
     let end = watch.deadline(Duration::from_secs(15)).wait();
     assert_eq!(&end.unwrap().head[..], ENDED);
-    drop(raw);
+    drop(slow);
     site.assert_released(Duration::from_secs(10));
     site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+}
+
+/// A requester that says what it likes, and fetches nothing until it is told to.
+struct Slow {
+    raw: Raw,
+    token: u64,
+    control: Arc<dyn Peer>,
+}
+
+impl Slow {
+    fn of(site: &Site) -> Self {
+        let mut raw = Raw::new();
+        raw.taken.leaves.store(true, SeqCst);
+        let control = Tcp::new(identity(&site.secret, 7), tcp::Options::default());
+        let control = control.control(Purpose::Ucx, site.listener.contact(), soon()).unwrap();
+        let hello = Hello::Meet { token: 9, address: raw.address() };
+        let answer = Arc::clone(&control).request(Call::small(hello.encode())).wait().unwrap();
+        let Welcome::Meet { token, address } = Welcome::decode(&answer.head).unwrap() else { panic!("refused") };
+        raw.connect(&address);
+        Self { raw, token, control }
+    }
+
+    fn say(&mut self, kind: Kind, number: u64, head: &str) {
+        let Encoded { header, .. } = Message::new(kind, self.token, number).encode(head.as_bytes(), &[]).unwrap();
+        self.raw.send(MESSAGE, &header, b"", UCP_AM_SEND_FLAG_EAGER);
+    }
+
+    fn ask(&mut self, number: u64, head: &str) {
+        self.say(Kind::Ask, number, head);
+    }
+
+    /// So many answers came, or their bytes could be fetched, and no more do for a while.
+    #[track_caller]
+    fn assert_answers(&mut self, count: usize) {
+        let mut last = (0, Instant::now());
+        self.raw.until(Duration::from_secs(10), |raw| {
+            let heard = raw.heard(Kind::Answer);
+            if heard != last.0 {
+                last = (heard, Instant::now());
+            }
+            heard >= count && last.1.elapsed() > Duration::from_millis(500)
+        });
+        assert_eq!(last.0, count);
+    }
+}
+
+/// Options of an owner that lets a requester leave four answers of 1 MiB unread, and no fifth.
+fn four() -> Options {
+    Options { silence: Duration::from_secs(60), queued: (7 << 20) / 2, ..Options::default() }
+}
+
+#[test]
+fn questions_wait_until_answers_are_read() {
+    let site = site_of(four());
+    let mut slow = Slow::of(&site);
+    // Behind the first the owner finds all the others at once.
+    slow.ask(1, "late and 1");
+    (2..=20).for_each(|number| slow.ask(number, "1"));
+    slow.assert_answers(4);
+    assert_eq!(site.service.sent.load(SeqCst), 4, "questions that the service has seen");
+    // Others are not in its way, nor it in theirs.
+    site.assert_answers("5", b"5", &vec![5; 5 << 20]);
+    slow.raw.take_all();
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Answer) == 20);
+    assert_eq!(site.service.sent.load(SeqCst), 21);
+    assert!(site.service.most.load(SeqCst) <= 5, "{} answers at once", site.service.most.load(SeqCst));
+    site.assert_released(Duration::from_secs(10));
+    // Nor is what is larger than all that may wait left out.
+    slow.ask(21, "9");
+    slow.ask(22, "9");
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Answer) == 22);
+}
+
+#[test]
+fn a_question_that_waits_can_be_abandoned() {
+    let site = site_of(four());
+    let mut slow = Slow::of(&site);
+    (1..=8).for_each(|number| slow.ask(number, "1"));
+    slow.assert_answers(4);
+    slow.say(Kind::Abandon, 5, "");
+    slow.say(Kind::Abandon, 8, "");
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2);
+    slow.raw.take_all();
+    slow.assert_answers(6);
+    assert_eq!(site.service.sent.load(SeqCst), 6, "questions that the service has seen");
+}
+
+#[test]
+fn questions_that_wait_end_with_their_requester() {
+    let site = site_of(four());
+    let mut slow = Slow::of(&site);
+    (1..=20).for_each(|number| slow.ask(number, "1"));
+    slow.assert_answers(4);
+    slow.control.close();
+    slow.assert_answers(4);
+    // What it fetches now ends, and makes no room.
+    slow.raw.take_all();
+    site.assert_released(Duration::from_secs(10));
+    site.assert_answers("1", b"1", &vec![1; 1 << 20]);
+    assert_eq!(site.service.sent.load(SeqCst), 5, "questions that the service has seen");
+}
+
+#[test]
+fn questions_that_wait_are_so_many_at_most() {
+    let site = site_of(Options { held: 6, ..four() });
+    let mut slow = Slow::of(&site);
+    (1..=4).for_each(|number| slow.ask(number, "1"));
+    slow.assert_answers(4);
+    (5..=12).for_each(|number| slow.ask(number, "1"));
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Refusal) == 2);
+    slow.raw.take_all();
+    slow.assert_answers(10);
+    assert_eq!(site.service.sent.load(SeqCst), 10);
+}
+
+#[test]
+fn so_many_bytes_are_on_their_way_at_once() {
+    let site = site_of(Options { silence: Duration::from_secs(60), flying: (5 << 20) / 2, ..Options::default() });
+    let mut slow = Slow::of(&site);
+    (1..=8).for_each(|number| slow.ask(number, "1"));
+    slow.assert_answers(2);
+    assert_eq!(site.service.sent.load(SeqCst), 8, "questions that the service has seen");
+    slow.raw.take_all();
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Answer) == 8);
+    // The only one may be larger.
+    slow.ask(9, "3");
+    slow.raw.until(Duration::from_secs(10), |raw| raw.heard(Kind::Answer) == 9);
+    site.assert_released(Duration::from_secs(10));
 }
 
 #[test]
