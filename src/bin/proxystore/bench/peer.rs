@@ -172,7 +172,7 @@ impl Peer {
 }
 
 /// Objects of so many bytes are got one after the other, so many a sample.
-const SMALL: usize = 64 << 10;
+const SMALL: usize = 512 << 10;
 const TOGETHER: usize = 16;
 
 /// A reference, made ready.
