@@ -108,7 +108,7 @@ impl Service for Owner {
     fn answer(&self, call: Incoming<'_>) {
         let Incoming { head, from, connection, responder } = call;
         if let Err(error) = self.begin() {
-            return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
+            return responder.reply(Welcome::Refused(error.context().to_owned()).encode(), Vec::new());
         }
         match Hello::decode(head) {
             Ok(Hello::Meet { token, address }) => {
@@ -117,7 +117,7 @@ impl Service for Owner {
             Ok(Hello::Hosts(hosts)) => self.shared.order(Order::Hosts { connection, hosts, responder }),
             Ok(Hello::Watch) => self.shared.order(Order::Watch { connection, responder }),
             Ok(Hello::Segment(number)) => self.shared.order(Order::Segment { connection, number, responder }),
-            Err(error) => responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new()),
+            Err(error) => responder.reply(Welcome::Refused(error.context().to_owned()).encode(), Vec::new()),
         }
     }
 
@@ -195,7 +195,7 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
                 return desk.run();
             }
             // What was missing may be there by now: memory, descriptors, a device.
-            Err(error) if !refuse(shared, &error.to_string(), Instant::now() + pause) => return,
+            Err(error) if !refuse(shared, error.context(), Instant::now() + pause) => return,
             Err(_) => pause = (pause * 2).min(LAST_PAUSE),
         }
     }
@@ -428,7 +428,7 @@ impl Desk {
         let token = random_number();
         let first = Message::new(Kind::Alive, theirs, 0).encode(&[], &[]).map(|encoded| encoded.header);
         if let Err(error) = first.and_then(|first| self.worker.connect(token, address, first)) {
-            return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
+            return responder.reply(Welcome::Refused(error.context().to_owned()).encode(), Vec::new());
         }
         let (queue, heard) = (VecDeque::new(), Instant::now());
         let (watch, queued, ordered, flying) = (None, 0, 0, 0);
@@ -449,7 +449,7 @@ impl Desk {
         let context = self.worker.context();
         match context.memory.packed(context.ucx(), context.raw(), number) {
             Ok(packed) => Welcome::Segment(packed),
-            Err(error) => Welcome::Refused(error.to_string()),
+            Err(error) => Welcome::Refused(error.context().to_owned()),
         }
     }
 
