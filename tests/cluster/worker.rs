@@ -47,6 +47,12 @@ pub(crate) fn obey(words: &[&str]) -> std::io::Result<String> {
         ["bandwidth", server, len, streams, count] => {
             format!("{:.0}", bare::bandwidth(server, number(len), number(streams), number(count))?)
         }
+        // Which UCX this process has, or takes now.
+        #[cfg(feature = "ucx")]
+        ["ucp_version"] => {
+            let found = ucx_sys::load().map_err(|error| std::io::Error::other(error.to_string()))?;
+            found.version().to_string()
+        }
         // An owner of the bare UCP loop with so many bytes; its contact in hexadecimal digits.
         #[cfg(feature = "ucx")]
         ["ucp_own", len] => bare_ucp::own(number(len))?,

@@ -24,6 +24,8 @@ mod owners;
 #[cfg(test)]
 mod reads;
 #[cfg(test)]
+mod settings;
+#[cfg(test)]
 mod tasks;
 #[cfg(test)]
 mod unread;
@@ -73,22 +75,4 @@ fn ends() -> Ends {
         stranger: Some(ucx(&Arc::new(Secret::random()), 3)),
         settle: Box::new(|| {}),
     }
-}
-
-#[test]
-fn the_requester_reads_where_there_is_an_adapter() {
-    let scheme = |devices: &[&str]| {
-        let devices = devices.iter().map(|device| (*device).to_owned()).collect();
-        let settings = super::settings(&Options { devices, ..Options::default() });
-        settings.into_iter().find(|setting| setting.name == "RNDV_SCHEME").map(|setting| setting.value)
-    };
-    assert_eq!(scheme(&["eth0", "mlx5_0:1"]).as_deref(), Some("get_zcopy"));
-    assert_eq!(scheme(&["eth0", "ib0"]), None);
-}
-
-#[test]
-fn no_step_waits_for_a_connection_where_ucx_survives_one_that_fails() {
-    let sets = |settings: Vec<super::context::Setting>| settings.iter().any(|setting| setting.name == "TCP_CONN_NB");
-    let version = ucx_sys::load().unwrap().version();
-    assert_eq!(sets(super::settings(&Options::default())), version.minor >= 14, "{version:?}");
 }

@@ -27,6 +27,8 @@ use super::operation::{About, Body, Data, Event, Finished, Inbox, Operation, Raw
 use crate::error::Result;
 
 mod read;
+#[cfg(test)]
+mod segments;
 
 /// A worker, its endpoints by the numbers that the caller chose for them, and what happened.
 pub(super) struct Worker {

@@ -80,12 +80,10 @@ const MOVING: &[&str] = &["UCP_API_MINOR", "UCS_MEMORY_TYPE_LAST", "UCS_MEMORY_T
 fn main() {
     let arguments = Arguments::from_args();
     let headers = Headers::find();
-    let trial = |name, run: fn(&Headers) -> Result<(), Failed>| match &headers {
-        Ok(headers) => {
-            let headers = headers.clone();
-            Trial::test(format!("{name} (headers of {headers})"), move || run(&headers))
-        }
-        Err(reason) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(reason.as_str()),
+    let trial = |name, run: fn(&Headers) -> Result<(), Failed>| match headers.clone() {
+        Ok(headers) => Trial::test(format!("{name} (headers of {headers})"), move || run(&headers)),
+        Err(Missing::Nothing(reason)) => ignored(name, reason),
+        Err(Missing::Broken(reason)) => Trial::test(name, || Err(Failed::from(reason))),
     };
     libtest_mimic::run(
         &arguments,
@@ -94,8 +92,7 @@ fn main() {
             trial("constants", constants),
             match &headers {
                 Ok(older) if older.version < NEWEST => {
-                    let reason = format!("the headers of {older} do not have it");
-                    Trial::test("newer", || Ok(())).with_ignored_flag(true).with_kind(reason)
+                    ignored("newer", format!("the headers of {older} do not have it"))
                 }
                 _ => trial("newer", newer),
             },
@@ -104,6 +101,12 @@ fn main() {
         ],
     )
     .exit();
+}
+
+/// Who asks for it all the same gets the reason as its failure.
+fn ignored(name: &str, reason: String) -> Trial {
+    let failure = Failed::from(&reason);
+    Trial::test(name, || Err(failure)).with_ignored_flag(true).with_kind(reason)
 }
 
 /// Fields stand where they do in C; a structure has the size that it has in C, or is the smaller of both where the headers are
@@ -184,42 +187,64 @@ struct Headers {
     version: u32,
 }
 
+/// Why nothing can be compared.
+#[derive(Clone)]
+enum Missing {
+    /// There is no compiler, or there are no headers.
+    Nothing(String),
+    /// There are, and they do not work.
+    Broken(String),
+}
+
 impl Headers {
-    fn find() -> Result<Self, String> {
+    fn find() -> Result<Self, Missing> {
         let home = std::env::var("UCX_HOME").ok().map(|home| format!("{home}/include"));
         let include = home.filter(|include| Path::new(include).join("ucp/api/ucp.h").is_file());
         let mut headers = Self { include, version: 0 };
-        let said = headers.ask("say(\"version\", UCP_API_VERSION);").map_err(|error| {
-            let text = error.message().unwrap_or_default().to_owned();
-            if text.contains("ucp.h") { "no headers of UCX (package libucx-dev)".to_owned() } else { text }
-        })?;
+        if let Err(error) = compiler().arg("--version").output() {
+            return Err(Missing::Nothing(format!("no C compiler: {error}")));
+        }
+        let broken = |error: Failed| Missing::Broken(error.message().unwrap_or("no message").to_owned());
+        let found = "#if __has_include(<ucp/api/ucp.h>)\nsay(\"found\", 1);\n#endif\n";
+        if headers.compile("", found).map_err(broken)?.is_empty() {
+            return Err(Missing::Nothing("no headers of UCX (package libucx-dev)".to_owned()));
+        }
+        let said = headers.ask("say(\"version\", UCP_API_VERSION);").map_err(broken)?;
         headers.version = u32::try_from(said["version"]).unwrap();
         Ok(headers)
     }
 
-    /// Compiles and runs a program that makes the calls of `say`, and returns what they said.
+    /// What the calls of `say` in a program with the headers say.
     fn ask(&self, questions: &str) -> Result<HashMap<String, i128>, Failed> {
+        self.compile("#include <ucp/api/ucp.h>", questions)
+    }
+
+    fn compile(&self, include: &str, questions: &str) -> Result<HashMap<String, i128>, Failed> {
         let directory = tempfile::tempdir()?;
         let (source, program) = (directory.path().join("ask.c"), directory.path().join("ask"));
         let text = format!(
-            "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <ucp/api/ucp.h>\n\
+            "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n{include}\n\
              static void say(const char *name, long long value) {{ printf(\"%s %lld\\n\", name, value); }}\n\
              int main(void) {{\n{questions}return 0;\n}}\n"
         );
         std::fs::write(&source, text)?;
-        let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+        let mut compiler = compiler();
         compiler
             .args(self.include.iter().map(|include| format!("-I{include}")))
             .arg("-w")
             .arg("-o")
             .arg(&program)
             .arg(&source);
-        let output = compiler.output().map_err(|error| format!("no C compiler: {error}"))?;
+        let output = compiler.output()?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
         }
         Ok(answers(&String::from_utf8(Command::new(&program).output()?.stdout)?))
     }
+}
+
+fn compiler() -> Command {
+    Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
 }
 
 impl std::fmt::Display for Headers {

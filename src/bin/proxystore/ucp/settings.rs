@@ -1,4 +1,5 @@
-//! What of UCX's configuration is set, unless the user has set it: what the fabric sets.
+//! What of UCX's configuration is set, unless the user has set it: what the fabric sets, but for `TCP_PORT_RANGE` and
+//! `TCP_CONN_NB`, which no transfer depends on.
 
 use std::ffi::CString;
 use std::fs;
@@ -67,7 +68,10 @@ impl Settings {
             Some(bare) if (version.major, version.minor) < (1, 17) => bare,
             _ => name,
         };
-        let wanted = self.pairs.iter().filter(|(name, _)| is_free(name));
+        // Where there is an adapter, as `mlx5_0:1`.
+        let is_adapter = |(name, value): &(&str, String)| *name == "NET_DEVICES" && value.contains(':');
+        let scheme = self.pairs.iter().any(is_adapter).then(|| ("RNDV_SCHEME", "get_zcopy".to_owned()));
+        let wanted = self.pairs.iter().chain(&scheme).filter(|(name, _)| is_free(name));
         let text = |text: &str| CString::new(text).ok();
         wanted.filter_map(|(name, value)| Some((text(spelt(name))?, text(value)?))).collect()
     }
@@ -105,12 +109,11 @@ mod tests {
 
     #[test]
     fn a_url_says_what_is_set() {
-        let config: ConnectorConfig = "ucx://x?devices=lo&tls=tcp&rndv=64KiB".parse().unwrap();
-        let settings = Settings::of(&config).unwrap();
-        assert!(!settings.one_sided);
-        let version = |minor| Version { major: 1, minor, release: 0 };
-        let spelt = |minor| {
-            let pairs = settings.of_version(version(minor)).into_iter();
+        let settings = |url: &str| Settings::of(&url.parse::<ConnectorConfig>().unwrap()).unwrap();
+        let over_tcp = settings("ucx://x?devices=lo&tls=tcp&rndv=64KiB");
+        assert!(!over_tcp.one_sided);
+        let spelt = |settings: &Settings, minor| {
+            let pairs = settings.of_version(Version { major: 1, minor, release: 0 }).into_iter();
             pairs
                 .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
                 .collect::<Vec<_>>()
@@ -123,8 +126,10 @@ mod tests {
             "TLS=tcp",
             "RNDV_THRESH=64KiB",
         ];
-        assert_eq!(spelt(13), all);
-        assert_eq!(spelt(22)[1..3], ["TCP_TX_SEG_SIZE=256k", "TCP_RX_SEG_SIZE=256k"]);
+        assert_eq!(spelt(&over_tcp, 13), all);
+        assert_eq!(spelt(&over_tcp, 22)[1..3], ["TCP_TX_SEG_SIZE=256k", "TCP_RX_SEG_SIZE=256k"]);
+        let with_adapter = settings("ucx://x?devices=eth0,mlx5_0:1");
+        assert_eq!(spelt(&with_adapter, 22).last().unwrap(), "RNDV_SCHEME=get_zcopy");
         assert!(is_hardware("rc,ud_mlx5") && !is_hardware("rc,tcp") && !is_hardware(""));
     }
 }

@@ -149,7 +149,7 @@ fn an_owner_that_never_sends_what_it_announced_is_given_up_when_nobody_waits_for
 }
 
 #[test]
-#[ignore = "needs UCX 1.14: PROXYSTORE_UCX_LIB=... cargo test --all-features --lib -- --ignored does_not_answer"]
+#[ignore = "needs UCX 1.14: scripts/test ucx"]
 fn an_owner_whose_ucx_does_not_answer_holds_nobody_up() {
     struct Echo;
     impl Service for Echo {

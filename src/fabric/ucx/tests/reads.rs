@@ -102,7 +102,7 @@ fn what_would_be_emulated_is_not_used() {
 }
 
 #[test]
-#[ignore = "needs UCX 1.21: PROXYSTORE_UCX_LIB=... cargo test --all-features --lib -- --ignored fabric::ucx::tests::reads"]
+#[ignore = "needs UCX 1.21: scripts/test ucx"]
 fn memory_is_read_without_its_owner() {
     for one_sided in [OneSided::On, OneSided::Auto] {
         let (site, content) = (Site::new(one_sided), content());
@@ -127,7 +127,7 @@ fn memory_is_read_without_its_owner() {
 }
 
 #[test]
-#[ignore = "needs UCX 1.21: PROXYSTORE_UCX_LIB=... cargo test --all-features --lib -- --ignored fabric::ucx::tests::reads"]
+#[ignore = "needs UCX 1.21: scripts/test ucx"]
 fn places_that_there_are_not_are_not_read() {
     let len = 4 << 20;
     for (segment, offset, count) in [(NUMBER, len - 7, 8), (NUMBER, u64::MAX - 3, 8), (NUMBER + 1, 0, 8)] {
@@ -142,7 +142,7 @@ fn places_that_there_are_not_are_not_read() {
 
 /// UCX would do it by a message that the owner's process answers, and checks nothing: it has to say that it cannot.
 #[test]
-#[ignore = "needs UCX 1.21: PROXYSTORE_UCX_LIB=... cargo test --all-features --lib -- --ignored fabric::ucx::tests::reads"]
+#[ignore = "needs UCX 1.21: scripts/test ucx"]
 fn nothing_is_emulated() {
     for transports in ["sysv", "tcp"] {
         let secret = Arc::new(Secret::random());
@@ -162,7 +162,7 @@ fn nothing_is_emulated() {
 
 /// An owner that has the secret, and says of its memory what it likes.
 #[test]
-#[ignore = "needs UCX 1.21: PROXYSTORE_UCX_LIB=... cargo test --all-features --lib -- --ignored fabric::ucx::tests::reads"]
+#[ignore = "needs UCX 1.21: scripts/test ucx"]
 fn owners_that_describe_nothing_are_asked_by_questions() {
     struct Liar(Vec<u8>);
     impl Service for Liar {
