@@ -108,7 +108,7 @@ impl Service for Owner {
     fn answer(&self, call: Incoming<'_>) {
         let Incoming { head, from, connection, responder } = call;
         if let Err(error) = self.begin() {
-            return responder.reply(Welcome::Refused(error.context().to_owned()).encode(), Vec::new());
+            return responder.reply(Welcome::Refused(error.to_string()).encode(), Vec::new());
         }
         match Hello::decode(head) {
             Ok(Hello::Meet { token, address }) => {

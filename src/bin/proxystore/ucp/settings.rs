@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs;
 
 use proxystore::ConnectorConfig;
+use proxystore::environment::parse_bytes;
 use proxystore::launch::{self, Job};
 use ucx_sys::Version;
 
@@ -50,8 +51,9 @@ impl Settings {
         for (option, name) in [("devices", "NET_DEVICES"), ("tls", "TLS"), ("rndv", "RNDV_THRESH")] {
             let Some(value) = config.option(option) else { continue };
             settings.pairs.retain(|(known, _)| *known != name);
-            // UCX writes 64KiB so, too.
-            settings.pairs.push((name, value.to_owned()));
+            // UCX does not know the unit of 64KiB.
+            let bytes = parse_bytes(value).filter(|_| option == "rndv");
+            settings.pairs.push((name, bytes.map_or_else(|| value.to_owned(), |bytes| bytes.to_string())));
             settings.one_sided |= option == "tls" && std::env::var_os("UCX_TLS").is_none() && is_hardware(value);
         }
         Ok(settings)
@@ -124,7 +126,7 @@ mod tests {
             "RX_SEG_SIZE=256k",
             "NET_DEVICES=lo",
             "TLS=tcp",
-            "RNDV_THRESH=64KiB",
+            "RNDV_THRESH=65536",
         ];
         assert_eq!(spelt(&over_tcp, 13), all);
         assert_eq!(spelt(&over_tcp, 22)[1..3], ["TCP_TX_SEG_SIZE=256k", "TCP_RX_SEG_SIZE=256k"]);
