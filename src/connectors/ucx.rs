@@ -25,7 +25,10 @@ pub fn one_sided() -> Result<String> {
     crate::fabric::ucx::one_sided()
 }
 
-/// Whether hosts without the job's secret are kept out of UCX's ports, as far as `UCX_TCP_PORT_RANGE` says.
+/// Whether hosts without the job's secret are kept out of UCX's ports: its sockets were found, and the kernel took a filter.
+///
+/// # Cost
+/// Some ten milliseconds: UCX is begun for it.
 #[doc(hidden)]
 pub fn is_guarded() -> bool {
     crate::fabric::ucx::is_guarded()

@@ -281,9 +281,13 @@ pub(crate) fn one_sided() -> Result<String> {
     reader::probe(&Options::default())
 }
 
-/// Whether UCX's ports are where its sockets can be known.
+/// Whether hosts that proved nothing are kept out of UCX's ports here, found out by having it listen.
+///
+/// # Cost
+/// As that of a first connection.
 pub(crate) fn is_guarded() -> bool {
-    context::user_setting(context::PORTS).is_none_or(|set| admission::ports_of(&set.to_string_lossy()).is_some())
+    let context = Context::new(&settings(&Options::default())).map(Arc::new);
+    context.and_then(|context| worker::Worker::new(&context)).is_ok_and(|worker| worker.is_guarded())
 }
 
 /// What holds where the user does not say otherwise by `UCX_NAME`.

@@ -327,6 +327,10 @@ impl Worker {
         }
     }
 
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Ends it as programs end.
     #[track_caller]
     pub(crate) fn end(&mut self) {

@@ -137,8 +137,24 @@ pub(crate) fn node(fabric: Fabric, host: &Host) -> Worker {
 
 /// A process that opens a store where each get crosses the network.
 pub(crate) fn node_with(fabric: Fabric, host: &Host, environment: &[(&str, &str)]) -> Worker {
-    host.start(&["--node", &fabric.direct()], &[ENVIRONMENT, environment].concat())
+    // Each process has a file of its own: UCX begins it anew.
+    let log: &[(&str, &str)] = if fabric == UCX { &[("UCX_LOG_FILE", "/tmp/ucx.%p.log")] } else { &[] };
+    host.start(&["--node", &fabric.direct()], &[ENVIRONMENT, log, environment].concat())
 }
+
+/// Has a process end by itself, which leaves nothing: UCX, which is cleaned up last, finds nothing of its own that was not given back.
+pub(crate) fn end_clean(worker: &mut Worker) {
+    worker.end();
+    let said = worker.host().print(&["sh", "-c", "cat /tmp/ucx.*.log 2>/dev/null || :"]);
+    let wrong = ["leak", "mpool", "not released", "rcache", "was not", "Assertion", "Fatal"];
+    assert!(
+        said.lines().all(|line| !wrong.iter().any(|word| line.contains(word)) || line.contains(UNCONNECTED)),
+        "{said}"
+    );
+}
+
+/// What UCX says of a connection that failed, at either side.
+const UNCONNECTED: &str = "connection establishment";
 
 pub(crate) fn put(owner: &mut Worker, seed: u64, len: usize) -> String {
     let answer = owner.ask(&format!("put {seed} {len}"));

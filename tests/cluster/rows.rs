@@ -7,8 +7,8 @@ use libtest_mimic::Trial;
 use crate::hosts::{Cluster, Worker};
 use crate::pair::{
     self, ENVIRONMENT, Fabric, MARGO, OTHER_SECRET, Over, Pair, Row, SECOND, SECRET, SILENCE, SLACK, assert_error,
-    assert_unpinned, await_answer, connections, get, is_error, listening, node, node_with, proxy, put, split, stuck,
-    successor, timed,
+    assert_unpinned, await_answer, connections, end_clean, get, is_error, listening, node, node_with, proxy, put,
+    split, stuck, successor, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -343,6 +343,7 @@ fn row_32_node(fabric: Fabric) {
     let fresh = put(&mut pair.owner, 2, 1000);
     await_answer(&mut pair.requester, &format!("get {fresh} 2"), "same", SILENCE + SLACK);
     assert_error(&get(&mut pair.requester, &key, 1), &["Stale"]);
+    end_clean(&mut pair.requester);
 }
 
 fn row_33_parted(fabric: Fabric) {
@@ -383,6 +384,7 @@ fn row_33_transfer(fabric: Fabric) {
     // A pin of a silent peer is over with the silence.
     assert_unpinned(&mut pair.owner, &key, SILENCE + SLACK);
     pair.owner.expect("settled", "settled");
+    [pair.requester, pair.owner].iter_mut().for_each(end_clean);
 }
 
 fn row_33_one_way(fabric: Fabric) {
@@ -615,6 +617,7 @@ fn row_38_stopped(fabric: Fabric) {
     // The connection was ended, and the object with it.
     pair.requester.expect_reply("none");
     pair.requester.expect("settled", "settled");
+    [pair.requester, pair.owner].iter_mut().for_each(end_clean);
 }
 
 fn row_48(fabric: Fabric) {

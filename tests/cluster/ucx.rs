@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::hosts::{Cluster, Host, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, LEAST_EPHEMERAL, Pair, SECOND, SILENCE, TCP, UCX, assert_error, assert_unpinned, await_answer, get,
-    is_error, node, node_with, put, sockets, split, timed,
+    ENVIRONMENT, LEAST_EPHEMERAL, Pair, SECOND, SILENCE, TCP, UCX, assert_error, assert_unpinned, await_answer,
+    end_clean, get, is_error, node, node_with, put, sockets, split, timed,
 };
 use libtest_mimic::Trial;
 
@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         needs(&there, "ucx_leaves_nothing", 60, leaves_nothing),
         needs(&there, "ucx_complains_of_nothing", 60, complains_of_nothing),
         needs(&there, "ucx_owner_stopped_during_a_get", 60, stopped),
+        needs(&there, "ucx_processes_that_are_idle_sleep", 30, idle),
         needs(&there, "ucx_missing_where_objects_are", 30, missing_there),
         needs(&there, "ucx_missing_where_it_is_asked_for", 30, missing_here),
         needs(&there, "ucx_could_not_start_and_can", 60, can_start_later),
@@ -162,6 +163,22 @@ fn stopped() {
     await_answer(&mut pair.requester, &format!("get {small} 2"), "same", SILENCE + SECOND);
     await_answer(&mut pair.requester, &format!("get {large} 1"), "same", SILENCE + SECOND);
     assert_unpinned(&mut pair.owner, &large, SILENCE + SECOND);
+    [pair.requester, pair.owner].iter_mut().for_each(end_clean);
+}
+
+/// Both sides of a connection sleep when there is nothing to do.
+fn idle() {
+    let mut pair = Pair::new(UCX);
+    let key = put(&mut pair.owner, 1, 100_000);
+    pair.requester.expect(&format!("get {key} 1"), "same");
+    std::thread::sleep(SECOND);
+    let ticks =
+        |pair: &mut Pair| [&mut pair.owner, &mut pair.requester].map(|side| side.ask("ticks").parse::<u64>().unwrap());
+    let before = ticks(&mut pair);
+    std::thread::sleep(4 * SECOND);
+    let after = ticks(&mut pair);
+    // Of 400. What both say now and then, that they live, is less than one.
+    assert!(before.iter().zip(after).all(|(before, after)| after - before <= 4), "{before:?} {after:?}");
 }
 
 /// The node service that has the objects runs in a process that finds no UCX.

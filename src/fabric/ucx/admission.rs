@@ -61,6 +61,11 @@ impl Before {
 }
 
 impl Admission {
+    /// Whether anybody is kept out.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.sockets.is_empty() && !self.is_open
+    }
+
     /// Lets connections in that come from these hosts.
     pub(super) fn admit(&mut self, hosts: &[IpAddr]) {
         let before = self.hosts.len();
@@ -413,6 +418,15 @@ mod tests {
             assert!(!admission.is_open);
         }
         assert!(reaches(here, address));
+    }
+
+    #[test]
+    fn where_no_socket_was_found_nobody_is_kept_out() {
+        let (_listener, _, mut admission) = listener(host(1));
+        assert!(admission.is_closed());
+        admission.admit(&(0..1000u32).map(|i| Ipv4Addr::from(i << 16).into()).collect::<Vec<_>>());
+        assert!(!admission.is_closed(), "everybody is let in");
+        assert!(!Before::now().close(&(1..=1)).is_closed());
     }
 
     #[test]

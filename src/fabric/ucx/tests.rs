@@ -76,3 +76,12 @@ fn ends() -> Ends {
         settle: Box::new(|| {}),
     }
 }
+
+#[test]
+fn it_is_told_whether_strangers_are_kept_out() {
+    assert!(super::is_guarded());
+    let mut settings = super::settings(&Options::default());
+    settings.iter_mut().filter(|set| set.name == super::context::PORTS).for_each(|set| set.value = "0".to_owned());
+    let context = Arc::new(super::Context::new(&settings).unwrap());
+    assert!(!super::worker::Worker::new(&context).unwrap().is_guarded());
+}

@@ -108,6 +108,11 @@ impl Worker {
         })
     }
 
+    /// Whether hosts that were not admitted cannot connect to it by TCP.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.admission.as_ref().is_some_and(Admission::is_closed)
+    }
+
     fn ucx(&self) -> &'static Ucx {
         self.raw.context.ucx()
     }
