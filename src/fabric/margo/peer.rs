@@ -68,10 +68,10 @@ struct State {
     /// Whether what was found out about spots was wrong once.
     is_misled: bool,
     /// RPCs that are not over, by numbers of their own.
-    flights: HashMap<u64, Arc<Flight>>,
+    flights: HashMap<u64, Open>,
     transfers: HashMap<u64, Arc<Transfer>>,
-    /// Whether the owner is told of transfers that go on.
-    is_telling: bool,
+    /// Whether somebody looks after what takes long.
+    is_ticking: bool,
     watch: Option<Arc<Poller>>,
     /// Numbers of answers whose parts the owner may let go of, which the next question says.
     released: Vec<u8>,
@@ -80,7 +80,30 @@ struct State {
     failed: Option<Error>,
 }
 
+/// An RPC that is not over.
+struct Open {
+    flight: Arc<Flight>,
+    /// Of one without a limit, for how many ticks no bytes have been on their way.
+    quiet: Option<u32>,
+}
+
 impl State {
+    /// Answers whose parts are being pulled, and RPCs whose answers are not behind any bytes, and late.
+    fn tick(&mut self, is_flying: bool) -> (Vec<u64>, Vec<Arc<Flight>>) {
+        let numbers = self.transfers.keys().copied().collect();
+        let (mut late, mut are_open) = (Vec::new(), false);
+        for Open { flight, quiet } in self.flights.values_mut() {
+            let Some(quiet) = quiet else { continue };
+            are_open = true;
+            *quiet = if is_flying { 0 } else { *quiet + 1 };
+            if *quiet > LATE {
+                late.push(Arc::clone(flight));
+            }
+        }
+        self.is_ticking = are_open || !self.transfers.is_empty();
+        (numbers, late)
+    }
+
     /// What one message may release of it.
     fn take_released(&mut self) -> Vec<u8> {
         let rest = self.released.split_off(self.released.len().min(8 * MOST_RELEASED));
@@ -231,8 +254,8 @@ impl Link {
         let number = self.next.fetch_add(1, Relaxed);
         let link = Arc::clone(self);
         let done = move |result: Result<&[u8]>| {
-            let flight = lock(&link.state).flights.remove(&number);
-            drop(flight);
+            let open = lock(&link.state).flights.remove(&number);
+            drop(open);
             done(result);
         };
         // An answer comes behind the bytes that were asked for before, however slow the link is; that the owner lives is shown
@@ -244,7 +267,12 @@ impl Link {
             drop(state);
             flight.cancel();
         } else if !flight.is_over() {
-            state.flights.insert(number, flight);
+            state.flights.insert(number, Open { flight, quiet: limit.is_none().then_some(0) });
+            let begins = limit.is_none() && !std::mem::replace(&mut state.is_ticking, true);
+            drop(state);
+            if begins {
+                self.tick_later();
+            }
         }
         Ok(())
     }
@@ -283,28 +311,33 @@ impl Link {
             return transfer.cancel(abandoned());
         }
         state.transfers.insert(number, Arc::clone(transfer));
-        let begins = !std::mem::replace(&mut state.is_telling, true);
+        let begins = !std::mem::replace(&mut state.is_ticking, true);
         drop(state);
         if begins {
-            self.tell_later();
+            self.tick_later();
         }
     }
 
-    /// Tells the owner now and then which parts are still being pulled, until none are: it keeps them where they are.
-    fn tell_later(self: &Arc<Self>) {
+    /// Looks twice a silence after what takes long, as long as there is any: tells the owner which parts are still being pulled, so
+    /// that it keeps them where they are, and gives up RPCs that are not answered though nothing is in the way.
+    fn tick_later(self: &Arc<Self>) {
         let link = Arc::downgrade(self);
         after(self.silence / 2, move || {
             let Some(link) = link.upgrade() else { return };
             let mut state = lock(&link.state);
-            let numbers: Vec<u64> = state.transfers.keys().copied().collect();
-            state.is_telling = !numbers.is_empty();
+            let (numbers, late) = state.tick(link.address.is_flying());
+            let goes_on = state.is_ticking;
+            let control = state.control.clone();
             drop(state);
-            for number in &numbers {
-                let prefix = Said::Keep { number: *number }.prefix(&link.token);
-                link.instance.tell(&link.address, &[&prefix]);
+            for number in numbers {
+                let Some(control) = control.clone() else { break };
+                let kept = control.request(Call::small(Control::Keep { number }.encode()));
+                // Whether they are, is asked when all are here.
+                Poller::new(kept, |_| {}).wake();
             }
-            if !numbers.is_empty() {
-                link.tell_later();
+            late.iter().for_each(|flight| flight.cancel());
+            if goes_on {
+                link.tick_later();
             }
         });
     }
@@ -415,7 +448,7 @@ impl Link {
         let transfers: Vec<_> = state.transfers.drain().map(|(_, transfer)| transfer).collect();
         let gone = (std::mem::take(&mut state.queue), std::mem::take(&mut state.sources), state.watch.take());
         let control = state.control.take();
-        let flights: Vec<_> = state.flights.drain().map(|(_, flight)| flight).collect();
+        let flights: Vec<_> = state.flights.drain().map(|(_, open)| open.flight).collect();
         drop(state);
         if let Some(control) = &control {
             control.close();
@@ -512,6 +545,9 @@ pub(super) fn abandoned() -> Error {
 
 /// How long what was asked has to end by itself after the connection ended.
 const ANSWERED: Duration = Duration::from_millis(100);
+
+/// Ticks, two a silence, after which an answer that nothing is in the way of is late.
+const LATE: u32 = 2;
 
 /// How long the news that parts are not needed waits for a question to go with.
 const LAZY: Duration = Duration::from_millis(10);

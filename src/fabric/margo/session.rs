@@ -195,7 +195,7 @@ impl Session {
     }
 
     /// The parts of an answer are still wanted; whether they are still there.
-    fn keep(&self, number: u64) -> bool {
+    pub(super) fn keep(&self, number: u64) -> bool {
         lock(&self.state).pins.get_mut(&number).map(|pin| pin.since = Instant::now()).is_some()
     }
 
@@ -292,10 +292,8 @@ impl Handler for Arc<Session> {
     }
 
     fn told(&self, message: &[u8]) {
-        match Said::decode(message) {
-            Ok(Said::Release { released }) => self.release(released),
-            Ok(Said::Keep { number }) => drop(self.keep(number)),
-            _ => {}
+        if let Ok(Said::Release { released }) = Said::decode(message) {
+            self.release(released);
         }
     }
 }
