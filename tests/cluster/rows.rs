@@ -252,6 +252,8 @@ fn row_32_owner(fabric: Fabric) {
 /// The process that has an object is killed while its bytes are on their way, on a slow link.
 fn row_32_transfer(fabric: Fabric) {
     let mut pair = Pair::new(fabric);
+    let key = put(&mut pair.owner, 3, 32 << 20);
+    pair.requester.expect(&format!("get {key} 3"), "same");
     let before = settled(&mut pair.requester);
     for seed in 1..=2 {
         let key = put(&mut pair.owner, seed, 32 << 20);
