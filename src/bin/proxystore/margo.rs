@@ -198,12 +198,16 @@ impl Side {
                 };
             }
         }
-        let mercury = if address.starts_with("ofi+") { LARGER } else { "" };
-        let options = Options { address, listens, has_thread: listens, progress_ms: 50, mercury: mercury.to_owned() };
+        // Else it writes to standard output, where figures are.
+        let level = std::env::var("HG_LOG_LEVEL").ok().filter(|level| level.bytes().all(|b| b.is_ascii_lowercase()));
+        let larger = if address.starts_with("ofi+") { LARGER } else { "" };
+        let mercury = format!("\"log_level\":\"{}\"{larger}", level.as_deref().unwrap_or("none"));
+        let options = Options { address, listens, has_thread: listens, progress_ms: 50, mercury };
         let mid = margo.start(&options).map_err(io::Error::other)?;
         let mut pool = ptr::null_mut();
         // SAFETY: the instance started above; the callbacks stay.
         let ask = unsafe {
+            margo.margo_set_log_level(mid, MARGO_LOG_CRITICAL);
             margo.margo_get_handler_pool(mid, &mut pool);
             margo.margo_provider_register_name(
                 mid,
@@ -334,7 +338,7 @@ unsafe extern "C" fn asked(handle: hg_handle_t) -> hg_return_t {
 static ASK: std::sync::OnceLock<hg_id_t> = std::sync::OnceLock::new();
 
 /// As `margo://` has it: messages in which an answer of 4 KiB fits.
-const LARGER: &str = "\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
+const LARGER: &str = ",\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
 
 /// From here on bytes are pulled.
 const BULK: usize = 64 << 10;
