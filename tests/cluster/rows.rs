@@ -7,8 +7,8 @@ use libtest_mimic::Trial;
 use crate::hosts::{Cluster, Worker};
 use crate::pair::{
     self, ENVIRONMENT, Fabric, MARGO, OTHER_SECRET, Over, Pair, Row, SECOND, SECRET, SILENCE, SLACK, TCP, assert_error,
-    assert_unpinned, await_answer, connections, get, is_error, listening, node, node_with, proxy, put, settled,
-    settles, split, stuck, successor, timed,
+    assert_unpinned, await_answer, connections, figures, get, is_error, listening, node, node_with, proxy, put,
+    settled, settles, split, stuck, successor, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -31,6 +31,7 @@ const ROWS: &[Row] = &[
     ("row_30_replayed_handshake", 30, Over::Tcp, row_30_replay),
     ("row_32_owner_killed_at_every_step", 120, Over::Always, row_32_owner),
     ("row_32_owner_killed_during_a_transfer", 90, Over::Always, row_32_transfer),
+    ("row_32_owners_killed_and_not_asked_again", 60, Over::Always, row_32_unasked),
     ("row_32_owner_killed_while_it_ends_objects", 60, Over::Asked, row_32_ends),
     ("row_32_service_killed_during_a_take", 60, Over::Always, row_32_take),
     ("row_32_requester_killed_at_every_step", 120, Over::Always, row_32_requester),
@@ -272,6 +273,29 @@ fn row_32_transfer(fabric: Fabric) {
         let fresh = put(&mut pair.owner, seed, 1000);
         await_answer(&mut pair.requester, &format!("get {fresh} {seed}"), "same", SILENCE + SLACK);
     }
+}
+
+/// Nobody asks those that died any more, nor anybody else.
+fn row_32_unasked(fabric: Fabric) {
+    let mut pair = Pair::new(fabric);
+    let key = put(&mut pair.owner, 1, 100_000);
+    await_answer(&mut pair.requester, &format!("get {key} 1"), "same", SILENCE * 3);
+    let before = settled(&mut pair.requester);
+    let mut owners: Vec<Worker> = Vec::new();
+    for seed in 2..6 {
+        // Each hosts for itself.
+        let directory = format!("/run/owner{seed}");
+        let environment = [("PROXYSTORE_RUNTIME_DIR", directory.as_str()), ("PROXYSTORE_PORT", "0")];
+        let mut owner = node_with(fabric, &pair.hosts[0], &environment);
+        let key = put(&mut owner, seed, 100_000);
+        await_answer(&mut pair.requester, &format!("get {key} {seed}"), "same", SILENCE * 3);
+        owners.push(owner);
+    }
+    let between = figures(&mut pair.requester);
+    assert!(between[0] >= before[0] + 4, "they are not connected: {before:?}, {between:?}");
+    owners.iter_mut().for_each(Worker::kill);
+    settles("the requester", &mut pair.requester, before);
+    pair.requester.expect(&format!("get {key} 1"), "same");
 }
 
 /// Operations that change something, at each of their steps: an error, or done; and the next process has a fresh memory.
