@@ -40,7 +40,11 @@ impl Margo {
     /// [`StartError`]. Mercury's own words go to standard error.
     pub fn start(&'static self, options: &Options) -> Result<margo_instance_id, StartError> {
         let options = options.clone();
-        self.run_on_primary(move || environment::with(SETTINGS, || self.start_here(&options)))?.map(|started| started.0)
+        // Mercury takes no period that is longer than what it tries for.
+        let is_users = std::env::var_os("NA_OFI_OP_RETRY_PERIOD").is_some();
+        let settings = [SETTINGS, if is_users { &[] } else { OF_MERCURY }].concat();
+        self.run_on_primary(move || environment::with(&settings, || self.start_here(&options)))?
+            .map(|started| started.0)
     }
 
     /// Runs a call on the thread that started Argobots, which is its primary one, and waits for it. Blocking calls of an instance
@@ -127,6 +131,10 @@ struct Started(margo_instance_id);
 
 // SAFETY: Margo's functions may be called with an instance from any thread.
 unsafe impl Send for Started {}
+
+/// What Mercury reads when an instance starts. What cannot be sent at once it tries again at every step, which leaves its thread
+/// no rest, and for 120 s where nothing is said: to a peer that is dead by then, too.
+const OF_MERCURY: &[(&CStr, &CStr)] = &[(c"NA_OFI_OP_RETRY_TIMEOUT", c"NA_OFI_OP_RETRY_TIMEOUT=5000")];
 
 /// What Argobots reads when it starts. Without a size stacks are 16 KiB, too small for what runs on them; what overflows one
 /// hits a guard page rather than other memory.

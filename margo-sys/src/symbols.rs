@@ -101,8 +101,6 @@ functions! {
     ) -> hg_return_t;
     /// `margo.h`
     fn margo_addr_free(mid: margo_instance_id, addr: hg_addr_t) -> hg_return_t;
-    /// `margo.h`: the peer is gone: what is kept for it may go.
-    fn margo_addr_set_remove(mid: margo_instance_id, addr: hg_addr_t) -> hg_return_t;
     /// `margo.h`: makes an RPC known. `margo_register_name` takes another provider id than forwarding does; this one says it.
     fn margo_provider_register_name(
         mid: margo_instance_id,
@@ -207,10 +205,8 @@ functions! {
     fn HG_Version_get(major: *mut c_uint, minor: *mut c_uint, patch: *mut c_uint) -> hg_return_t;
     /// `mercury.h:60`
     fn HG_Error_to_string(error: hg_return_t) -> *const c_char;
-    /// `mercury.h`
+    /// `mercury.h`: asks for the end of an RPC, which is told by its callback, later.
     fn HG_Cancel(handle: hg_handle_t) -> hg_return_t;
-    /// `mercury_bulk.h`
-    fn HG_Bulk_ref_incr(handle: hg_bulk_t) -> hg_return_t;
     /// `mercury_bulk.h:217`
     fn HG_Bulk_get_serialize_size(handle: hg_bulk_t, flags: std::ffi::c_ulong) -> hg_size_t;
     /// `mercury_bulk.h:231`. With flags 0 it is for instances without `auto_sm` alone: there others crash.
@@ -234,8 +230,6 @@ functions! {
 
     /// `abt.h:2314`; [`Margo::start`] does it, with what it needs in the environment.
     fn ABT_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
-    /// `abt.h:2316`
-    fn ABT_initialized() -> c_int;
 
     optional:
     /// `mercury_core.h`, since mercury 2.2.

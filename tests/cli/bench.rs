@@ -22,10 +22,10 @@ fn json_lines_have_the_promised_fields() {
         let order: Vec<&str> = line.split('"').skip(1).step_by(2).filter(|word| FIELDS.contains(word)).collect();
         assert_eq!(order, FIELDS, "{line}");
         let value: serde_json::Value = serde_json::from_str(line).unwrap();
-        // Gets over UCX stand beside a second reference.
-        let is_ucx = value["connector"] == "ucx" && value["ref"] == "ucp";
-        assert_eq!(value.as_object().unwrap().len(), FIELDS.len() + if is_ucx { 4 } else { 0 });
-        assert_eq!(value["beside_ratio"].is_f64(), is_ucx, "{line}");
+        // Gets over native libraries stand beside a second reference.
+        let is_beside = ["ucp", "margo"].iter().any(|native| value["ref"] == *native);
+        assert_eq!(value.as_object().unwrap().len(), FIELDS.len() + if is_beside { 4 } else { 0 }, "{line}");
+        assert_eq!(value["beside_ratio"].is_f64(), is_beside, "{line}");
         let number = |name: &str| {
             value[name].as_f64().filter(|x| x.is_finite() && *x > 0.0).unwrap_or_else(|| panic!("{name}: {line}"))
         };
@@ -43,6 +43,7 @@ fn json_lines_have_the_promised_fields() {
         let reference = match (op.as_str(), value["connector"].as_str()) {
             ("rtt", _) => "pipe",
             ("get" | "resolve" | "batch" | "window", Some("ucx")) => "ucp",
+            ("get" | "resolve", Some("margo")) => "margo",
             ("get" | "resolve" | "window", Some("tcp" | "margo")) => "socket",
             ("batch" | "window", _) => "get",
             _ => "memcpy",

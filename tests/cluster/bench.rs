@@ -126,7 +126,7 @@ impl Run<'_> {
         );
     }
 
-    /// Of means: below 64 KiB the times of a get and of an RPC with such an answer, from there on the bandwidths of a get and of
+    /// Below 64 KiB the times of a get and of an RPC with such an answer, from there on the bandwidths of a get and of
     /// a pull.
     fn margo(&mut self, sizes: &[usize]) {
         println!("{:>10}  {:>12}  {:>12}  {:>16}", "bytes", "bare us", "get us", "ratio");
@@ -136,7 +136,7 @@ impl Run<'_> {
             let (mut times, mut bares) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
                 bares.push(number(&self.bare.ask(&format!("margo_fetch {len} {count}"))) / 1e3);
-                times.push(number(&self.ours.ask(&format!("mean {key} {count}"))) / 1e3);
+                times.push(number(&self.ours.ask(&format!("latency {key} {count}"))) / 1e3);
             }
             let ratio = if len < 64 << 10 { ratios(&times, &bares) } else { ratios(&bares, &times) };
             println!("{len:>10}  {:>12.1}  {:>12.1}  {ratio:>16}", median(bares), median(times));

@@ -7,14 +7,15 @@ use libtest_mimic::Trial;
 use crate::hosts::{Cluster, Host, Worker, missing};
 use crate::needs;
 use crate::pair::{
-    ENVIRONMENT, MARGO, Pair, SECOND, SILENCE, TCP, assert_error, assert_unpinned, await_answer, get, node, node_with,
-    put, split, timed,
+    ENVIRONMENT, MARGO, Pair, SECOND, SILENCE, TCP, assert_error, assert_unpinned, await_answer, figures, get, node,
+    node_with, put, settles, split, timed,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
     let there = missing().and(MARGO.missing());
     vec![
         needs(&there, "margo_leaves_nothing", 90, leaves_nothing),
+        needs(&there, "margo_slow_links", 120, slow),
         needs(&there, "margo_owner_stopped_during_a_get", 90, stopped),
         needs(&there, "margo_owner_stopped_after_a_get_was_given_up", 90, given_up),
         needs(&there, "margo_owner_back_at_the_same_address", 60, back),
@@ -54,25 +55,25 @@ fn leaves_nothing() {
     pair.requester.expect(&format!("get {key} 1"), "same");
 }
 
-fn figures(worker: &mut Worker) -> [i64; 2] {
-    ["descriptors", "threads"].map(|order| worker.ask(order).parse().unwrap())
-}
-
-/// Descriptors and threads go down to what they were, but for a few that are the process's.
-#[track_caller]
-fn settles(who: &str, worker: &mut Worker, before: [i64; 2]) {
-    let begun = Instant::now();
-    loop {
-        let after = figures(worker);
-        if after[0] <= before[0] + 2 && after[1] <= before[1] {
-            return;
-        }
-        if begun.elapsed() > SILENCE * 3 {
-            let open = worker.print(&["sh", "-c", &format!("ls -l /proc/{}/fd | sed 's/.*-> //' | sort", worker.id())]);
-            panic!("left at {who}: descriptors and threads {before:?}, then {after:?}: {}", open.replace('\n', " "));
-        }
-        std::thread::sleep(Duration::from_millis(100));
+/// An object that takes ten times the silence, each stretch of it longer than bytes stay pinned without a word: asked first, and
+/// then pulled with the question, whose answer comes behind the bytes. And a small one meanwhile.
+fn slow() {
+    let cluster = Cluster::new(2);
+    let [one, two] = cluster.hosts();
+    let patience = [("PROXYSTORE_TIMEOUT", "2s")];
+    let (mut owner, mut requester) = (node_with(MARGO, &one, &patience), node_with(MARGO, &two, &patience));
+    let (large, small) = (put(&mut owner, 1, 24 << 20), put(&mut owner, 2, 1000));
+    requester.expect("limit 60000", "done");
+    requester.expect(&format!("get {small} 2"), "same");
+    one.shape(&["rate=10mbit"]);
+    for way in ["asked first", "both at once"] {
+        let (took, answer) = timed(&mut requester, &format!("get {large} 1"));
+        assert_eq!(answer, "same", "{way}: {took:?}");
+        assert!(took > SECOND * 15, "{way}: {took:?}");
+        requester.expect(&format!("get {small} 2"), "same");
     }
+    requester.expect("settled", "settled");
+    assert_unpinned(&mut owner, &large, SILENCE);
 }
 
 /// A process that is stopped, not killed: its sockets stay, and nobody answers. Memory that its bytes would land in comes back.

@@ -202,20 +202,15 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             }
             "done".to_owned()
         }
-        // Nanoseconds of a get, the median or the mean.
-        ["latency" | "mean", key, count] => {
+        // Median nanoseconds of a get.
+        ["latency", key, count] => {
             let key = parse(key)?;
             let times = times(number(count) as usize, || {
                 let found = store.get(&key).wait()?;
                 assert!(found.is_some_and(|region| region.len() as u64 == key.len()), "the object is there");
                 Ok(())
             })?;
-            match words[0] {
-                "mean" => times.iter().sum::<Duration>() / times.len() as u32,
-                _ => median(times),
-            }
-            .as_nanos()
-            .to_string()
+            median(times).as_nanos().to_string()
         }
         // The median as a task has it that waits for nothing else.
         ["awaits", key, count] => {

@@ -220,6 +220,41 @@ pub(crate) fn assert_unpinned(owner: &mut Worker, key: &str, limit: Duration) {
     await_answer(owner, "dying", "0", limit);
 }
 
+/// Descriptors and threads of a process.
+pub(crate) fn figures(worker: &mut Worker) -> [i64; 2] {
+    ["descriptors", "threads"].map(|order| worker.ask(order).parse().unwrap())
+}
+
+/// The same, once they do not change any more: what is being ended has ended.
+pub(crate) fn settled(worker: &mut Worker) -> [i64; 2] {
+    let mut last = [figures(worker); 4];
+    loop {
+        std::thread::sleep(SECOND / 2);
+        last.rotate_left(1);
+        last[3] = figures(worker);
+        if last.iter().all(|figures| *figures == last[0]) {
+            return last[0];
+        }
+    }
+}
+
+/// Descriptors and threads go down to what they were, but for a few that are the process's.
+#[track_caller]
+pub(crate) fn settles(who: &str, worker: &mut Worker, before: [i64; 2]) {
+    let begun = Instant::now();
+    loop {
+        let after = figures(worker);
+        if after[0] <= before[0] + 2 && after[1] <= before[1] {
+            return;
+        }
+        if begun.elapsed() > SILENCE * 2 + SLACK {
+            let open = worker.print(&["sh", "-c", &format!("ls -l /proc/{}/fd | sed 's/.*-> //' | sort", worker.id())]);
+            panic!("left at {who}: descriptors and threads {before:?}, then {after:?}: {}", open.replace('\n', " "));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// A proxy on a host between its processes and those of `peer`, whose objects are at `key`'s port.
 pub(crate) fn proxy(host: &Host, peer: &Host) -> Worker {
     let address = listening(peer);

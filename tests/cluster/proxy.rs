@@ -1,7 +1,8 @@
 //! A proxy between a requester and its peer, on the requester's host: what is between two TCP connections can happen.
 //!
-//! The host takes the peer's address for one of its own, so that whoever connects there meets the proxy. The proxy's own
-//! connections to the peer are marked, and the mark leads out.
+//! The host takes the peer's address and port for one of its own, so that whoever connects there meets the proxy. Other ports of the
+//! peer are reached as ever: native libraries listen there. The proxy's own connections to the peer are marked, and the mark
+//! leads out.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
@@ -56,7 +57,7 @@ enum Way {
 impl Proxy {
     /// Takes the peer's address away from it, for this host.
     pub(crate) fn start(own: Ipv4Addr, peer: SocketAddrV4) -> Arc<Self> {
-        let ip = peer.ip();
+        let (ip, port) = (peer.ip(), peer.port());
         let script = format!(
             "set -e
              for at in all eth0; do
@@ -65,6 +66,9 @@ impl Proxy {
              done
              ip route add {ip}/32 dev eth0 src {own} table 100
              ip rule add pref 10 fwmark {MARK} lookup 100
+             ip rule add pref 20 to {ip} ipproto tcp dport {port} lookup local
+             ip rule add pref 20 to {ip} ipproto tcp sport {port} lookup local
+             ip rule add pref 30 to {ip} lookup 100
              ip rule add pref 100 lookup local
              ip rule delete pref 0
              ip address add {ip}/32 dev lo"

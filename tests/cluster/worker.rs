@@ -65,7 +65,7 @@ pub(crate) fn obey(words: &[&str]) -> std::io::Result<String> {
             let shape = ucp::Shape { len: number(len), window: number(window), pieces: number(pieces) };
             bare_ucp::fetch(shape, progress == "busy", number(count))?
         }
-        // As for UCP, of the bare Margo loop: contact, nanoseconds of each fetch.
+        // As for UCP, of the bare Margo loop: contact, median nanoseconds of a fetch.
         #[cfg(feature = "margo")]
         ["margo_own", len] => bare_margo::own(number(len))?,
         #[cfg(feature = "margo")]
@@ -83,7 +83,7 @@ mod bare_margo {
     use std::io;
     use std::time::Instant;
 
-    use crate::bare::WARM;
+    use crate::bare::{WARM, median};
     use crate::margo_loop::{Owner, Requester};
 
     thread_local! {
@@ -112,9 +112,9 @@ mod bare_margo {
         while begun.elapsed() < WARM {
             requester = requester.fetch(count / 10 + 1, len)?.0;
         }
-        let (requester, took) = requester.fetch(count, len)?;
+        let (requester, times) = requester.fetch(count, len)?;
         REQUESTER.set(Some(requester));
-        Ok((took.as_nanos() as usize / count).to_string())
+        Ok(median(times).as_nanos().to_string())
     }
 
     const PROTOCOL: &str = "ofi+tcp";

@@ -12,6 +12,7 @@
 
 use std::ffi::{CString, c_void};
 use std::io;
+use std::net::IpAddr;
 use std::ptr;
 use std::slice;
 use std::time::{Duration, Instant};
@@ -97,20 +98,22 @@ impl Requester {
         Ok(Self { side, peer, theirs, ours, memory })
     }
 
-    /// The time of `n` transfers of `len` bytes: by the answer of an RPC below 64 KiB, by pulls from there on.
-    pub(crate) fn fetch(self, n: usize, len: usize) -> io::Result<(Self, Duration)> {
+    /// The times of `n` transfers of `len` bytes: by the answer of an RPC below 64 KiB, by pulls from there on.
+    pub(crate) fn fetch(self, n: usize, len: usize) -> io::Result<(Self, Vec<Duration>)> {
         let margo = self.side.margo;
         let mut this = self;
         margo
             .run_on_primary(move || {
-                let begin = Instant::now();
+                let mut times = Vec::with_capacity(n);
                 for _ in 0..n {
+                    let begin = Instant::now();
                     match len {
                         0..BULK => this.ask(len)?,
                         _ => this.pull(len)?,
                     }
+                    times.push(begin.elapsed());
                 }
-                Ok((this, begin.elapsed()))
+                Ok((this, times))
             })
             .map_err(io::Error::other)?
     }
@@ -189,14 +192,22 @@ impl Side {
             let job = Job::discover().map_err(io::Error::other)?;
             let (interfaces, _) = launch::interfaces(&job).map_err(io::Error::other)?;
             if let Some(ip) = interfaces.iter().flat_map(|interface| &interface.addresses).next() {
-                address = format!("{protocol}://{ip}");
+                address = match ip {
+                    IpAddr::V4(ip) => format!("{protocol}://{ip}"),
+                    IpAddr::V6(ip) => format!("{protocol}://[{ip}]"),
+                };
             }
         }
-        let options = Options { address, listens, has_thread: listens, progress_ms: 50, mercury: String::new() };
+        // Else it writes to standard output, where figures are.
+        let level = std::env::var("HG_LOG_LEVEL").ok().filter(|level| level.bytes().all(|b| b.is_ascii_lowercase()));
+        let larger = if address.starts_with("ofi+") { LARGER } else { "" };
+        let mercury = format!("\"log_level\":\"{}\"{larger}", level.as_deref().unwrap_or("none"));
+        let options = Options { address, listens, has_thread: listens, progress_ms: 50, mercury };
         let mid = margo.start(&options).map_err(io::Error::other)?;
         let mut pool = ptr::null_mut();
         // SAFETY: the instance started above; the callbacks stay.
         let ask = unsafe {
+            margo.margo_set_log_level(mid, MARGO_LOG_CRITICAL);
             margo.margo_get_handler_pool(mid, &mut pool);
             margo.margo_provider_register_name(
                 mid,
@@ -325,6 +336,9 @@ unsafe extern "C" fn asked(handle: hg_handle_t) -> hg_return_t {
 
 /// The same in all instances: it follows from the name.
 static ASK: std::sync::OnceLock<hg_id_t> = std::sync::OnceLock::new();
+
+/// As `margo://` has it: messages in which an answer of 4 KiB fits.
+const LARGER: &str = ",\"na_max_unexpected_size\":8192,\"na_max_expected_size\":8192";
 
 /// From here on bytes are pulled.
 const BULK: usize = 64 << 10;

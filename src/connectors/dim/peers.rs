@@ -2,19 +2,30 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future as _;
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Fabric, Peer};
 use crate::key::random_number;
+use crate::pending::{Completer, Pending};
 use crate::sync::lock;
 
 /// The peers of a store, by the address of their node service.
 pub(super) struct Peers {
     fabric: Arc<dyn Fabric>,
-    places: Mutex<HashMap<SocketAddr, Arc<Place>>>,
+    places: Arc<Mutex<Places>>,
+}
+
+#[derive(Default)]
+struct Places {
+    all: HashMap<SocketAddr, Arc<Place>>,
+    /// Whether somebody looks for connections that have ended.
+    is_watched: bool,
 }
 
 /// One peer: one thread at a time connects, the others wait for it.
@@ -42,16 +53,16 @@ enum State {
 
 impl Peers {
     pub(super) fn new(fabric: Arc<dyn Fabric>) -> Self {
-        Self { fabric, places: Mutex::default() }
+        Self { fabric, places: Arc::default() }
     }
 
     fn place(&self, contact: SocketAddr) -> Arc<Place> {
-        Arc::clone(lock(&self.places).entry(contact).or_default())
+        Arc::clone(lock(&self.places).all.entry(contact).or_default())
     }
 
     /// The peer, if there is a connection.
     pub(super) fn current(&self, contact: SocketAddr) -> Option<Arc<dyn Peer>> {
-        let place = Arc::clone(lock(&self.places).get(&contact)?);
+        let place = Arc::clone(lock(&self.places).all.get(&contact)?);
         match &*lock(&place.state) {
             State::Up(peer) if peer.is_up() => Some(Arc::clone(peer)),
             _ => None,
@@ -100,17 +111,81 @@ impl Peers {
         let former = std::mem::replace(&mut *lock(&place.state), next);
         place.changed.notify_all();
         drop(former);
+        if reached.is_ok() {
+            self.watch();
+        }
         reached
+    }
+
+    /// Sees to it that connections go which end while nobody asks: they have descriptors.
+    fn watch(&self) {
+        if !std::mem::replace(&mut lock(&self.places).is_watched, true) {
+            Arc::new(Watch { places: Arc::downgrade(&self.places), pause: Mutex::default() }).rest();
+        }
     }
 
     /// Ends all connections.
     pub(super) fn close(&self) {
-        let places: Vec<_> = lock(&self.places).drain().map(|(_, place)| place).collect();
+        let places: Vec<_> = lock(&self.places).all.drain().map(|(_, place)| place).collect();
         for place in places {
             if let State::Up(peer) = std::mem::take(&mut *lock(&place.state)) {
                 peer.close();
             }
         }
+    }
+}
+
+/// Lets go of connections that have ended, as long as there are any.
+struct Watch {
+    places: Weak<Mutex<Places>>,
+    /// Nobody completes it: its end is the time to look.
+    pause: Mutex<Option<(Completer<()>, Pending<()>)>>,
+}
+
+impl Watch {
+    fn rest(self: Arc<Self>) {
+        let waker = Waker::from(Arc::clone(&self));
+        // Taken where it ends at once, since no thread can be made that counts time.
+        let Ok(mut pause) = self.pause.try_lock() else { return };
+        let (completer, pending) = Pending::channel();
+        let (_, pending) = pause.insert((completer, pending.deadline(LOOK)));
+        let _ = Pin::new(pending).poll(&mut Context::from_waker(&waker));
+    }
+}
+
+impl Wake for Watch {
+    fn wake(self: Arc<Self>) {
+        let gone = match self.places.upgrade() {
+            Some(places) => lock(&places).take_ended(),
+            None => (Vec::new(), false),
+        };
+        if gone.1 {
+            self.rest();
+        } else if let Ok(mut pause) = self.pause.try_lock() {
+            // Which has this.
+            *pause = None;
+        }
+        drop(gone);
+    }
+}
+
+impl Places {
+    /// Connections that have ended, and whether there are others.
+    fn take_ended(&mut self) -> (Vec<Arc<dyn Peer>>, bool) {
+        let mut ended = Vec::new();
+        self.is_watched = false;
+        for place in self.all.values() {
+            let mut state = lock(&place.state);
+            match &*state {
+                State::Up(peer) if peer.is_up() => self.is_watched = true,
+                State::Up(peer) => {
+                    ended.push(Arc::clone(peer));
+                    *state = State::Idle;
+                }
+                _ => {}
+            }
+        }
+        (ended, self.is_watched)
     }
 }
 
@@ -124,13 +199,16 @@ impl fmt::Debug for Peers {
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long a connection that has ended may stay.
+const LOOK: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering::Relaxed;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::*;
-    use crate::fabric::{Listener, Service};
+    use crate::fabric::{Answer, Call, Listener, Service};
 
     /// Nobody is there; counts who looks.
     #[derive(Debug, Default)]
@@ -169,5 +247,72 @@ mod tests {
             }
         };
         assert_eq!(reach(2), tried + 1);
+    }
+
+    /// Ends when it is told to.
+    #[derive(Debug, Default)]
+    struct Mortal(AtomicBool);
+
+    impl Peer for Mortal {
+        fn instance(&self) -> u64 {
+            1
+        }
+
+        fn is_up(&self) -> bool {
+            !self.0.load(Relaxed)
+        }
+
+        fn request(self: Arc<Self>, _: Call) -> Pending<Answer> {
+            unreachable!("nobody asks")
+        }
+
+        fn close(&self) {}
+    }
+
+    /// Reaches each mortal once.
+    #[derive(Debug)]
+    struct All(Mutex<Vec<Arc<Mortal>>>);
+
+    impl Fabric for All {
+        fn scheme(&self) -> &'static str {
+            "none"
+        }
+
+        fn listen(&self, _: &[SocketAddr], _: Arc<dyn Service>) -> Result<Box<dyn Listener>> {
+            unreachable!("nobody answers")
+        }
+
+        fn connect(&self, _: SocketAddr, _: Instant) -> Result<Arc<dyn Peer>> {
+            Ok(lock(&self.0).pop().unwrap())
+        }
+    }
+
+    #[test]
+    fn connections_that_ended_go_though_nobody_asks() {
+        let mortals: Vec<Arc<Mortal>> = (0..6).map(|_| Arc::default()).collect();
+        let peers = Peers::new(Arc::new(All(Mutex::new(mortals.clone()))));
+        for port in 1..=5 {
+            peers.reach(([192, 0, 2, 1], port).into(), 1, Instant::now() + LOOK).unwrap();
+        }
+        let counts = || mortals.iter().map(Arc::strong_count).collect::<Vec<_>>();
+        let await_counts = |wanted: [usize; 6]| {
+            let begun = Instant::now();
+            while counts() != wanted {
+                assert!(begun.elapsed() < LOOK * 10, "{:?}, and not {wanted:?}", counts());
+                std::thread::sleep(LOOK / 50);
+            }
+        };
+        await_counts([2; 6]);
+        mortals[1..4].iter().for_each(|mortal| mortal.0.store(true, Relaxed));
+        await_counts([2, 1, 1, 1, 2, 2]);
+        mortals[4..].iter().for_each(|mortal| mortal.0.store(true, Relaxed));
+        // The first is not connected yet.
+        await_counts([2, 1, 1, 1, 1, 1]);
+        let again = peers.reach(([192, 0, 2, 1], 1).into(), 1, Instant::now() + LOOK).unwrap();
+        assert!(again.is_up());
+        drop(again);
+        await_counts([2, 1, 1, 1, 1, 1]);
+        mortals[0].0.store(true, Relaxed);
+        await_counts([1; 6]);
     }
 }

@@ -201,15 +201,11 @@ impl Ask {
 
     /// Begins to.
     pub(super) fn pull_early(self: &Arc<Self>, piece: Piece) {
-        let (ask, keeper) = (Arc::clone(self), Keeper::new(self));
-        let transfer = Transfer::start(
-            &self.link.instance,
-            &self.link.address,
-            vec![piece],
-            self.link.silence * PATIENCE,
-            move || keeper.advanced(),
-            move |result| ask.landed_early(result.and_then(|mut landings| landings.pop().ok_or_else(misled))),
-        );
+        let ask = Arc::clone(self);
+        let done = move |result: Result<Vec<Landing>>| {
+            ask.landed_early(result.and_then(|mut landings| landings.pop().ok_or_else(misled)));
+        };
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
         self.link.keep(self.number, &transfer);
     }
 
@@ -237,7 +233,9 @@ impl Ask {
             lane: 0,
         };
         lock(&self.state).asked = Instant::now();
-        let pending = Arc::clone(&self.link.control).request(call);
+        // Without it the question has ended, too.
+        let Some(control) = self.link.control() else { return };
+        let pending = control.request(call);
         let ask = Arc::clone(self);
         let poller = Poller::new(pending, move |result| {
             let whole = result.and_then(|mut answer| match (&answer.head[..], answer.parts.pop()) {
@@ -276,21 +274,16 @@ impl Ask {
             }
         };
         let ask = Arc::clone(self);
-        let (instance, from) = (&self.link.instance, &self.link.address);
-        Transfer::start(
-            instance,
-            from,
-            vec![piece],
-            self.link.silence * PATIENCE,
-            || {},
-            move |result| match result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room()) {
-                Ok(whole) => ask.described(whole.as_slice(), true),
-                Err(error) => {
-                    ask.link.release(ask.number);
-                    ask.end(Err(error));
-                }
-            },
-        );
+        let done = move |result: Result<Vec<Landing>>| match result
+            .and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room())
+        {
+            Ok(whole) => ask.described(whole.as_slice(), true),
+            Err(error) => {
+                ask.link.release(ask.number);
+                ask.end(Err(error));
+            }
+        };
+        Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
     }
 
     /// Lands what is described, and pulls what is not in the description.
@@ -399,27 +392,20 @@ impl Ask {
     }
 
     fn pull(self: &Arc<Self>, head: Vec<u8>, mut places: Vec<Option<Landing>>, pieces: Vec<Piece>) {
-        let (ask, keeper) = (Arc::clone(self), Keeper::new(self));
-        let (instance, from) = (&self.link.instance, &self.link.address);
-        let transfer = Transfer::start(
-            instance,
-            from,
-            pieces,
-            self.link.silence * PATIENCE,
-            move || keeper.advanced(),
-            move |result| {
-                failpoint!("margo.landing");
-                let mut landed = match result {
-                    Ok(landings) => landings.into_iter(),
-                    Err(error) => {
-                        ask.link.release(ask.number);
-                        return ask.end(Err(error));
-                    }
-                };
-                places.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = landed.next());
-                ask.landed(Answer { head: head.into(), parts: places.into_iter().flatten().collect() });
-            },
-        );
+        let ask = Arc::clone(self);
+        let done = move |result: Result<Vec<Landing>>| {
+            failpoint!("margo.landing");
+            let mut landed = match result {
+                Ok(landings) => landings.into_iter(),
+                Err(error) => {
+                    ask.link.release(ask.number);
+                    return ask.end(Err(error));
+                }
+            };
+            places.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = landed.next());
+            ask.landed(Answer { head: head.into(), parts: places.into_iter().flatten().collect() });
+        };
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, pieces, done);
         self.link.keep(self.number, &transfer);
     }
 
@@ -451,30 +437,8 @@ impl Ask {
             let is_kept = matches!(result.and_then(Answered::decode), Ok(Answered::Kept(true)));
             told(is_kept);
         };
-        if let Err(error) = self.link.instance.ask(&self.link.address, &[&prefix], self.link.silence, done) {
+        if let Err(error) = self.link.say(&[&prefix], done) {
             self.end(Err(error));
-        }
-    }
-}
-
-/// Keeps the parts of a long answer pinned as long as bytes of it come.
-struct Keeper {
-    ask: Arc<Ask>,
-    last: Mutex<Instant>,
-}
-
-impl Keeper {
-    fn new(ask: &Arc<Ask>) -> Self {
-        let last = Mutex::new(lock(&ask.state).asked);
-        Self { ask: Arc::clone(ask), last }
-    }
-
-    fn advanced(&self) {
-        let mut last = lock(&self.last);
-        if last.elapsed() > self.ask.link.silence / 2 && !self.ask.is_abandoned() {
-            *last = Instant::now();
-            drop(last);
-            self.ask.ask_to_keep(|_| {});
         }
     }
 }

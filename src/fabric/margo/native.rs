@@ -29,12 +29,15 @@ use crate::sync::lock;
 
 mod bulk;
 mod connections;
+mod flight;
 mod message;
 mod transfer;
 
 pub(super) use bulk::{Access, Bulk};
+pub(super) use flight::Flight;
 pub(super) use transfer::{Piece, Transfer};
 
+use flight::Done;
 use message::Message;
 
 /// A running Margo, one a process for each address and role; it ends with the last of its handles.
@@ -206,7 +209,7 @@ impl Instance {
     /// from within this call.
     ///
     /// # Cost
-    /// Copies the message. Past `limit` Margo gives up.
+    /// Copies the message. Past `limit`, if there is one, Margo gives up.
     ///
     /// # Errors
     /// What went wrong before anything was sent; `done` is dropped then.
@@ -214,15 +217,15 @@ impl Instance {
         self: &Arc<Self>,
         to: &Arc<Address>,
         message: &[&[u8]],
-        limit: Duration,
+        limit: Option<Duration>,
         done: impl FnOnce(Result<&[u8]>) + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<Arc<Flight>> {
         self.forward(to, self.ask, message, limit, Some(Box::new(done)))
     }
 
     /// Says something that needs no answer, and may not arrive.
     pub(super) fn tell(self: &Arc<Self>, to: &Arc<Address>, message: &[&[u8]]) {
-        let _ = self.forward(to, self.tell, message, TOLD, None);
+        let _ = self.forward(to, self.tell, message, Some(TOLD), None);
     }
 
     fn forward(
@@ -230,9 +233,9 @@ impl Instance {
         to: &Arc<Address>,
         id: hg_id_t,
         message: &[&[u8]],
-        limit: Duration,
+        limit: Option<Duration>,
         done: Option<Done>,
-    ) -> Result<()> {
+    ) -> Result<Arc<Flight>> {
         let mut handle = ptr::null_mut();
         // SAFETY: the instance and the address live; a place to write to.
         let outcome = unsafe { self.margo.margo_create(self.mid, to.raw, id, &mut handle) };
@@ -240,26 +243,27 @@ impl Instance {
             return Err(self.failed("request", outcome, &to.text));
         }
         let mut input = Message::write(message);
-        let forwarded = Forwarded { instance: Arc::clone(self), to: Arc::clone(to), handle, done };
-        let uargs = Box::into_raw(Box::new(forwarded)).cast::<c_void>();
+        let flight = Flight::new(self, to, handle, done);
+        let uargs = Arc::into_raw(Arc::clone(&flight)).cast_mut().cast::<c_void>();
         // SAFETY: the handle was made above; the message is copied before the call returns; `uargs` is the callback's.
         let outcome = unsafe {
             self.margo.margo_provider_cforward_timed(
                 MARGO_DEFAULT_PROVIDER_ID,
                 handle,
                 (&raw mut input).cast(),
-                limit.as_secs_f64() * 1000.0,
+                // 0 is no limit.
+                limit.map_or(0.0, |limit| limit.as_secs_f64() * 1000.0),
                 Some(ended),
                 uargs,
             )
         };
         if outcome == HG_SUCCESS {
-            return Ok(());
+            return Ok(flight);
         }
-        // SAFETY: nothing was begun, so that there is no callback: both are still this call's.
+        // SAFETY: nothing was begun, so that there is no callback, whose reference is this call's then.
         unsafe {
-            drop(Box::from_raw(uargs.cast::<Forwarded>()));
-            self.margo.margo_destroy(handle);
+            drop(Arc::from_raw(uargs.cast_const().cast::<Flight>()));
+            flight.end(None);
         }
         Err(self.failed("request", outcome, &to.text))
     }
@@ -293,8 +297,10 @@ impl Drop for Instance {
             let Last(margo, mid) = { last };
             // SAFETY: the last handle is gone, so that nothing of the instance is used any more; not its progress thread.
             unsafe { margo.margo_finalize(mid) };
+            ENDING.fetch_sub(1, SeqCst);
             let _ = report.send(());
         };
+        ENDING.fetch_add(1, SeqCst);
         // It waits for its progress thread, which may be this one, and for peers that are gone.
         let spawned = thread::Builder::new().name("proxystore-margo-end".to_owned()).spawn(finalize);
         if spawned.is_ok() && self.has_files && !IN_CALLBACK.get() {
@@ -302,6 +308,9 @@ impl Drop for Instance {
         }
     }
 }
+
+/// Instances whose last handle is gone, and that are not finalized yet.
+pub(super) static ENDING: AtomicUsize = AtomicUsize::new(0);
 
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -407,45 +416,12 @@ impl Drop for Reply {
     }
 }
 
-type Done = Box<dyn FnOnce(Result<&[u8]>) + Send>;
-
-/// A message on its way, and what comes then.
-struct Forwarded {
-    instance: Arc<Instance>,
-    to: Arc<Address>,
-    handle: hg_handle_t,
-    done: Option<Done>,
-}
-
 /// The end of [`Instance::forward`].
 unsafe extern "C" fn ended(uargs: *mut c_void, outcome: hg_return_t) {
     // SAFETY: made for this callback, which is called once.
-    let Forwarded { instance, to, handle, done } = *unsafe { Box::from_raw(uargs.cast::<Forwarded>()) };
-    in_callback(move || {
-        let margo = instance.margo;
-        let mut output = Message::read();
-        if let Some(done) = done {
-            let outcome = match outcome {
-                // SAFETY: the handle's answer is there; it is freed below.
-                HG_SUCCESS => unsafe { margo.margo_get_output(handle, (&raw mut output).cast()) },
-                outcome => outcome,
-            };
-            if outcome == HG_SUCCESS {
-                // Caught here, or the answer would stay.
-                // SAFETY: read from the answer, which is not freed yet.
-                let _ = catch_unwind(AssertUnwindSafe(|| done(Ok(unsafe { output.bytes() }))));
-                output.free();
-                // SAFETY: got above.
-                unsafe { margo.margo_free_output(handle, (&raw mut output).cast()) };
-            } else {
-                let error = instance.failed("request", outcome, &to.text);
-                let _ = catch_unwind(AssertUnwindSafe(|| done(Err(error))));
-            }
-        }
-        // SAFETY: made by `forward`, and not used any more.
-        unsafe { margo.margo_destroy(handle) };
-        drop((to, instance));
-    });
+    let flight = unsafe { Arc::from_raw(uargs.cast_const().cast::<Flight>()) };
+    // SAFETY: this is the callback.
+    in_callback(move || unsafe { flight.end(Some(outcome)) });
 }
 
 unsafe extern "C" fn asked(handle: hg_handle_t) -> hg_return_t {

@@ -12,7 +12,7 @@ use super::memory::Memory;
 use super::native::{Access, Instance};
 use super::protocol;
 use super::session::Session;
-use super::wire::{Control, Welcome};
+use super::wire::{Control, KEPT, Welcome};
 use crate::error::{Error, Result};
 use crate::fabric::{Incoming, Responder, Segments, Service};
 use crate::failpoint::failpoint;
@@ -71,6 +71,10 @@ impl Service for Door {
                 if let Some(session) = inner.session(connection) {
                     session.collect(number, responder);
                 }
+            }
+            Ok(Control::Keep { number }) => {
+                let is_kept = inner.session(connection).is_some_and(|session| session.keep(number));
+                responder.reply(KEPT[usize::from(is_kept)].to_vec(), Vec::new());
             }
             Err(error) => responder.reply(Welcome::Not(error.context().to_owned()).encode(), Vec::new()),
         }

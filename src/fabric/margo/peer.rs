@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::ask::Ask;
 use super::memory::Memory;
-use super::native::{Address, Bulk, Instance, Token, Transfer};
+use super::native::{Address, Bulk, Flight, Instance, Token, Transfer};
 use super::poller::Poller;
 use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
@@ -38,13 +38,14 @@ pub(super) struct MargoPeer {
 
 /// A connection.
 pub(super) struct Link {
-    pub(super) control: Arc<dyn Peer>,
     pub(super) contact: SocketAddr,
     pub(super) instance: Arc<Instance>,
     pub(super) address: Arc<Address>,
     pub(super) memory: Arc<Memory>,
     pub(super) token: Token,
     pub(super) silence: Duration,
+    /// Number of the owner's memory.
+    owner: u64,
     spin: Duration,
     /// The process that made it: a forked child must not touch it.
     generation: u32,
@@ -54,6 +55,8 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct State {
+    /// Gone with its end: what is still on its way by Margo keeps no descriptor.
+    control: Option<Arc<dyn Peer>>,
     open: HashMap<u64, Arc<Ask>>,
     /// Questions that wait for others to be answered.
     queue: VecDeque<Arc<Ask>>,
@@ -64,7 +67,11 @@ struct State {
     spots: HashMap<u16, (u32, u64)>,
     /// Whether what was found out about spots was wrong once.
     is_misled: bool,
+    /// RPCs that are not over, by numbers of their own.
+    flights: HashMap<u64, Open>,
     transfers: HashMap<u64, Arc<Transfer>>,
+    /// Whether somebody looks after what takes long.
+    is_ticking: bool,
     watch: Option<Arc<Poller>>,
     /// Numbers of answers whose parts the owner may let go of, which the next question says.
     released: Vec<u8>,
@@ -73,7 +80,30 @@ struct State {
     failed: Option<Error>,
 }
 
+/// An RPC that is not over.
+struct Open {
+    flight: Arc<Flight>,
+    /// Of one without a limit, for how many ticks no bytes have been on their way.
+    quiet: Option<u32>,
+}
+
 impl State {
+    /// Answers whose parts are being pulled, and RPCs whose answers are not behind any bytes, and late.
+    fn tick(&mut self, is_flying: bool) -> (Vec<u64>, Vec<Arc<Flight>>) {
+        let numbers = self.transfers.keys().copied().collect();
+        let (mut late, mut are_open) = (Vec::new(), false);
+        for Open { flight, quiet } in self.flights.values_mut() {
+            let Some(quiet) = quiet else { continue };
+            are_open = true;
+            *quiet = if is_flying { 0 } else { *quiet + 1 };
+            if *quiet > LATE {
+                late.push(Arc::clone(flight));
+            }
+        }
+        self.is_ticking = are_open || !self.transfers.is_empty();
+        (numbers, late)
+    }
+
     /// What one message may release of it.
     fn take_released(&mut self) -> Vec<u8> {
         let rest = self.released.split_off(self.released.len().min(8 * MOST_RELEASED));
@@ -92,30 +122,30 @@ impl MargoPeer {
         options: &Options,
     ) -> Arc<Self> {
         let link = Arc::new(Link {
-            control,
             contact,
             instance,
             address,
             memory,
             token,
             silence: options.silence,
+            owner: control.instance(),
             spin: options.spin,
             generation: crate::process::generation(),
             next: AtomicU64::new(1),
-            state: Mutex::default(),
+            state: Mutex::new(State { control: Some(Arc::clone(&control)), ..State::default() }),
         });
-        link.watch();
+        link.watch(control);
         Arc::new_cyclic(|this| Self { link, this: Weak::clone(this) })
     }
 }
 
 impl Peer for MargoPeer {
     fn instance(&self) -> u64 {
-        self.link.control.instance()
+        self.link.owner
     }
 
     fn is_up(&self) -> bool {
-        self.link.is_own() && self.link.control.is_up() && lock(&self.link.state).failed.is_none()
+        self.link.is_own() && self.link.control().is_some_and(|control| control.is_up())
     }
 
     fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
@@ -145,9 +175,9 @@ impl Link {
     }
 
     /// Learns of the owner's end by a question that it never answers.
-    fn watch(self: &Arc<Self>) {
+    fn watch(self: &Arc<Self>, control: Arc<dyn Peer>) {
         let link = Arc::downgrade(self);
-        let watch = Arc::clone(&self.control).request(Call::small(Control::Watch.encode()));
+        let watch = control.request(Call::small(Control::Watch.encode()));
         let poller = Poller::new(watch, move |result| {
             let Some(link) = link.upgrade() else { return };
             link.fail(match result {
@@ -157,6 +187,11 @@ impl Link {
         });
         lock(&self.state).watch = Some(Arc::clone(&poller));
         poller.wake();
+    }
+
+    /// The control connection, until the end.
+    pub(super) fn control(&self) -> Option<Arc<dyn Peer>> {
+        lock(&self.state).control.clone()
     }
 
     fn request(self: &Arc<Self>, call: Call, handle: Option<Arc<MargoPeer>>) -> Pending<Answer> {
@@ -203,11 +238,43 @@ impl Link {
             asked.answered(result);
             link.advance();
         };
-        if let Err(error) = self.instance.ask(&self.address, &[&prefix, &head], self.silence, done) {
+        if let Err(error) = self.say(&[&prefix, &head], done) {
             ask.end(Err(error));
             self.advance();
         }
         failpoint!("margo.asked");
+    }
+
+    /// Says something that is answered, and gives it up when the connection ends.
+    pub(super) fn say(
+        self: &Arc<Self>,
+        message: &[&[u8]],
+        done: impl FnOnce(Result<&[u8]>) + Send + 'static,
+    ) -> Result<()> {
+        let number = self.next.fetch_add(1, Relaxed);
+        let link = Arc::clone(self);
+        let done = move |result: Result<&[u8]>| {
+            let open = lock(&link.state).flights.remove(&number);
+            drop(open);
+            done(result);
+        };
+        // An answer comes behind the bytes that were asked for before, however slow the link is; that the owner lives is shown
+        // by the control connection.
+        let limit = (!self.address.is_flying()).then_some(self.silence);
+        let flight = self.instance.ask(&self.address, message, limit, done)?;
+        let mut state = lock(&self.state);
+        if state.failed.is_some() {
+            drop(state);
+            flight.cancel();
+        } else if !flight.is_over() {
+            state.flights.insert(number, Open { flight, quiet: limit.is_none().then_some(0) });
+            let begins = limit.is_none() && !std::mem::replace(&mut state.is_ticking, true);
+            drop(state);
+            if begins {
+                self.tick_later();
+            }
+        }
+        Ok(())
     }
 
     /// A question is not in flight any more: another one may be.
@@ -237,14 +304,42 @@ impl Link {
     }
 
     /// Keeps a transfer, so that it ends with its question or the connection.
-    pub(super) fn keep(&self, number: u64, transfer: &Arc<Transfer>) {
+    pub(super) fn keep(self: &Arc<Self>, number: u64, transfer: &Arc<Transfer>) {
         let mut state = lock(&self.state);
-        if state.open.contains_key(&number) {
-            state.transfers.insert(number, Arc::clone(transfer));
-            return;
+        if !state.open.contains_key(&number) {
+            drop(state);
+            return transfer.cancel(abandoned());
         }
+        state.transfers.insert(number, Arc::clone(transfer));
+        let begins = !std::mem::replace(&mut state.is_ticking, true);
         drop(state);
-        transfer.cancel(abandoned());
+        if begins {
+            self.tick_later();
+        }
+    }
+
+    /// Looks twice a silence after what takes long, as long as there is any: tells the owner which parts are still being pulled, so
+    /// that it keeps them where they are, and gives up RPCs that are not answered though nothing is in the way.
+    fn tick_later(self: &Arc<Self>) {
+        let link = Arc::downgrade(self);
+        after(self.silence / 2, move || {
+            let Some(link) = link.upgrade() else { return };
+            let mut state = lock(&link.state);
+            let (numbers, late) = state.tick(link.address.is_flying());
+            let goes_on = state.is_ticking;
+            let control = state.control.clone();
+            drop(state);
+            for number in numbers {
+                let Some(control) = control.clone() else { break };
+                let kept = control.request(Call::small(Control::Keep { number }.encode()));
+                // Whether they are, is asked when all are here.
+                Poller::new(kept, |_| {}).wake();
+            }
+            late.iter().for_each(|flight| flight.cancel());
+            if goes_on {
+                link.tick_later();
+            }
+        });
     }
 
     pub(super) fn stop_transfer(&self, number: u64) {
@@ -352,10 +447,19 @@ impl Link {
         let open: Vec<_> = state.open.drain().map(|(_, ask)| ask).collect();
         let transfers: Vec<_> = state.transfers.drain().map(|(_, transfer)| transfer).collect();
         let gone = (std::mem::take(&mut state.queue), std::mem::take(&mut state.sources), state.watch.take());
+        let control = state.control.take();
+        let flights: Vec<_> = state.flights.drain().map(|(_, open)| open.flight).collect();
         drop(state);
-        self.control.close();
+        if let Some(control) = &control {
+            control.close();
+        }
         if let Some(watch) = &gone.2 {
             watch.cancel();
+        }
+        drop(control);
+        if !flights.is_empty() {
+            // Most have their errors by then; a dead peer answers nothing.
+            after(ANSWERED, move || flights.iter().for_each(|flight| flight.cancel()));
         }
         transfers.iter().for_each(|transfer| transfer.cancel(error.clone()));
         open.iter().for_each(|ask| ask.end(Err(error.clone())));
@@ -438,6 +542,12 @@ fn after(limit: Duration, then: impl FnOnce() + Send + 'static) {
 pub(super) fn abandoned() -> Error {
     Error::new(ErrorKind::Cancelled, "request", "nobody waits for the answer any more")
 }
+
+/// How long what was asked has to end by itself after the connection ended.
+const ANSWERED: Duration = Duration::from_millis(100);
+
+/// Ticks, two a silence, after which an answer that nothing is in the way of is late.
+const LATE: u32 = 2;
 
 /// How long the news that parts are not needed waits for a question to go with.
 const LAZY: Duration = Duration::from_millis(10);

@@ -194,6 +194,11 @@ impl Session {
         drop(pins);
     }
 
+    /// The parts of an answer are still wanted; whether they are still there.
+    pub(super) fn keep(&self, number: u64) -> bool {
+        lock(&self.state).pins.get_mut(&number).map(|pin| pin.since = Instant::now()).is_some()
+    }
+
     fn is_open(&self) -> bool {
         lock(&self.state).service.is_some()
     }
@@ -279,10 +284,7 @@ impl Handler for Arc<Session> {
                 self.question(number, head, reply);
             }
             Ok(Said::Keep { number }) => {
-                let mut state = lock(&self.state);
-                let pin = state.pins.get_mut(&number).map(|pin| pin.since = Instant::now());
-                drop(state);
-                reply.send(&[KEPT[usize::from(pin.is_some())]]);
+                reply.send(&[KEPT[usize::from(self.keep(number))]]);
             }
             // Dropped, it says that this is not understood.
             Ok(Said::Release { .. }) | Err(_) => drop(reply),

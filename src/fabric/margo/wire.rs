@@ -4,7 +4,7 @@
 //!   by RPC:   token │ crc kind number released head   ──>      a question, or a sign that a long answer is still wanted
 //!                              <──   kind description           or: held, refused, too long for an RPC
 //!             token │ crc release - released          ──>      the parts of answers are not needed any more
-//!   on the control connection, which is TCP:  hello, watch, collect
+//!   on the control connection, which is TCP:  hello, watch, collect, keep
 //! ```
 //!
 //! A description is the head of an answer and where its parts are: in it, or in memory to be pulled from.
@@ -263,6 +263,8 @@ pub(super) enum Control {
     Watch,
     /// The description of an answer that was held.
     Collect { number: u64 },
+    /// The parts of that answer are still being pulled, behind which a message by RPC might wait.
+    Keep { number: u64 },
 }
 
 impl Control {
@@ -278,6 +280,10 @@ impl Control {
             Self::Watch => out.push(2),
             Self::Collect { number } => {
                 out.push(3);
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            Self::Keep { number } => {
+                out.push(4);
                 out.extend_from_slice(&number.to_le_bytes());
             }
         }
@@ -301,6 +307,7 @@ impl Control {
             }
             2 => Self::Watch,
             3 => Self::Collect { number: u64::from_le_bytes(input.array()?) },
+            4 => Self::Keep { number: u64::from_le_bytes(input.array()?) },
             _ => return Err(corrupt("a question on a control connection that makes no sense")),
         };
         input.finish()?;
@@ -498,6 +505,7 @@ mod tests {
             Control::Hello { silence_ms: 0, wanted: String::new() },
             Control::Watch,
             Control::Collect { number: 77 },
+            Control::Keep { number: 78 },
         ] {
             assert_eq!(Control::decode(&control.encode()).unwrap(), control);
         }

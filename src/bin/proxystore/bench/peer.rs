@@ -267,9 +267,9 @@ fn margo(protocol: &str, contact: &[u8], size: usize) -> Result<Measured<'static
     let mut requester = Some(crate::margo::Requester::connect(protocol, contact, size).map_err(hung_up)?);
     Ok(Box::new(move |n| {
         let taken = requester.take().ok_or_else(|| hung_up(io::ErrorKind::BrokenPipe.into()))?;
-        let (back, took) = taken.fetch(n, size).map_err(hung_up)?;
+        let (back, times) = taken.fetch(n, size).map_err(hung_up)?;
         requester = Some(back);
-        Ok(took)
+        Ok(times.iter().sum())
     }))
 }
 

@@ -138,12 +138,15 @@ fn adapters(classes: &Path) -> Vec<String> {
 /// Why what is fastest here is not used, and what to do about it.
 fn advice(adapters: &[String], libraries: &[Library]) -> Vec<String> {
     let mut advice = Vec::new();
-    let Some(ucx) = libraries.iter().find(|library| library.name == "ucx") else {
-        if !adapters.is_empty() {
-            advice.push(
+    let library = |name: &str| libraries.iter().find(|library| library.name == name);
+    let Some(ucx) = library("ucx") else {
+        match library("margo") {
+            Some(margo) => advice.extend(adapters.iter().filter_map(|adapter| of_margo(adapter, margo))),
+            None if adapters.is_empty() => {}
+            None => advice.push(
                 "this build has neither UCX nor Margo, so objects go over TCP: enable the cargo feature \"ucx\""
                     .to_owned(),
-            );
+            ),
         }
         return advice;
     };
@@ -170,6 +173,21 @@ fn advice(adapters: &[String], libraries: &[Library]) -> Vec<String> {
         advice.extend(memlock(rustix::process::getrlimit(rustix::process::Resource::Memlock).current));
     }
     advice
+}
+
+/// Why Margo does not use an adapter in a build that has no UCX.
+fn of_margo(adapter: &str, margo: &Library) -> Option<String> {
+    let (class, device) = adapter.split_once(' ')?;
+    let protocol = if class == "cxi" { "ofi+cxi" } else { "ofi+verbs" };
+    if margo.version.is_none() {
+        return Some(format!(
+            "this node has {device}, which Margo could use, and no usable Margo: objects go over TCP"
+        ));
+    }
+    let is_offered = margo.devices.iter().any(|offered| offered.starts_with(protocol));
+    (!is_offered).then(|| {
+        format!("this node has {device}, and Margo's Mercury does not offer {protocol}: its libfabric lacks it")
+    })
 }
 
 /// What UCX's TCP transport lets strangers do.
@@ -226,6 +244,22 @@ mod tests {
         ] {
             let said = advice(std::slice::from_ref(adapters), &libraries);
             assert!(said.len() == 1 && said[0].contains(part), "{adapters}, {part}: {said:?}");
+        }
+        let margo = |version: Option<&str>, devices: &[&str]| Library {
+            name: "margo",
+            version: version.map(str::to_owned),
+            devices: devices.iter().map(|device| device.to_string()).collect(),
+            ..Library::default()
+        };
+        for (adapter, library, part) in [
+            (&cxi, margo(None, &[]), Some("no usable Margo")),
+            (&cxi, margo(Some("with Mercury 2.4.1"), &["ofi+tcp/hsn0"]), Some("does not offer ofi+cxi")),
+            (&cxi, margo(Some("with Mercury 2.4.1"), &["ofi+cxi/cxi0"]), None),
+            (&mlx, margo(Some("with Mercury 2.4.1"), &["ofi+cxi/cxi0"]), Some("does not offer ofi+verbs")),
+        ] {
+            let said = advice(std::slice::from_ref(adapter), &[library]);
+            assert!(said.iter().all(|line| part.is_some_and(|part| line.contains(part))), "{said:?}");
+            assert_eq!(said.len(), usize::from(part.is_some()), "{adapter}");
         }
         let said = advice(&[mlx], &ucx(&["tcp/ib0", "rc_mlx5/mlx5_0:1"], &[]));
         assert!(said.iter().all(|line| line.contains("ulimit")), "{said:?}");

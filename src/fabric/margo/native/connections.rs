@@ -23,8 +23,8 @@ pub(super) fn shut(address: &str) -> io::Result<usize> {
         let Some(socket) = duplicate(number).map(TcpStream::from) else { continue };
         // Of what is no socket it is an error.
         if socket.peer_addr().is_ok_and(|other| is_same(other, peer)) {
-            socket.shutdown(std::net::Shutdown::Both)?;
-            count += 1;
+            // One that ended meanwhile is no reason to leave the others.
+            count += usize::from(socket.shutdown(std::net::Shutdown::Both).is_ok());
         }
     }
     Ok(count)

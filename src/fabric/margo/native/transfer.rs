@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use margo_sys::{HG_BULK_PULL, HG_SUCCESS, hg_return_t};
 
@@ -26,9 +25,6 @@ pub(in super::super) struct Piece {
 pub(in super::super) struct Transfer {
     instance: Arc<Instance>,
     from: Arc<Address>,
-    limit: Duration,
-    /// Called when a stretch has come.
-    advanced: Box<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -59,8 +55,9 @@ struct Stretch {
 type Done = Box<dyn FnOnce(Result<Vec<Landing>>) + Send>;
 
 impl Transfer {
-    /// Begins; past `limit` Margo cancels a stretch. That must be later than when a dead peer's connections are cut: a read over
-    /// libfabric that was cancelled and then fails is reported to nobody (Mercury 2.4, `na_ofi_cq_process_error`).
+    /// Begins. There is no limit in time, and nothing is cancelled that was begun: a read over libfabric that was cancelled and then
+    /// fails is reported to nobody (Mercury 2.4, `na_ofi_cq_process_error`), and its memory would be lost. Of a dead peer the
+    /// connections are cut.
     ///
     /// `done` gets the landings, full, or what went wrong, once nothing writes to them any more.
     ///
@@ -69,8 +66,6 @@ impl Transfer {
         instance: &Arc<Instance>,
         from: &Arc<Address>,
         pieces: Vec<Piece>,
-        limit: Duration,
-        advanced: impl Fn() + Send + Sync + 'static,
         done: impl FnOnce(Result<Vec<Landing>>) + Send + 'static,
     ) -> Arc<Self> {
         let mut state = State {
@@ -105,7 +100,7 @@ impl Transfer {
             state.pieces.push(Registered { ours, theirs, landing });
         }
         let (instance, from) = (Arc::clone(instance), Arc::clone(from));
-        let this = Arc::new(Self { instance, from, limit, advanced: Box::new(advanced), state: Mutex::new(state) });
+        let this = Arc::new(Self { instance, from, state: Mutex::new(state) });
         this.pump();
         this
     }
@@ -142,7 +137,7 @@ impl Transfer {
                     ours,
                     stretch.our_offset,
                     stretch.len,
-                    self.limit.as_secs_f64() * 1000.0,
+                    NO_LIMIT,
                     Some(pulled),
                     uargs,
                 )
@@ -200,11 +195,13 @@ unsafe extern "C" fn pulled(uargs: *mut c_void, outcome: hg_return_t) {
     in_callback(move || {
         transfer.over(outcome);
         transfer.pump();
-        (transfer.advanced)();
     });
 }
 
-/// Bytes of one pull: a transfer that is given up ends with those that were begun, and long ones show that they go on.
+/// Margo's word for none.
+const NO_LIMIT: f64 = 0.0;
+
+/// Bytes of one pull: a transfer that is given up ends with those that were begun.
 const STRETCH: usize = 8 << 20;
 
 /// Pulls of one transfer at a time.
