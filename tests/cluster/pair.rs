@@ -38,9 +38,6 @@ impl Fabric {
                 return Err(format!("UCX 1.{minor} ends a process at times whose peer is gone by then; docs/ucx.md"));
             }
         }
-        if self == MARGO && row == "row_38_slow_reader" {
-            return Err("over Margo an owner pins all that a requester has asked for".to_owned());
-        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! `Session`: what an owner keeps for one requester: questions that are not answered yet, and parts that are being pulled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -34,6 +34,10 @@ struct State {
     service: Option<Arc<dyn Service>>,
     held: HashMap<u64, Arc<Mutex<Slot>>>,
     pins: HashMap<u64, Pin>,
+    /// Bytes of objects in them.
+    pinned: u64,
+    /// Questions that the service gets when fewer are pinned: whoever asked was told to collect the answers.
+    backlog: VecDeque<Question>,
     /// As long as it is not answered, the control connection shows that this process lives.
     watch: Option<Responder>,
 }
@@ -53,7 +57,12 @@ enum Slot {
 struct Pin {
     since: Instant,
     _bulks: Vec<Bulk>,
-    _parts: Vec<Bytes>,
+    parts: Vec<Bytes>,
+}
+
+struct Question {
+    head: Vec<u8>,
+    responder: Responder,
 }
 
 /// An answer, described.
@@ -75,7 +84,8 @@ impl Session {
     ) -> Arc<Self> {
         let mut token = Token::default();
         fill_random(&mut token);
-        let state = State { service: Some(service), held: HashMap::new(), pins: HashMap::new(), watch: None };
+        let (held, pins) = (HashMap::new(), HashMap::new());
+        let state = State { service: Some(service), held, pins, pinned: 0, backlog: VecDeque::new(), watch: None };
         Arc::new(Self {
             token,
             connection,
@@ -137,11 +147,12 @@ impl Session {
         let all: Vec<u64> = state.pins.keys().copied().collect();
         for number in all {
             if state.pins.get(&number).is_some_and(|pin| now.saturating_duration_since(pin.since) > self.patience) {
-                late.extend(state.pins.remove(&number));
+                late.extend(state.unpin(number));
             }
         }
         drop(state);
         drop(late);
+        self.catch_up();
         self.patience / 8
     }
 
@@ -153,6 +164,7 @@ impl Session {
             state.service.take(),
             std::mem::take(&mut state.held),
             std::mem::take(&mut state.pins),
+            std::mem::take(&mut state.backlog),
             state.watch.take(),
         );
         drop(state);
@@ -165,9 +177,23 @@ impl Session {
         let slot = Arc::new(Mutex::new(Slot::Rpc(reply)));
         let duty = Duty { session: Arc::clone(self), number, slot: Arc::clone(&slot) };
         let responder = Responder::new(Box::new(duty));
-        let call = Incoming { head, from: self.from, connection: self.connection, responder };
-        // Its responder refuses as the panic drops it; others go on.
-        let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
+        let mut state = lock(&self.state);
+        // Behind those that wait it waits, too.
+        let waits = state.is_full() || !state.backlog.is_empty();
+        match waits {
+            true if state.backlog.len() < MOST_HELD => {
+                state.backlog.push_back(Question { head: head.to_vec(), responder });
+                drop(state);
+            }
+            true => {
+                drop(state);
+                drop(responder);
+            }
+            false => {
+                drop(state);
+                self.answer(&service, head, responder);
+            }
+        }
         let mut place = lock(&slot);
         let reply = match std::mem::replace(&mut *place, Slot::Waiting) {
             Slot::Rpc(reply) => reply,
@@ -187,11 +213,31 @@ impl Session {
         reply.send(&[if has_room { HELD } else { REFUSED }]);
     }
 
+    fn answer(&self, service: &Arc<dyn Service>, head: &[u8], responder: Responder) {
+        let call = Incoming { head, from: self.from, connection: self.connection, responder };
+        // Its responder refuses as the panic drops it; others go on.
+        let _ = catch_unwind(AssertUnwindSafe(|| service.answer(call)));
+    }
+
     fn release(&self, numbers: Numbers<'_>) {
         let mut state = lock(&self.state);
-        let pins: Vec<_> = numbers.iter().filter_map(|number| state.pins.remove(&number)).collect();
+        let pins: Vec<_> = numbers.iter().filter_map(|number| state.unpin(number)).collect();
         drop(state);
         drop(pins);
+        self.catch_up();
+    }
+
+    /// Gives questions to the service that waited until fewer bytes are pinned.
+    fn catch_up(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            let Some(service) = state.service.clone().filter(|_| !state.is_full()) else { return };
+            let Some(Question { head, responder }) = state.backlog.pop_front() else { return };
+            drop(state);
+            if responder.is_wanted() {
+                self.answer(&service, &head, responder);
+            }
+        }
     }
 
     /// The parts of an answer are still wanted; whether they are still there.
@@ -258,9 +304,10 @@ impl Session {
             return false;
         }
         let since = Instant::now();
-        let pin = state.pins.entry(number).or_insert_with(|| Pin { since, _bulks: Vec::new(), _parts: Vec::new() });
+        state.pinned += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        let pin = state.pins.entry(number).or_insert_with(|| Pin { since, _bulks: Vec::new(), parts: Vec::new() });
         pin._bulks.append(&mut bulks);
-        pin._parts.append(&mut parts);
+        pin.parts.append(&mut parts);
         true
     }
 
@@ -273,6 +320,19 @@ impl Session {
             reply.send(&[LONG, &len, &descriptor]);
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn unpin(&mut self, number: u64) -> Option<Pin> {
+        let pin = self.pins.remove(&number)?;
+        self.pinned -= pin.parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        Some(pin)
+    }
+
+    /// Whether its requester has to let go of something first.
+    fn is_full(&self) -> bool {
+        self.pinned > MOST_PINNED
     }
 }
 
@@ -365,6 +425,9 @@ impl Respond for Duty {
 
 /// Parts stay pinned for so many silence limits after the last word of the requester, who counts on less.
 pub(super) const PATIENCE: u32 = 2;
+
+/// Bytes of one requester's answers from which on its further questions wait.
+const MOST_PINNED: u64 = 64 << 20;
 
 /// Questions of one requester that are not answered yet.
 const MOST_HELD: usize = 1 << 16;
