@@ -111,6 +111,11 @@ pub(crate) trait Peer: Send + Sync + fmt::Debug + 'static {
     /// Whether requests may still succeed; false for ever after it was false once.
     fn is_up(&self) -> bool;
 
+    /// Whether it can go, asked by who does not mean to use it, which [`is_up`](Self::is_up) may count as a use.
+    fn is_over(&self) -> bool {
+        !self.is_up()
+    }
+
     /// How many requests move their bytes side by side faster than one after another: parts of large objects are spread so.
     fn lanes(&self) -> usize {
         1

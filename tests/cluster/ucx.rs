@@ -228,7 +228,8 @@ fn closed_when_unused() {
     let cluster = Cluster::new(2);
     let [one, two] = cluster.hosts();
     let mut owner = node_with(UCX, &one, &[]);
-    let mut requester = two.start(&["--node", &UCX.url("test?replicas=off&idle=500ms")], ENVIRONMENT);
+    // Longer than the time after which it is looked for connections that ended, which is no use of the others.
+    let mut requester = two.start(&["--node", &UCX.url("test?replicas=off&idle=1500ms")], ENVIRONMENT);
     let key = put(&mut owner, 1, 100_000);
     let established = |host: &Host| -> usize {
         let count = "awk '$4 == \"01\"' /proc/net/tcp | wc -l";

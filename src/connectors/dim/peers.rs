@@ -177,7 +177,7 @@ impl Places {
         for place in self.all.values() {
             let mut state = lock(&place.state);
             match &*state {
-                State::Up(peer) if peer.is_up() => self.is_watched = true,
+                State::Up(peer) if !peer.is_over() => self.is_watched = true,
                 State::Up(peer) => {
                     ended.push(Arc::clone(peer));
                     *state = State::Idle;

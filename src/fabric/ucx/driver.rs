@@ -165,6 +165,12 @@ impl Driver {
         self.generation == crate::process::generation() && lock(&self.core).links.get_mut(&link).is_some_and(is_up)
     }
 
+    /// The opposite, asked by who does not use it.
+    pub(super) fn is_over(&self, link: u64) -> bool {
+        let is_over = |link: &Link| link.failed.is_some() || !link.control.is_up();
+        lock(&self.core).links.get(&link).is_none_or(is_over)
+    }
+
     /// Sends a question; the number of the call.
     ///
     /// # Errors

@@ -50,6 +50,10 @@ impl Peer for UcxPeer {
         self.driver.is_up(self.link)
     }
 
+    fn is_over(&self) -> bool {
+        self.driver.is_over(self.link)
+    }
+
     fn request(self: Arc<Self>, call: Call) -> Pending<Answer> {
         match self.driver.ask(self.link, call) {
             Ok(number) => Pending::from_operations(self, number),
