@@ -80,6 +80,8 @@ pub(crate) struct Options {
     pub(crate) silence: Duration,
     /// How long a thread looks for events before it sleeps, at most.
     pub(crate) spin: Duration,
+    /// For how long a task drives at its first look, at most; no longer than `spin`.
+    pub(crate) look: Duration,
     /// A connection of which nothing was asked for so long is closed, within twice the time; zero for never.
     pub(crate) idle: Duration,
     /// Bytes of answers on their way to one requester; the answer that goes beyond waits, unless it is the only one.
@@ -118,6 +120,7 @@ impl Default for Options {
         Self {
             silence: crate::environment::timeout(),
             spin: Duration::from_micros(100),
+            look: spin::FIRST,
             idle: Duration::from_secs(300),
             flying: 8 << 20,
             queued: 64 << 20,

@@ -139,7 +139,7 @@ impl Peers {
 struct Watch {
     places: Weak<Mutex<Places>>,
     /// Nobody completes it: its end is the time to look.
-    pause: Mutex<Option<(Completer<()>, Pending<()>)>>,
+    pause: Mutex<Option<(Pending<()>, Completer<()>)>>,
 }
 
 impl Watch {
@@ -148,7 +148,8 @@ impl Watch {
         // Taken where it ends at once, since no thread can be made that counts time.
         let Ok(mut pause) = self.pause.try_lock() else { return };
         let (completer, pending) = Pending::channel();
-        let (_, pending) = pause.insert((completer, pending.deadline(LOOK)));
+        // The former first lets go of its waker, which this is, and then of who would wake it.
+        let (pending, _) = pause.insert((pending.deadline(LOOK), completer));
         let _ = Pin::new(pending).poll(&mut Context::from_waker(&waker));
     }
 }

@@ -149,9 +149,12 @@ impl Ask {
         let collecting = state.collecting.take();
         let gone = (state.land.take(), state.early.take(), state.handle.take());
         drop(state);
-        if let Some(collecting) = collecting {
+        let is_pinned = gone.1.as_ref().is_some_and(|early| matches!(early.described, Some((_, true))));
+        if let Some(collecting) = &collecting {
             // The owner learns of it by that; an answer may be on its way all the same.
             collecting.cancel();
+        }
+        if is_pinned || collecting.is_some() {
             self.link.release(self.number);
         }
         self.link.stop_transfer(self.number);
@@ -251,8 +254,9 @@ impl Ask {
         let mut state = lock(&self.state);
         if state.completer.is_none() {
             drop(state);
-            // The owner learns by this that nobody wants it.
-            return poller.cancel();
+            // The owner learns by this that nobody wants it; it may have been there by then.
+            poller.cancel();
+            return self.link.release(self.number);
         }
         state.collecting = Some(Arc::clone(&poller));
         drop(state);
@@ -274,16 +278,19 @@ impl Ask {
             }
         };
         let ask = Arc::clone(self);
-        let done = move |result: Result<Vec<Landing>>| match result
-            .and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room())
-        {
-            Ok(whole) => ask.described(whole.as_slice(), true),
-            Err(error) => {
-                ask.link.release(ask.number);
-                ask.end(Err(error));
-            }
+        let done = move |result: Result<Vec<Landing>>| {
+            let whole = result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room());
+            let asked = Arc::clone(&ask);
+            ask.if_kept(move |is_kept| match is_kept.and(whole) {
+                Ok(whole) => asked.described(whole.as_slice(), true),
+                Err(error) => {
+                    asked.link.release(asked.number);
+                    asked.end(Err(error));
+                }
+            });
         };
-        Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
+        self.link.keep(self.number, &transfer);
     }
 
     /// Lands what is described, and pulls what is not in the description.
@@ -409,24 +416,26 @@ impl Ask {
         self.link.keep(self.number, &transfer);
     }
 
-    /// All bytes came. They count if the owner kept them where they were for all that time.
+    /// All bytes came.
     fn landed(self: &Arc<Self>, answer: Answer) {
+        let ask = Arc::clone(self);
+        self.if_kept(move |is_kept| {
+            failpoint!("margo.answered");
+            ask.end(is_kept.map(|()| answer));
+            ask.link.release(ask.number);
+        });
+    }
+
+    /// Bytes that came count if the owner kept them where they were for all that time.
+    fn if_kept(self: &Arc<Self>, told: impl FnOnce(Result<()>) + Send + 'static) {
         let asked = lock(&self.state).asked;
         if asked.elapsed() < self.link.silence * PATIENCE * 3 / 4 {
-            failpoint!("margo.answered");
-            self.end(Ok(answer));
-            return self.link.release(self.number);
+            return told(Ok(()));
         }
-        let ask = Arc::clone(self);
+        let contact = self.link.contact;
         self.ask_to_keep(move |is_kept| {
-            ask.end(match is_kept {
-                true => Ok(answer),
-                false => {
-                    let context = format!("{} let go of the bytes before they were here", ask.link.contact);
-                    Err(Error::new(ErrorKind::PeerDown, "request", context))
-                }
-            });
-            ask.link.release(ask.number);
+            let context = || format!("{contact} let go of the bytes before they were here");
+            told(is_kept.then_some(()).ok_or_else(|| Error::new(ErrorKind::PeerDown, "request", context())));
         });
     }
 

@@ -83,24 +83,22 @@ struct State {
 /// An RPC that is not over.
 struct Open {
     flight: Arc<Flight>,
-    /// Of one without a limit, for how many ticks no bytes have been on their way.
-    quiet: Option<u32>,
+    /// For how many ticks no bytes have been on their way.
+    quiet: u32,
 }
 
 impl State {
     /// Answers whose parts are being pulled, and RPCs whose answers are not behind any bytes, and late.
     fn tick(&mut self, is_flying: bool) -> (Vec<u64>, Vec<Arc<Flight>>) {
         let numbers = self.transfers.keys().copied().collect();
-        let (mut late, mut are_open) = (Vec::new(), false);
+        let mut late = Vec::new();
         for Open { flight, quiet } in self.flights.values_mut() {
-            let Some(quiet) = quiet else { continue };
-            are_open = true;
             *quiet = if is_flying { 0 } else { *quiet + 1 };
             if *quiet > LATE {
                 late.push(Arc::clone(flight));
             }
         }
-        self.is_ticking = are_open || !self.transfers.is_empty();
+        self.is_ticking = !self.flights.is_empty() || !self.transfers.is_empty();
         (numbers, late)
     }
 
@@ -258,17 +256,16 @@ impl Link {
             drop(open);
             done(result);
         };
-        // An answer comes behind the bytes that were asked for before, however slow the link is; that the owner lives is shown
-        // by the control connection.
-        let limit = (!self.address.is_flying()).then_some(self.silence);
-        let flight = self.instance.ask(&self.address, message, limit, done)?;
+        // Without a limit: an answer comes behind the bytes that were asked for by then, however slow the link is; that the owner lives
+        // is shown by the control connection.
+        let flight = self.instance.ask(&self.address, message, None, done)?;
         let mut state = lock(&self.state);
         if state.failed.is_some() {
             drop(state);
             flight.cancel();
         } else if !flight.is_over() {
-            state.flights.insert(number, Open { flight, quiet: limit.is_none().then_some(0) });
-            let begins = limit.is_none() && !std::mem::replace(&mut state.is_ticking, true);
+            state.flights.insert(number, Open { flight, quiet: 0 });
+            let begins = !std::mem::replace(&mut state.is_ticking, true);
             drop(state);
             if begins {
                 self.tick_later();

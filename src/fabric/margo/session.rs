@@ -166,6 +166,8 @@ impl Session {
             std::mem::take(&mut state.pins),
             std::mem::take(&mut state.backlog),
             state.watch.take(),
+            // Nothing waits for room from now on.
+            std::mem::take(&mut state.pinned),
         );
         drop(state);
         drop(gone);
@@ -234,9 +236,7 @@ impl Session {
             let Some(service) = state.service.clone().filter(|_| !state.is_full()) else { return };
             let Some(Question { head, responder }) = state.backlog.pop_front() else { return };
             drop(state);
-            if responder.is_wanted() {
-                self.answer(&service, &head, responder);
-            }
+            self.answer(&service, &head, responder);
         }
     }
 

@@ -18,7 +18,7 @@ use super::greeting;
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
 use super::operation::{About, Body, Finished, Operation, Way};
-use super::spin::{self, Spin};
+use super::spin::Spin;
 use super::worker::{Events, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Answer, Call, Peer};
@@ -355,7 +355,7 @@ impl Driver {
             }
             if moved {
                 spin.begin(now);
-            } else if spin.goes_on(now, are_others) {
+            } else if spin.goes_on(now, are_others) || until.is_some_and(|until| now >= until) {
                 std::hint::spin_loop();
             } else {
                 now = self.sleep(until, &mut spin);
@@ -506,7 +506,7 @@ impl Driver {
         if result.is_none() && !core.calls.led && !core.calls.is_watching(number) {
             core.calls.led = true;
             drop(core);
-            result = self.lead(Some(number), Some(Instant::now() + self.options.spin.min(spin::FIRST)));
+            result = self.lead(Some(number), Some(Instant::now() + self.options.look.min(self.options.spin)));
             core = lock(&self.core);
             result = result.or_else(|| core.calls.take(number));
         }

@@ -634,12 +634,11 @@ impl Desk {
             }
             client.flying += bytes;
         }
-        match self.worker.send(token, operation, way) {
-            Some(finished) => drop(self.account(&finished)),
-            None => {
-                failpoint!("ucx.answer.half");
-            }
-        }
+        let Some(finished) = self.worker.send(token, operation, way) else {
+            failpoint!("ucx.answer.half");
+            return;
+        };
+        self.account(&finished);
     }
 
     fn finished(&mut self, finished: Finished) {

@@ -22,9 +22,14 @@ impl Service for Echo {
     }
 }
 
-pub(super) fn site() -> (Ucx, Arc<Mutex<Vec<Responder>>>, Box<dyn Listener>) {
+fn site() -> (Ucx, Arc<Mutex<Vec<Responder>>>, Box<dyn Listener>) {
+    site_of(&Options { idle: IDLE, ..Options::default() })
+}
+
+/// A requester, what its owner was told to hold, and where that answers.
+pub(super) fn site_of(options: &Options) -> (Ucx, Arc<Mutex<Vec<Responder>>>, Box<dyn Listener>) {
     let secret = Arc::new(Secret::random());
-    let options = Options { idle: IDLE, devices: vec!["lo".to_owned()], ..Options::default() };
+    let options = Options { devices: vec!["lo".to_owned()], ..options.clone() };
     let ucx = |instance| Ucx::new(identity(&secret, instance), options.clone()).unwrap();
     let held: Arc<Mutex<Vec<Responder>>> = Arc::default();
     let listener = ucx(2).listen(&["127.0.0.1:0".parse().unwrap()], Arc::new(Echo(Arc::clone(&held)))).unwrap();
