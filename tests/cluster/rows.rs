@@ -631,12 +631,14 @@ fn row_38(fabric: Fabric) {
         assert!(answer == "same" && took < SILENCE, "{took:?} {answer}");
     }
     // What the slow one has asked for and not read holds some of the objects, not all of the 256 MiB: the 64 MiB that may wait for it,
-    // and one that goes beyond. Over TCP that is one on each of four streams, and another of which the kernel has a part: 96 MiB.
+    // and one that goes beyond. Over TCP that is one on each of four streams, another of which the kernel has a part, and what questions
+    // ask for that came in one piece: 100 to 113 MB were seen.
     owner.expect(&format!("evict {keys}"), "done");
     std::thread::sleep(SECOND);
     let pinned: u64 = owner.ask("dying_bytes").parse().unwrap();
     assert!(pinned > 32 << 20, "{pinned} bytes are pinned: the reader is not slow, or was given up");
-    assert!(pinned <= 96 << 20, "{pinned} bytes are pinned for one slow reader");
+    let most = if fabric == TCP { 128 << 20 } else { 72 << 20 };
+    assert!(pinned <= most, "{pinned} bytes are pinned for one slow reader");
     slow.kill();
     await_answer(&mut owner, "dying", "0", SLACK);
     owner.expect("settled", "settled");
