@@ -31,6 +31,7 @@ pub(crate) mod handshake;
 mod landing;
 #[cfg(feature = "margo")]
 pub(crate) mod margo;
+mod poller;
 pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
 pub(crate) mod ucx;
@@ -48,6 +49,7 @@ pub(crate) use landing::{Landing, Parts};
 #[cfg(feature = "margo")]
 #[doc(hidden)]
 pub use margo::check_margo;
+pub(crate) use poller::after;
 #[doc(hidden)]
 pub use tcp::check_frames;
 #[cfg(feature = "ucx")]

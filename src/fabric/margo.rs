@@ -30,7 +30,6 @@ mod memory;
 mod native;
 mod owner;
 mod peer;
-mod poller;
 mod protocol;
 mod session;
 #[cfg(test)]

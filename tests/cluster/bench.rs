@@ -84,7 +84,7 @@ impl Run<'_> {
             let key = put(self.owner, len);
             let (mut times, mut bares) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                bares.push(self.socket_latency(len));
+                bares.push(self.socket_latency(len, 2000));
                 times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
             }
             let ratio = ratios(&times, &bares);
@@ -174,7 +174,7 @@ impl Run<'_> {
                 let (time, way) = self.fetch(len, 1, 1, "hybrid", 2000);
                 bares.push(time);
                 ways = way;
-                sockets.push(self.socket_latency(len));
+                sockets.push(self.socket_latency(len, 2000));
                 times.push(number(&self.ours.ask(&format!("latency {key} 2000"))) / 1e3);
                 tasks.push(number(&self.ours.ask(&format!("awaits {key} 2000"))) / 1e3);
             }
@@ -201,8 +201,7 @@ impl Run<'_> {
                 bares.push(len as f64 / time);
                 ways = way;
                 // Medians all three, as the bare loop's is.
-                let socket = self.bare.ask(&format!("latency {} {len} {}", self.socket, often(len)));
-                sockets.push(len as f64 / (number(&socket) / 1e3));
+                sockets.push(len as f64 / self.socket_latency(len, often(len)));
                 rates.push(len as f64 / (number(&self.ours.ask(&format!("latency {key} {}", often(len)))) / 1e3));
             }
             let [beside_bare, beside_socket] = [ratios(&rates, &bares), ratios(&rates, &sockets)];
@@ -243,8 +242,9 @@ impl Run<'_> {
         println!("64 KiB by 1 thread {one:.1} us each, by 8 {eight:.1}: {ratio} of the bandwidth of one");
     }
 
-    fn socket_latency(&mut self, len: usize) -> f64 {
-        number(&self.bare.ask(&format!("latency {} {len} 2000", self.socket))) / 1e3
+    /// Microseconds.
+    fn socket_latency(&mut self, len: usize, count: usize) -> f64 {
+        number(&self.bare.ask(&format!("latency {} {len} {count}", self.socket))) / 1e3
     }
 
     fn socket_bandwidth(&mut self, len: usize, streams: usize) -> f64 {

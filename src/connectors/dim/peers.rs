@@ -2,17 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future as _;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fabric::{Fabric, Peer};
+use crate::fabric::{self, Fabric, Peer};
 use crate::key::random_number;
-use crate::pending::{Completer, Pending};
 use crate::sync::lock;
 
 /// The peers of a store, by the address of their node service.
@@ -120,7 +116,7 @@ impl Peers {
     /// Sees to it that connections go which end while nobody asks: they have descriptors.
     fn watch(&self) {
         if !std::mem::replace(&mut lock(&self.places).is_watched, true) {
-            Arc::new(Watch { places: Arc::downgrade(&self.places), pause: Mutex::default() }).rest();
+            watch(Arc::downgrade(&self.places));
         }
     }
 
@@ -135,39 +131,16 @@ impl Peers {
     }
 }
 
-/// Lets go of connections that have ended, as long as there are any.
-struct Watch {
-    places: Weak<Mutex<Places>>,
-    /// Nobody completes it: its end is the time to look.
-    pause: Mutex<Option<(Pending<()>, Completer<()>)>>,
-}
-
-impl Watch {
-    fn rest(self: Arc<Self>) {
-        let waker = Waker::from(Arc::clone(&self));
-        // Taken where it ends at once, since no thread can be made that counts time.
-        let Ok(mut pause) = self.pause.try_lock() else { return };
-        let (completer, pending) = Pending::channel();
-        // The former first lets go of its waker, which this is, and then of who would wake it.
-        let (pending, _) = pause.insert((pending.deadline(LOOK), completer));
-        let _ = Pin::new(pending).poll(&mut Context::from_waker(&waker));
-    }
-}
-
-impl Wake for Watch {
-    fn wake(self: Arc<Self>) {
-        let gone = match self.places.upgrade() {
-            Some(places) => lock(&places).take_ended(),
-            None => (Vec::new(), false),
-        };
-        if gone.1 {
-            self.rest();
-        } else if let Ok(mut pause) = self.pause.try_lock() {
-            // Which has this.
-            *pause = None;
+/// Lets go of connections that have ended, a look after another as long as there are any.
+fn watch(places: Weak<Mutex<Places>>) {
+    fabric::after(LOOK, move || {
+        let Some(all) = places.upgrade() else { return };
+        let (ended, goes_on) = lock(&all).take_ended();
+        if goes_on {
+            watch(places);
         }
-        drop(gone);
-    }
+        drop(ended);
+    });
 }
 
 impl Places {
@@ -210,6 +183,7 @@ mod tests {
 
     use super::*;
     use crate::fabric::{Answer, Call, Listener, Service};
+    use crate::pending::Pending;
 
     /// Nobody is there; counts who looks.
     #[derive(Debug, Default)]

@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use super::native::{Bulk, Piece, Transfer};
 use super::peer::{Link, MargoPeer};
-use super::poller::Poller;
 use super::session::PATIENCE;
 use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Part, Place, Said};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::poller::Poller;
 use crate::fabric::{Answer, Call, Head, Land, Lander, Landing};
 use crate::failpoint::failpoint;
 use crate::pending::Completer;

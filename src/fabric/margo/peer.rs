@@ -20,10 +20,10 @@ use super::Options;
 use super::ask::Ask;
 use super::memory::Memory;
 use super::native::{Address, Bulk, Flight, Instance, Token, Transfer};
-use super::poller::Poller;
 use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fabric::poller::{Poller, after};
 use crate::fabric::{Answer, Call, MAX_HEAD, Peer, Spot};
 use crate::failpoint::failpoint;
 use crate::pending::{Pending, Source};
@@ -523,17 +523,6 @@ impl Drop for Waiting {
             self.ask.abandon();
         }
     }
-}
-
-/// Calls `then` after so long.
-fn after(limit: Duration, then: impl FnOnce() + Send + 'static) {
-    let (completer, pending) = Pending::channel();
-    let waits = Poller::new(pending.deadline(limit), move |_| {
-        // Nobody completes it: its end is the time.
-        drop(completer);
-        then();
-    });
-    waits.wake();
 }
 
 pub(super) fn abandoned() -> Error {

@@ -5,14 +5,15 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake};
+use std::time::{Duration, Instant};
 
+use super::Answer;
 use crate::error::Result;
-use crate::fabric::Answer;
 use crate::pending::Pending;
 use crate::sync::lock;
 
 /// See the module.
-pub(super) struct Poller {
+pub(crate) struct Poller {
     state: AtomicU32,
     waiting: Mutex<Option<Waiting>>,
 }
@@ -24,13 +25,14 @@ struct Waiting {
 
 impl Poller {
     /// Sees an operation to its end, and calls `end` then; [`wake`](Wake::wake) has to be called once to begin.
-    pub(super) fn new(pending: Pending<Answer>, end: impl FnOnce(Result<Answer>) + Send + 'static) -> Arc<Self> {
+    pub(crate) fn new(pending: Pending<Answer>, end: impl FnOnce(Result<Answer>) + Send + 'static) -> Arc<Self> {
         let waiting = Mutex::new(Some(Waiting { pending, end: Box::new(end) }));
         Arc::new(Self { state: AtomicU32::new(IDLE), waiting })
     }
 
     /// Drops the operation.
-    pub(super) fn cancel(&self) {
+    #[cfg(feature = "margo")]
+    pub(crate) fn cancel(&self) {
         let gone = lock(&self.waiting).take();
         drop(gone);
     }
@@ -64,6 +66,20 @@ impl Wake for Poller {
             }
         }
     }
+}
+
+/// Calls `then` after so long; never, where no thread can be made that counts time.
+pub(crate) fn after(limit: Duration, then: impl FnOnce() + Send + 'static) {
+    let begun = Instant::now();
+    let (completer, pending) = Pending::channel();
+    let waits = Poller::new(pending.deadline(limit), move |_| {
+        // Nobody completes it: its end is the time.
+        drop(completer);
+        if begun.elapsed() >= limit {
+            then();
+        }
+    });
+    waits.wake();
 }
 
 /// Nobody polls; somebody does; and somebody was told to look once more.
