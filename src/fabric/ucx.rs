@@ -39,6 +39,8 @@ mod devices;
 mod driver;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod endpoint;
+#[expect(unsafe_code, reason = "a function of the C library")]
+mod exit;
 mod greeting;
 #[expect(unsafe_code, reason = "calls of UCX")]
 mod memory;

@@ -17,6 +17,7 @@ mod bare;
 mod bench;
 mod chaos;
 mod crowd;
+mod exits;
 #[path = "../shm/content.rs"]
 mod content;
 mod count;
@@ -64,6 +65,7 @@ fn main() {
             .chain(rows::trials())
             .chain(crowd::trials())
             .chain(objects::trials())
+            .chain(exits::trials())
             .chain(reads::trials())
             .chain(allocations::trials())
             .chain(ucx::trials())

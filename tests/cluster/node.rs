@@ -13,6 +13,7 @@ use proxystore::{Connector, ConnectorExt, Error, Format, Key, Pending, Region, s
 use crate::bare::{median, times};
 use crate::content::{Random, content, verify};
 use crate::count::{self, allocations};
+use crate::exits;
 use crate::proxy::Proxy;
 use crate::worker::say;
 
@@ -28,6 +29,7 @@ struct Hand {
 /// Opens the URL and obeys until standard input ends.
 pub(crate) fn run(url: &str) -> i32 {
     let begun = Instant::now();
+    exits::prepare();
     let store = match url.parse().and_then(|config| DimConnector::open(&config)) {
         Ok(store) => Arc::new(store),
         Err(error) => {
@@ -334,6 +336,11 @@ fn obey(hand: &mut Hand, words: &[&str]) -> Result<String, Error> {
             std::fs::write("/proc/self/clear_refs", "5").expect("this process's own");
             "done".to_owned()
         }
+        ["busy", threads, key] => {
+            exits::busy(&store, number(threads) as usize, &parse(key)?);
+            "done".to_owned()
+        }
+        ["exit", how, key] => exits::exit_slowly(&store, &hand.url, how, parse(key)?),
         ["descriptors"] => entries("/proc/self/fd").to_string(),
         ["threads"] => entries("/proc/self/task").to_string(),
         ["set", name, value] => {

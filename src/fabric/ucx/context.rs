@@ -14,6 +14,7 @@ use ucx_sys::{
 };
 
 use super::admission;
+use super::exit::{EXIT, Exit};
 use super::memory::Registered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::generation;
@@ -73,6 +74,8 @@ impl Context {
     pub(super) fn of(aim: Aim, settings: &[Setting], fixed: &[Setting]) -> Result<Self> {
         let ucx = load()?;
         USED_IN.store(generation(), Relaxed);
+        Exit::watch();
+        let _entered = EXIT.enter()?;
         let feature = match aim {
             Aim::Messages => UCP_FEATURE_AM,
             Aim::Reads { .. } => UCP_FEATURE_RMA,
@@ -135,6 +138,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        // The process's exit cleans up.
+        let Ok(_entered) = EXIT.enter() else { return };
         self.memory.unmap(self.ucx, self.raw);
         // SAFETY: workers hold the context, so there is none any more, and its memory was unmapped.
         unsafe { self.ucx.ucp_cleanup(self.raw) };
@@ -160,6 +165,11 @@ pub(super) fn load() -> Result<&'static Ucx> {
         return Err(Error::new(ErrorKind::Unavailable, "open", context));
     }
     ucx_sys::load().map_err(|error| Error::new(ErrorKind::Unavailable, "open", error.to_string()))
+}
+
+/// Whether this process has used UCX, and not one from which it was forked.
+pub(super) fn is_used_here() -> bool {
+    USED_IN.load(Relaxed) == generation()
 }
 
 /// What holds of `UCX_TCP_PORT_RANGE`, where these settings have one and something connects.

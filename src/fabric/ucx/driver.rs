@@ -14,6 +14,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
+use super::exit::{EXIT, exiting};
 use super::greeting;
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
@@ -410,7 +411,9 @@ impl Driver {
             let is_owed = core.calls.are_open(link);
             let Some(known) = core.links.get_mut(&link) else { continue };
             let mut end = None;
-            if !known.control.is_up() {
+            if EXIT.has_begun() {
+                end = Some(exiting());
+            } else if !known.control.is_up() {
                 end = Some(Error::new(ErrorKind::PeerDown, "request", "the owner's control connection ended"));
             } else if !is_owed {
                 // Dropped outside of the lock: it tells the owner.

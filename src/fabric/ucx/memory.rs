@@ -11,6 +11,7 @@ use ucx_sys::{
 };
 
 use super::context::check;
+use super::exit::EXIT;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::{Segment, Segments};
 use crate::sync::lock;
@@ -91,6 +92,7 @@ impl Registered {
     /// # Errors
     /// `NotFound` for a number that no segment has; `Unavailable` where it cannot be registered.
     pub(super) fn packed(&self, ucx: &Ucx, context: ucp_context_h, number: u16) -> Result<Packed> {
+        let _entered = EXIT.enter()?;
         let mut known = lock(&self.0);
         let Some(segment) = known.sources.iter().find_map(|source| source.numbered(number)) else {
             return Err(Error::new(ErrorKind::NotFound, "get", format!("there is no segment {number}")));

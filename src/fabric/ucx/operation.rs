@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ucx_sys::{UCP_AM_SEND_FLAG_EAGER, UCP_AM_SEND_FLAG_RNDV, UCS_OK, ucp_worker_h, ucs_status_t};
 
 use super::context::Context;
+use super::exit::{EXIT, Gate};
 use crate::fabric::{Landing, Piece};
 
 /// What is moved. The memory belongs to it from the call that begins it to its end, also when nobody waits any more.
@@ -201,6 +202,7 @@ pub(super) struct Raw {
     pub(super) context: Arc<Context>,
     pub(super) worker: ucp_worker_h,
     pub(super) inbox: Box<Inbox>,
+    pub(super) gate: &'static Gate,
 }
 
 // SAFETY: the pointer is only used under the lock of the `Worker`, and by the last holder, who destroys it.
@@ -210,6 +212,9 @@ unsafe impl Sync for Raw {}
 
 impl Drop for Raw {
     fn drop(&mut self) {
+        // The process's exit cleans up.
+        let Ok(_entered) = EXIT.enter() else { return };
+        self.gate.give_back();
         // SAFETY: nobody else has it: endpoints were closed and operations ended with the `Worker`, data that was received
         // holds this.
         unsafe { self.context.ucx().ucp_worker_destroy(self.worker) };

@@ -17,6 +17,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::admission;
 use super::context::Context;
+use super::exit::EXIT;
 use super::message::{ENDED, Encoded, HEADER, Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Operation, Way};
@@ -339,6 +340,9 @@ impl Desk {
             }
             self.spare = orders;
             moved |= self.catch_up();
+            if EXIT.has_begun() {
+                return;
+            }
             let before = std::mem::replace(&mut self.now, Instant::now());
             if self.now.saturating_duration_since(before) >= LOOK {
                 // It was held up, by a stop of the process or by UCX, and what requesters said meanwhile is still to be read.

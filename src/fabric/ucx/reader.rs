@@ -22,6 +22,7 @@ use ucx_sys::{UCS_OK, Version};
 use super::Options;
 use super::context::{self, Aim, Context, Setting, failed};
 use super::devices;
+use super::exit::{EXIT, exiting};
 use super::greeting;
 use super::message::{Hello, Welcome};
 use super::operation::{About, Body, Event, Finished, Operation};
@@ -141,6 +142,7 @@ impl Reader {
                 None if now >= deadline => {
                     return Err(Error::new(ErrorKind::Timeout, "get", "memory was not read in time"));
                 }
+                None if EXIT.has_begun() => return Err(exiting()),
                 None if moved => spin.begin(now),
                 None if spin.goes_on(now, false) => std::hint::spin_loop(),
                 None => {

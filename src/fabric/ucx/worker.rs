@@ -21,6 +21,7 @@ use super::admission::{Admission, Before};
 use super::connections;
 use super::context::{Context, check, failed};
 use super::endpoint::{Endpoint, RemoteKey};
+use super::exit::{EXIT, Gate, exiting};
 use super::memory::Piece;
 use super::numbered::Numbered;
 use super::operation::{About, Body, Data, Event, Finished, Inbox, Operation, Raw, Running, Taker, Way};
@@ -73,6 +74,7 @@ impl Worker {
     /// Those of UCX: no transport is usable, no memory, no descriptors.
     pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
         let ucx = context.ucx();
+        let _entered = EXIT.enter()?;
         let params = ucp_worker_params_t {
             field_mask: u64::from(UCP_WORKER_PARAM_FIELD_THREAD_MODE),
             thread_mode: UCS_THREAD_MODE_SERIALIZED,
@@ -83,7 +85,7 @@ impl Worker {
         // SAFETY: the context lives as long as `raw`, which is made next.
         check(ucx, "make a worker", unsafe { ucx.ucp_worker_create(context.raw(), &params, &mut worker) })?;
         let admission = before.map(|(before, ports)| before.close(ports));
-        let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default() });
+        let raw = Arc::new(Raw { context: Arc::clone(context), worker, inbox: Box::default(), gate: EXIT.gate() });
         if context.takes_messages() {
             handle(&raw, MESSAGE, Some(arrived))?;
             handle(&raw, NO_MESSAGE, None)?;
@@ -117,6 +119,11 @@ impl Worker {
         self.raw.context.ucx()
     }
 
+    /// To be passed for each call of UCX.
+    fn gate(&self) -> &'static Gate {
+        self.raw.gate
+    }
+
     pub(super) fn context(&self) -> &Context {
         &self.raw.context
     }
@@ -130,6 +137,7 @@ impl Worker {
     /// # Errors
     /// UCX's, out of memory.
     pub(super) fn address(&mut self) -> Result<Vec<u8>> {
+        let _entered = self.gate().enter().ok_or_else(exiting)?;
         let (mut address, mut len) = (ptr::null_mut(), 0);
         // SAFETY: one thread at a time, by `&mut self`; the bytes are copied before they are released.
         unsafe {
@@ -164,12 +172,14 @@ impl Worker {
     /// # Errors
     /// As [`Endpoint::new`].
     pub(super) fn connect(&mut self, link: u64, address: &[u8], first: Vec<u8>) -> Result<()> {
+        let entered = self.gate().enter().ok_or_else(exiting)?;
         let endpoint = Endpoint::new(&self.raw, link, address)?;
         let takes_messages = self.raw.context.takes_messages();
         let by_flush = self.ucx().version() < WITHOUT_FLUSHES;
         if takes_messages && by_flush {
             self.meeting += usize::from(endpoint.meet(&self.raw));
         }
+        drop(entered);
         if let Some(former) = self.endpoints.insert(link, endpoint) {
             self.end(former);
         }
@@ -198,7 +208,9 @@ impl Worker {
 
     fn end(&mut self, mut endpoint: Endpoint) {
         self.retired.extend(endpoint.keys.drain().map(|(_, key)| key));
-        self.closing += usize::from(endpoint.close(self.ucx()));
+        if let Some(_entered) = self.gate().enter() {
+            self.closing += usize::from(endpoint.close(self.ucx()));
+        }
     }
 
     /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
@@ -229,6 +241,9 @@ impl Worker {
         let Some(endpoint) = self.endpoints.get(&link).map(|endpoint| endpoint.raw) else {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_NOT_CONNECTED });
         };
+        let Some(_entered) = self.gate().enter() else {
+            return Some(Finished { operation, status: ucx_sys::UCS_ERR_CANCELED });
+        };
         let mut running = self.running(operation, None);
         let (header, header_len) = (running.operation.header.as_ptr(), running.operation.header.len());
         let (mut params, address, len) = self.describe(&mut running);
@@ -254,9 +269,13 @@ impl Worker {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_INVALID_PARAM });
         };
         let (descriptor, announced) = (*descriptor, *announced);
+        let Some(entered) = self.gate().enter() else {
+            return Some(Finished { operation, status: ucx_sys::UCS_ERR_CANCELED });
+        };
         let mut running = self.running(operation, Some(announced));
         let (mut params, address, len) = self.describe(&mut running);
         if len != announced {
+            drop(entered);
             self.release(data);
             return Some(Finished { operation: running.operation, status: ucx_sys::UCS_ERR_INVALID_PARAM });
         }
@@ -275,6 +294,7 @@ impl Worker {
         match data {
             Data::Copied(_) => {}
             Data::Announced { descriptor: data, .. } => {
+                let Some(_entered) = self.gate().enter() else { return };
                 // SAFETY: UCX gave it away, and it is given back once, by value.
                 unsafe { self.ucx().ucp_am_data_release(self.raw.worker, data) };
             }
@@ -284,6 +304,7 @@ impl Worker {
     /// Does what there is to do; whether there was something. Messages that are here whole are offered to `taker`, where they
     /// lie: those that it takes are no events.
     pub(super) fn progress(&mut self, taker: &mut Taker<'_>) -> bool {
+        let Some(_entered) = self.gate().enter() else { return false };
         // SAFETY: one thread at a time, by `&mut self`. Callbacks only put into the inbox, and offer to `taker`, which has no
         // way to this worker.
         let step = || unsafe { self.ucx().ucp_worker_progress(self.raw.worker) };
@@ -311,11 +332,12 @@ impl Worker {
         Some(event)
     }
 
-    /// Prepares the descriptor for waiting; `false` when there is something to do first.
+    /// Prepares the descriptor for waiting; `false` when there is something to do first. When the process exits there never is.
     pub(super) fn arm(&mut self) -> Result<bool> {
         if !self.raw.inbox.is_empty() {
             return Ok(false);
         }
+        let Some(_entered) = self.gate().enter() else { return Ok(true) };
         // SAFETY: one thread at a time, by `&mut self`.
         match unsafe { self.ucx().ucp_worker_arm(self.raw.worker) } {
             UCS_OK => Ok(true),
@@ -393,7 +415,7 @@ impl Worker {
             if !self.is_busy() {
                 return true;
             }
-            if begun.elapsed() > limit {
+            if begun.elapsed() > limit || EXIT.has_begun() {
                 return false;
             }
             std::thread::yield_now();
@@ -403,13 +425,14 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let is_ours = self.generation == crate::process::generation();
+        let is_ours = self.generation == crate::process::generation() && !EXIT.has_begun();
         if !is_ours || !self.wind_up(WIND_UP) {
-            // UCX still has memory of operations: it keeps its worker, for good. So does a forked child.
+            // UCX still has memory of operations: it keeps its worker, for good. So do a forked child, and a process that exits.
             std::mem::forget(Arc::clone(&self.raw));
             return;
         }
         self.bury();
+        let Some(_entered) = self.gate().enter() else { return std::mem::forget(Arc::clone(&self.raw)) };
         if self.raw.context.takes_messages() {
             // Or a message that comes while the last holder destroys the worker would be given that.
             let _ = handle(&self.raw, MESSAGE, None);

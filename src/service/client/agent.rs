@@ -116,6 +116,10 @@ impl Client {
         let request = request(id);
         let packet = packet_of(&request);
         lock(&self.requests.open).insert(id, Open { request, waiter });
+        if self.is_lost() {
+            // Perhaps all was given up before this one was there.
+            self.refuse_open(&Error::new(ErrorKind::Stale, "get", "the memory was given up").with_connector("shm"));
+        }
         self.send(packet, false);
         id
     }
@@ -178,13 +182,13 @@ impl Client {
             let host = link.peer().ok().and_then(|peer| peer.pidfd);
             let ended = self.talk(&link, host.as_ref(), &mut buffer);
             *lock(&self.link) = None;
-            if ended || self.ended.load(Acquire) {
-                return;
-            }
             drop(link);
-            if let Err(error) = self.come_back() {
-                self.give_up(&error);
-                return;
+            let goes_on = match ended || self.ended.load(Acquire) {
+                true => Err(Error::new(ErrorKind::Stale, "get", "the process exits").with_connector("shm")),
+                false => self.come_back(),
+            };
+            if let Err(error) = goes_on {
+                return self.give_up(&error);
             }
         }
     }
@@ -374,11 +378,15 @@ impl Client {
             // Who only looked has neither views nor reservations; of others the lock says that theirs are in use.
             *lock(&self.member) = None;
         }
+        self.refuse_open(error);
+        self.wake_own();
+    }
+
+    fn refuse_open(&self, error: &Error) {
         let open: Vec<Open> = lock(&self.requests.open).drain().map(|(_, open)| open).collect();
         for open in open {
             self.finish(open, Err(error.clone()));
         }
-        self.wake_own();
     }
 }
 
@@ -433,9 +441,11 @@ mod tests {
         let client = Client::attach(&options).expect("a service of its own");
         client.ended.store(true, Release);
         client.doorbell.ring();
-        while lock(&client.link).is_some() {
+        while !client.is_lost() {
             std::thread::sleep(Duration::from_millis(1));
         }
+        // As one that may still ask.
+        client.lost.store(false, Release);
         client
     }
 

@@ -6,6 +6,7 @@ use super::{Worker, sent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fabric::ucx::context::check;
 use crate::fabric::ucx::endpoint::RemoteKey;
+use crate::fabric::ucx::exit::exiting;
 use crate::fabric::ucx::operation::{Finished, Operation};
 
 impl Worker {
@@ -18,6 +19,7 @@ impl Worker {
         let Some(endpoint) = self.endpoints.get_mut(&link) else {
             return Err(Error::new(ErrorKind::PeerDown, "get", "the connection is closed"));
         };
+        let _entered = self.raw.gate.enter().ok_or_else(exiting)?;
         // Room behind, against keys that say they are longer than they are: each of 64 domains has up to 255 bytes.
         let mut padded = vec![0u8; packed.len() + ROOM];
         padded[..packed.len()].copy_from_slice(packed);
@@ -44,6 +46,9 @@ impl Worker {
         let Some((endpoint, RemoteKey(key))) = known else {
             return Some(Finished { operation, status: ucx_sys::UCS_ERR_NOT_CONNECTED });
         };
+        let Some(_entered) = self.gate().enter() else {
+            return Some(Finished { operation, status: ucx_sys::UCS_ERR_CANCELED });
+        };
         let mut running = self.running(operation, None);
         let (mut params, start, len) = self.describe(&mut running);
         params.op_attr_mask |= UCP_OP_ATTR_FIELD_CALLBACK;
@@ -62,6 +67,7 @@ impl Worker {
         if self.is_busy() {
             return;
         }
+        let Some(_entered) = self.gate().enter() else { return };
         for RemoteKey(key) in std::mem::take(&mut self.retired) {
             // SAFETY: of this worker, which is used by this thread alone; no operation that could use it is under way.
             unsafe { self.ucx().ucp_rkey_destroy(key) };
