@@ -8,7 +8,7 @@ use std::task::Wake as _;
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-use super::native::{Bulk, Piece, Transfer};
+use super::native::{AT_ONCE, Bulk, Piece, Transfer};
 use super::peer::{Link, MargoPeer};
 use super::session::PATIENCE;
 use super::wire::{Answered, Control, DESCRIBED, Description, MOST_DESCRIBED, Part, Place, Said};
@@ -202,14 +202,15 @@ impl Ask {
         Some(Piece { landing, ours, theirs, offset })
     }
 
-    /// Begins to.
-    pub(super) fn pull_early(self: &Arc<Self>, piece: Piece) {
+    /// Begins to, with the first stretch: the question goes before the others, so that its answer does not come behind them.
+    pub(super) fn pull_early(self: &Arc<Self>, piece: Piece) -> Arc<Transfer> {
         let ask = Arc::clone(self);
         let done = move |result: Result<Vec<Landing>>| {
             ask.landed_early(result.and_then(|mut landings| landings.pop().ok_or_else(misled)));
         };
-        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], 1, done);
         self.link.keep(self.number, &transfer);
+        transfer
     }
 
     fn landed_early(self: &Arc<Self>, landed: Result<Landing>) {
@@ -289,7 +290,7 @@ impl Ask {
                 }
             });
         };
-        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], done);
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, vec![piece], AT_ONCE, done);
         self.link.keep(self.number, &transfer);
     }
 
@@ -412,7 +413,7 @@ impl Ask {
             places.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = landed.next());
             ask.landed(Answer { head: head.into(), parts: places.into_iter().flatten().collect() });
         };
-        let transfer = Transfer::start(&self.link.instance, &self.link.address, pieces, done);
+        let transfer = Transfer::start(&self.link.instance, &self.link.address, pieces, AT_ONCE, done);
         self.link.keep(self.number, &transfer);
     }
 

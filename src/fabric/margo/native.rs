@@ -35,7 +35,7 @@ mod transfer;
 
 pub(super) use bulk::{Access, Bulk};
 pub(super) use flight::Flight;
-pub(super) use transfer::{Piece, Transfer};
+pub(super) use transfer::{AT_ONCE, Piece, Transfer};
 
 use flight::Done;
 use message::Message;

@@ -215,10 +215,11 @@ impl Link {
             state.in_flight += 1;
             drop(state);
             // The bytes first: their way is long, and the owner answers while they are on it.
-            if let Some(piece) = ask.prepare_early() {
-                ask.pull_early(piece);
-            }
+            let early = ask.prepare_early().map(|piece| ask.pull_early(piece));
             self.post(&ask);
+            if let Some(early) = early {
+                early.go_on();
+            }
         } else {
             state.queue.push_back(Arc::clone(&ask));
         }
