@@ -381,6 +381,10 @@ impl Remote {
                 for object in &objects {
                     regions.push(remote.client.reserve_again(object.len as usize)?);
                 }
+                // In the order of what comes, as the owner's cells mostly are, one transfer can fill many.
+                for alike in regions.chunk_by_mut(|one, next| one.capacity() == next.capacity()) {
+                    alike.sort_unstable_by_key(|room: &Room| room.as_slice().as_ptr().addr());
+                }
                 Fetch::new(objects.iter().map(|object| want(&object.address, object.len)).collect(), regions)
             };
             match begin() {

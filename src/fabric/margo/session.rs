@@ -1,6 +1,7 @@
 //! `Session`: what an owner keeps for one requester: questions that are not answered yet, and parts that are being pulled.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::fabric::{Incoming, MAX_HEAD, MAX_PARTS, Outgoing, Respond, Responder, Service};
 use crate::failpoint::failpoint;
 use crate::key::fill_random;
+use crate::shm::class::CELL_UNIT;
 use crate::sync::lock;
 
 /// See the module.
@@ -258,18 +260,21 @@ impl Session {
         let total: usize = parts.iter().map(Bytes::len).sum();
         let fits = 1 + Description::len_packed(head.len(), parts.len()) + total <= self.instance.inline();
         let several = parts.len() > 1;
+        let are_pulled = !fits && are_together(&parts);
         let mut description = Description { head, ..Description::default() };
         let (mut packed, mut bulks, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
         for part in &parts {
             let len = part.len() as u64;
-            if fits || part.is_empty() || several && part.len() <= SMALL {
+            let is_small = several && part.len() <= SMALL;
+            let addresses = addresses(part);
+            let is_packed = fits || part.is_empty() || is_small && !are_pulled;
+            let known = if is_packed { None } else { self.memory.find(&addresses) };
+            if is_packed || is_small && known.is_none() {
                 description.parts.push(Part { len, place: Place::Packed });
                 packed.push(part.clone());
                 continue;
             }
-            let start = part.as_ptr().addr();
-            let addresses = start..start + part.len();
-            let (source, offset) = match self.memory.find(&addresses) {
+            let (source, offset) = match known {
                 Some((bulk, id)) => {
                     let source = *numbers.entry(id).or_insert_with(|| {
                         description.sources.push(Source { id, descriptor: bulk.descriptor().to_vec() });
@@ -321,6 +326,22 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether small parts lie so, one behind the other, that pulling them from where they are takes few pulls.
+fn are_together(parts: &[Bytes]) -> bool {
+    let follows = |parts: &[Bytes]| {
+        let gap = addresses(&parts[1]).start.checked_sub(addresses(&parts[0]).end);
+        gap.is_some_and(|gap| gap < CELL_UNIT as usize)
+    };
+    let breaks = parts.windows(2).filter(|parts| !follows(parts)).count();
+    let total: usize = parts.iter().map(Bytes::len).sum();
+    (breaks + 1) * RUN <= total
+}
+
+fn addresses(part: &Bytes) -> Range<usize> {
+    let start = part.as_ptr().addr();
+    start..start + part.len()
 }
 
 impl State {
@@ -422,6 +443,9 @@ impl Respond for Duty {
         }
     }
 }
+
+/// A pull costs about as much as copying so many bytes at either side.
+const RUN: usize = 32 << 10;
 
 /// Parts stay pinned for so many silence limits after the last word of the requester, who counts on less.
 pub(super) const PATIENCE: u32 = 2;

@@ -10,6 +10,7 @@ use margo_sys::{HG_BULK_PULL, HG_SUCCESS, hg_return_t};
 use super::{Address, Bulk, Instance, in_callback};
 use crate::error::Result;
 use crate::fabric::Landing;
+use crate::shm::class::CELL_UNIT;
 use crate::sync::lock;
 
 /// A landing, and the peer's memory that fills it.
@@ -52,6 +53,34 @@ struct Stretch {
     len: usize,
 }
 
+impl Stretch {
+    /// Behind it, at the owner.
+    fn end(&self) -> usize {
+        self.their_offset + self.len
+    }
+
+    /// Whether one pull can be of both: the next one follows in the owner's memory as it does in this process's.
+    fn is_before(&self, next: &Self, pieces: &[Registered]) -> bool {
+        let (first, second) = (&pieces[self.piece], &pieces[next.piece]);
+        let ours = second.ours.memory.start;
+        Arc::ptr_eq(&first.theirs, &second.theirs)
+            && Arc::ptr_eq(&first.ours, &second.ours)
+            // Segments begin with a page.
+            && join([self.end(), next.their_offset], [ours + self.our_offset + self.len, ours + next.our_offset])
+    }
+
+    /// In pieces of which each is pulled at once.
+    fn cut(&self) -> impl Iterator<Item = Self> + use<> {
+        let Self { piece, their_offset, our_offset, len } = *self;
+        (0..len).step_by(STRETCH).map(move |from| Self {
+            piece,
+            their_offset: their_offset + from,
+            our_offset: our_offset + from,
+            len: STRETCH.min(len - from),
+        })
+    }
+}
+
 type Done = Box<dyn FnOnce(Result<Vec<Landing>>) + Send>;
 
 impl Transfer {
@@ -88,18 +117,15 @@ impl Transfer {
                     break;
                 }
             };
-            let len = landing.len();
-            for from in (0..len).step_by(STRETCH) {
-                let stretch = Stretch {
-                    piece: i,
-                    their_offset: offset as usize + from,
-                    our_offset: at + from,
-                    len: STRETCH.min(len - from),
-                };
-                state.rest.push_back(stretch);
-            }
+            let stretch = Stretch { piece: i, their_offset: offset as usize, our_offset: at, len: landing.len() };
             state.pieces.push(Registered { ours, theirs, landing });
+            let pieces = &state.pieces;
+            match state.rest.back_mut().filter(|last| last.is_before(&stretch, pieces)) {
+                Some(last) => last.len = stretch.end() - last.their_offset,
+                None => state.rest.push_back(stretch),
+            }
         }
+        state.rest = state.rest.iter().flat_map(Stretch::cut).collect();
         let (instance, from) = (Arc::clone(instance), Arc::clone(from));
         let this = Arc::new(Self { instance, from, state: Mutex::new(state) });
         this.pump(first);
@@ -132,8 +158,8 @@ impl Transfer {
             drop(state);
             let uargs = Arc::into_raw(Arc::clone(self)).cast_mut().cast::<c_void>();
             let (margo, mid) = (self.instance.margo, self.instance.mid);
-            // SAFETY: the stretch lies in memory that is registered, and in a landing that this transfer owns until
-            // `in_flight` is 0; handles and address are owned as well; `uargs` is the callback's.
+            // SAFETY: the stretch lies in memory that is registered, and in landings, or the ends of their cells, that this transfer
+            // owns until `in_flight` is 0; handles and address are owned as well; `uargs` is the callback's.
             let outcome = unsafe {
                 margo.margo_bulk_ctransfer_timed(
                     mid,
@@ -195,6 +221,14 @@ impl Transfer {
     }
 }
 
+/// Whether what ends at the first address here and at the owner, and what begins at the second, can be pulled at once. What lies in between is
+/// the rest of a cell at both sides: cells begin at multiples of [`LINE`].
+fn join([their_end, their_next]: [usize; 2], [our_end, our_next]: [usize; 2]) -> bool {
+    let gap = our_next.wrapping_sub(our_end);
+    let are_cells = our_next % LINE == 0 && their_next % LINE == 0;
+    their_next.wrapping_sub(their_end) == gap && (gap == 0 || gap < LINE && are_cells)
+}
+
 /// The end of a stretch.
 unsafe extern "C" fn pulled(uargs: *mut c_void, outcome: hg_return_t) {
     // SAFETY: made for this callback, which is called once.
@@ -205,6 +239,9 @@ unsafe extern "C" fn pulled(uargs: *mut c_void, outcome: hg_return_t) {
     });
 }
 
+/// What cells begin at multiples of, in bytes.
+const LINE: usize = CELL_UNIT as usize;
+
 /// Margo's word for none.
 const NO_LIMIT: f64 = 0.0;
 
@@ -214,3 +251,22 @@ const STRETCH: usize = 1 << 20;
 
 /// Pulls of one transfer at a time.
 pub(in super::super) const AT_ONCE: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::join;
+
+    #[test]
+    fn what_lies_alike_is_pulled_at_once() {
+        let cells = |gap: usize| [(1 << 20) - gap, 1 << 20];
+        assert!(join([100, 100], [7, 7]) && join(cells(0), cells(0)));
+        assert!(join(cells(24), cells(24)) && join(cells(63), cells(63)));
+        // Another's bytes lie there, or would be written.
+        assert!(!join(cells(64), cells(64)) && !join([100, 110], [100, 110]));
+        assert!(!join(cells(24), [100, 124]) && !join([100, 124], cells(24)));
+        assert!(!join(cells(24), cells(25)) && !join(cells(0), cells(24)));
+        // In the opposite order.
+        assert!(!join([200, 100], [7, 7]) && !join([100, 100], [7, 3]) && !join([200, 100], [207, 107]));
+        assert!(!join([64, 0], [128, 64]));
+    }
+}
