@@ -349,8 +349,8 @@ impl RegionMut {
         Ok(copy)
     }
 
-    /// The memory, empty again: for loops that measure.
-    #[cfg(test)]
+    /// The memory, empty again.
+    #[cfg(any(test, feature = "margo"))]
     pub(crate) fn emptied(self) -> Self {
         Self { len: 0, ..self }
     }

@@ -180,6 +180,12 @@ impl Landing {
     }
 
     /// Whether every byte was written.
+    /// Whether it has all of its memory, and not a range of that.
+    #[cfg(feature = "margo")]
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.memory, Memory::Own(_))
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.filled == self.len
     }

@@ -8,6 +8,7 @@ use std::task::Wake as _;
 use std::thread::{self, Thread};
 use std::time::Instant;
 
+use super::memory::Staging;
 use super::native::{AT_ONCE, Bulk, Piece, Transfer};
 use super::peer::{Link, MargoPeer};
 use super::session::PATIENCE;
@@ -17,7 +18,7 @@ use crate::fabric::poller::Poller;
 use crate::fabric::{Answer, Call, Head, Land, Lander, Landing};
 use crate::failpoint::failpoint;
 use crate::pending::Completer;
-use crate::region::RegionMut;
+use crate::region::{RegionMut, Room};
 use crate::sync::lock;
 
 /// See the module.
@@ -268,10 +269,11 @@ impl Ask {
     fn pull_description(self: &Arc<Self>, len: u64, descriptor: &[u8]) {
         let begin = || {
             let theirs = Arc::new(Bulk::of_peer(&self.link.instance, descriptor)?);
-            let landing = Landing::whole(RegionMut::heap(len as usize)?, len as usize)?;
-            Ok(Piece { landing, ours: None, theirs, offset: 0 })
+            let (bulk, region) = self.link.memory.stage(len as usize)?.parts();
+            let landing = Landing::whole(region, len as usize)?;
+            Ok((Arc::clone(&bulk), Piece { landing, ours: Some(bulk), theirs, offset: 0 }))
         };
-        let piece = match begin() {
+        let (bulk, piece) = match begin() {
             Ok(begun) => begun,
             Err(error) => {
                 self.link.release(self.number);
@@ -281,9 +283,16 @@ impl Ask {
         let ask = Arc::clone(self);
         let done = move |result: Result<Vec<Landing>>| {
             let whole = result.and_then(|mut landings| landings.pop().ok_or_else(refused)?.into_room());
+            // Where nothing came the landing goes after this, and the registration before it.
+            let bulk = whole.is_ok().then_some(bulk);
             let asked = Arc::clone(&ask);
             ask.if_kept(move |is_kept| match is_kept.and(whole) {
-                Ok(whole) => asked.described(whole.as_slice(), true),
+                Ok(whole) => {
+                    asked.described(whole.as_slice(), true);
+                    if let (Room::Own(region), Some(bulk)) = (whole, bulk) {
+                        asked.link.memory.unstage(Staging::of((bulk, region)));
+                    }
+                }
                 Err(error) => {
                     asked.link.release(asked.number);
                     asked.end(Err(error));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::memory::Memory;
+use super::memory::{Memory, Staging};
 use super::native::{Bulk, Handler, Instance, Reply, Token};
 use super::wire::{DESCRIBED, Description, HELD, KEPT, LONG, Numbers, Part, Place, REFUSED, SMALL, Said, Source};
 use crate::error::Result;
@@ -60,6 +60,22 @@ struct Pin {
     since: Instant,
     _bulks: Vec<Bulk>,
     parts: Vec<Bytes>,
+    /// The description, where it is pulled, too.
+    staged: Option<Staged>,
+}
+
+/// What is packed for a requester, until it has pulled that.
+struct Staged {
+    memory: Arc<Memory>,
+    staging: Option<Staging>,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(staging) = self.staging.take() {
+            self.memory.unstage(staging);
+        }
+    }
 }
 
 struct Question {
@@ -296,21 +312,23 @@ impl Session {
         pieces.append(&mut packed);
         let len = pieces.iter().map(Bytes::len).sum();
         let is_pinned = description.is_pinned;
-        match is_pinned && !self.pin(number, bulks, parts) {
+        match is_pinned && !self.pin(number, bulks, parts, None) {
             true => None,
             false => Some(Prepared { pieces, len, is_pinned }),
         }
     }
 
     /// Keeps parts until they are released; whether there is anybody who could pull them.
-    fn pin(&self, number: u64, mut bulks: Vec<Bulk>, mut parts: Vec<Bytes>) -> bool {
+    fn pin(&self, number: u64, mut bulks: Vec<Bulk>, mut parts: Vec<Bytes>, staged: Option<Staged>) -> bool {
         let mut state = lock(&self.state);
         if state.service.is_none() {
             return false;
         }
         let since = Instant::now();
         state.pinned += parts.iter().map(|part| part.len() as u64).sum::<u64>();
-        let pin = state.pins.entry(number).or_insert_with(|| Pin { since, _bulks: Vec::new(), parts: Vec::new() });
+        let empty = || Pin { since, _bulks: Vec::new(), parts: Vec::new(), staged: None };
+        let pin = state.pins.entry(number).or_insert_with(empty);
+        pin.staged = staged.or(pin.staged.take());
         pin._bulks.append(&mut bulks);
         pin.parts.append(&mut parts);
         true
@@ -319,9 +337,11 @@ impl Session {
     /// Answers an RPC with a description that is to be pulled first.
     fn send_long(&self, number: u64, prepared: Prepared, reply: Reply) -> Result<()> {
         let len = (prepared.len as u64).to_le_bytes();
-        let bulk = Bulk::of_bytes(&self.instance, prepared.joined())?;
-        let descriptor = bulk.descriptor().to_vec();
-        if self.pin(number, vec![bulk], Vec::new()) {
+        let mut staging = self.memory.stage(prepared.len)?;
+        prepared.pieces.iter().for_each(|piece| staging.append(piece));
+        let descriptor = staging.bulk().descriptor().to_vec();
+        let staged = Staged { memory: Arc::clone(&self.memory), staging: Some(staging) };
+        if self.pin(number, Vec::new(), Vec::new(), Some(staged)) {
             reply.send(&[LONG, &len, &descriptor]);
         }
         Ok(())
@@ -330,13 +350,16 @@ impl Session {
 
 /// Whether small parts lie so, one behind the other, that pulling them from where they are takes few pulls.
 fn are_together(parts: &[Bytes]) -> bool {
+    let is_small = |part: &&Bytes| part.len() <= SMALL;
+    // As the requester's cells can lie: it sorts those of one length.
     let follows = |parts: &[Bytes]| {
         let gap = addresses(&parts[1]).start.checked_sub(addresses(&parts[0]).end);
-        gap.is_some_and(|gap| gap < CELL_UNIT as usize)
+        parts[0].len() == parts[1].len() && gap.is_some_and(|gap| gap < CELL_UNIT as usize)
     };
-    let breaks = parts.windows(2).filter(|parts| !follows(parts)).count();
-    let total: usize = parts.iter().map(Bytes::len).sum();
-    (breaks + 1) * RUN <= total
+    let total: usize = parts.iter().filter(is_small).map(Bytes::len).sum();
+    let begin = parts.iter().take(1).filter(is_small).count();
+    let breaks = parts.windows(2).filter(|parts| is_small(&&parts[1]) && !follows(parts)).count();
+    (begin + breaks) * RUN <= total
 }
 
 fn addresses(part: &Bytes) -> Range<usize> {
@@ -412,7 +435,10 @@ impl Respond for Duty {
                     rpc.send(&pieces);
                 } else {
                     // Dropped where it cannot be sent, the reply says so.
-                    let _ = session.send_long(number, prepared, rpc);
+                    if session.send_long(number, prepared, rpc).is_err() {
+                        let gone = lock(&session.state).unpin(number);
+                        drop(gone);
+                    }
                 }
             }
             (Slot::Rpc(rpc), None) => {
@@ -455,3 +481,30 @@ const MOST_PINNED: u64 = 64 << 20;
 
 /// Questions of one requester that are not answered yet.
 const MOST_HELD: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_parts_are_pulled_where_they_lie_together() {
+        let memory = Bytes::from(vec![0; 8 << 20]);
+        let cells = |len: usize, step: usize, count: usize| -> Vec<Bytes> {
+            (0..count).map(|at| memory.slice(at * step..at * step + len)).collect()
+        };
+        assert!(are_together(&cells(4096, 4096, 64)) && are_together(&cells(1000, 1024, 64)));
+        assert!(!are_together(&cells(4096, 4096, 7)) && !are_together(&cells(1000, 1064, 64)));
+        assert!(!are_together(&cells(4096, 8192, 64)));
+        let mut backwards = cells(4096, 4096, 64);
+        backwards.reverse();
+        assert!(!are_together(&backwards));
+        // Other lengths, for which there are other cells.
+        let mixed: Vec<Bytes> = (0..64).map(|at| memory.slice(at * 1024..at * 1024 + 1000 + at % 2)).collect();
+        assert!(!are_together(&mixed));
+        // What is large has no part in it.
+        let mut scattered = cells(100, 8192, 20);
+        scattered.push(memory.slice(1 << 20..8 << 20));
+        assert!(!are_together(&scattered));
+        assert!(are_together(&[memory.slice(0..1 << 20), memory.slice(1 << 20..2 << 20)]));
+    }
+}

@@ -351,6 +351,16 @@ fn places_beyond_the_memory_of_an_owner_are_refused() {
     assert_eq!(get(0).unwrap(), 1);
     assert_eq!(get(1 << 40).unwrap_err().kind(), ErrorKind::PeerDown);
     assert_eq!(get(1 << 40).unwrap(), 1, "the second time it is asked first");
+    for offset in [u64::MAX, u64::MAX - 100_000, (1 << 63) - 1] {
+        let peer = requester.connect(listener.contact(), Instant::now() + LIMIT).unwrap();
+        let get = |expected: u64| {
+            let call = Expecting::call([0, 100_000], 100_000, expected, &Arc::default());
+            Arc::clone(&peer).request(call).deadline(LIMIT).wait().map(|answer| answer.parts.len())
+        };
+        assert_eq!(get(0).unwrap(), 1);
+        assert_eq!(get(offset).unwrap_err().kind(), ErrorKind::PeerDown, "{offset}");
+        assert_eq!(get(0).unwrap(), 1);
+    }
 }
 
 /// Is told hello, and says nothing.

@@ -4,6 +4,7 @@ use std::ffi::{CString, OsString};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::ptr;
+use std::sync::Once;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,7 +15,7 @@ use ucx_sys::{
 };
 
 use super::admission;
-use super::exit::{EXIT, Exit};
+use super::exit::EXIT;
 use super::memory::Registered;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::generation;
@@ -74,7 +75,7 @@ impl Context {
     pub(super) fn of(aim: Aim, settings: &[Setting], fixed: &[Setting]) -> Result<Self> {
         let ucx = load()?;
         USED_IN.store(generation(), Relaxed);
-        Exit::watch();
+        EXIT.watch(&BEFORE);
         let _entered = EXIT.enter()?;
         let feature = match aim {
             Aim::Messages => UCP_FEATURE_AM,
@@ -108,6 +109,7 @@ impl Context {
             return Err(Error::new(ErrorKind::Unavailable, "open", context));
         }
         check(ucx, "begin", status)?;
+        EXIT.watch(&BEHIND);
         Ok(Self { ucx, raw, aim, memory: Registered::default(), ports: ports(aim, settings) })
     }
 
@@ -235,6 +237,10 @@ pub(super) fn check(ucx: &Ucx, what: &str, status: ucs_status_t) -> Result<()> {
 
 /// Where listening sockets of the transport `tcp` are.
 pub(super) const PORTS: &str = "TCP_PORT_RANGE";
+
+/// Handlers of the exit, see [`Exit::watch`](super::exit::Exit::watch).
+static BEFORE: Once = Once::new();
+static BEHIND: Once = Once::new();
 
 /// The process that made the first context, as forks are counted.
 static USED_IN: AtomicU32 = AtomicU32::new(NOWHERE);

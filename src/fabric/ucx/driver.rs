@@ -14,7 +14,7 @@ use ucx_sys::UCS_OK;
 use super::Options;
 use super::calls::{After, Calls};
 use super::context::{Context, failed};
-use super::exit::{EXIT, exiting};
+use super::exit::EXIT;
 use super::greeting;
 use super::message::{Hello, Kind, Message, Welcome};
 use super::numbered::Numbered;
@@ -412,7 +412,8 @@ impl Driver {
             let Some(known) = core.links.get_mut(&link) else { continue };
             let mut end = None;
             if EXIT.has_begun() {
-                end = Some(exiting());
+                // It may have been done all the same.
+                end = Some(Error::new(ErrorKind::PeerDown, "request", "the process exits"));
             } else if !known.control.is_up() {
                 end = Some(Error::new(ErrorKind::PeerDown, "request", "the owner's control connection ended"));
             } else if !is_owed {

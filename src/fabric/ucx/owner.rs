@@ -188,12 +188,17 @@ fn serve(shared: &Arc<Shared>, service: Arc<dyn Service>, segments: Vec<Arc<dyn 
     loop {
         match begin() {
             Ok((worker, address)) => {
-                let (shared, hosts, spare) = (Arc::clone(shared), Numbered::default(), Vec::new());
+                let (hosts, spare) = (Numbered::default(), Vec::new());
                 let (clients, tokens, now) = (Numbered::default(), Numbered::default(), Instant::now());
                 let (dying, backlog) = (Vec::new(), Backlog::default());
+                let mine = Arc::clone(shared);
                 let mut desk =
-                    Desk { shared, service, worker, address, clients, tokens, hosts, dying, backlog, spare, now };
-                return desk.run();
+                    Desk { shared: mine, service, worker, address, clients, tokens, hosts, dying, backlog, spare, now };
+                let is_stopped = desk.run();
+                drop(desk);
+                // Or the process exits, which may take a while.
+                while !is_stopped && refuse(shared, "the process exits", Instant::now() + LAST_PAUSE) {}
+                return;
             }
             // What was missing may be there by now: memory, descriptors, a device.
             Err(error) if !refuse(shared, error.context(), Instant::now() + pause) => return,
@@ -319,7 +324,8 @@ impl Client {
 }
 
 impl Desk {
-    fn run(&mut self) {
+    /// Until it is told to stop, or, `false`, the process exits.
+    fn run(&mut self) -> bool {
         let mut spin = Spin::new(self.shared.options.spin);
         let mut looked = self.now;
         loop {
@@ -335,13 +341,14 @@ impl Desk {
             moved |= !orders.is_empty();
             for order in orders.drain(..) {
                 if !self.obey(order) {
-                    return self.end();
+                    self.end();
+                    return true;
                 }
             }
             self.spare = orders;
             moved |= self.catch_up();
             if EXIT.has_begun() {
-                return;
+                return false;
             }
             let before = std::mem::replace(&mut self.now, Instant::now());
             if self.now.saturating_duration_since(before) >= LOOK {

@@ -142,7 +142,10 @@ impl Reader {
                 None if now >= deadline => {
                     return Err(Error::new(ErrorKind::Timeout, "get", "memory was not read in time"));
                 }
-                None if EXIT.has_begun() => return Err(exiting()),
+                None if EXIT.has_begun() => {
+                    lock(&self.desk).reads.remove(&read);
+                    return Err(exiting());
+                }
                 None if moved => spin.begin(now),
                 None if spin.goes_on(now, false) => std::hint::spin_loop(),
                 None => {

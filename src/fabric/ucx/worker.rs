@@ -213,9 +213,9 @@ impl Worker {
         }
     }
 
-    /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress).
+    /// Whether operations, closings or connects are under way, which need [`progress`](Self::progress): none do when the process exits.
     pub(super) fn is_busy(&self) -> bool {
-        self.running > 0 || self.closing > 0 || self.meeting > 0
+        (self.running > 0 || self.closing > 0 || self.meeting > 0) && !EXIT.has_begun()
     }
 
     /// Whether bytes are being fetched, of which nothing else is heard meanwhile.
@@ -415,7 +415,7 @@ impl Worker {
             if !self.is_busy() {
                 return true;
             }
-            if begun.elapsed() > limit || EXIT.has_begun() {
+            if begun.elapsed() > limit {
                 return false;
             }
             std::thread::yield_now();

@@ -116,9 +116,10 @@ impl Client {
         let request = request(id);
         let packet = packet_of(&request);
         lock(&self.requests.open).insert(id, Open { request, waiter });
-        if self.is_lost() {
-            // Perhaps all was given up before this one was there.
-            self.refuse_open(&Error::new(ErrorKind::Stale, "get", "the memory was given up").with_connector("shm"));
+        if self.lost.load(Acquire) || self.ended.load(Acquire) {
+            // Perhaps all were refused before this one was there.
+            self.answer(id, Err(gone()));
+            return id;
         }
         self.send(packet, false);
         id
@@ -177,17 +178,16 @@ impl Client {
     pub(super) fn serve_agent(self: Arc<Self>) {
         let mut buffer = Vec::new();
         loop {
-            let Some(link) = lock(&self.link).clone() else { return };
+            let Some(link) = lock(&self.link).clone() else { return self.refuse_open() };
             // The socket's end is not the host's: a child that the host forked keeps it open.
             let host = link.peer().ok().and_then(|peer| peer.pidfd);
             let ended = self.talk(&link, host.as_ref(), &mut buffer);
             *lock(&self.link) = None;
             drop(link);
-            let goes_on = match ended || self.ended.load(Acquire) {
-                true => Err(Error::new(ErrorKind::Stale, "get", "the process exits").with_connector("shm")),
-                false => self.come_back(),
-            };
-            if let Err(error) = goes_on {
+            if ended || self.ended.load(Acquire) {
+                return self.refuse_open();
+            }
+            if let Err(error) = self.come_back() {
                 return self.give_up(&error);
             }
         }
@@ -378,15 +378,20 @@ impl Client {
             // Who only looked has neither views nor reservations; of others the lock says that theirs are in use.
             *lock(&self.member) = None;
         }
-        self.refuse_open(error);
-        self.wake_own();
+        self.refuse_all(error);
     }
 
-    fn refuse_open(&self, error: &Error) {
+    /// Nobody asks the service any more: the process exits. What needs no service goes on.
+    fn refuse_open(&self) {
+        self.refuse_all(&gone());
+    }
+
+    fn refuse_all(&self, error: &Error) {
         let open: Vec<Open> = lock(&self.requests.open).drain().map(|(_, open)| open).collect();
         for open in open {
             self.finish(open, Err(error.clone()));
         }
+        self.wake_own();
     }
 }
 
@@ -397,6 +402,11 @@ enum Events {
     /// The service said something.
     Said,
     HostDied,
+}
+
+fn gone() -> Error {
+    let context = "this process has left the namespace: it exits, or gave the memory up";
+    Error::new(ErrorKind::Unavailable, "ask", context).with_connector("shm")
 }
 
 fn packet_of(request: &Request) -> Vec<u8> {
@@ -441,11 +451,11 @@ mod tests {
         let client = Client::attach(&options).expect("a service of its own");
         client.ended.store(true, Release);
         client.doorbell.ring();
-        while !client.is_lost() {
+        while lock(&client.link).is_some() {
             std::thread::sleep(Duration::from_millis(1));
         }
         // As one that may still ask.
-        client.lost.store(false, Release);
+        client.ended.store(false, Release);
         client
     }
 

@@ -12,6 +12,7 @@ use margo_sys::{HG_BULK_READ_ONLY, HG_BULK_WRITE_ONLY, HG_SUCCESS, hg_bulk_t};
 use super::{Instance, generation};
 use crate::error::Result;
 use crate::fabric::{Landing, Segments};
+use crate::region::RegionMut;
 
 /// Registered memory, or the description of a peer's.
 pub(in super::super) struct Bulk {
@@ -37,7 +38,7 @@ enum Keep {
     Bytes {
         _part: Bytes,
     },
-    /// The transfer that it was made for, or the peer.
+    /// The transfer that it was made for, who has the region, or the peer.
     Others,
 }
 
@@ -71,6 +72,15 @@ impl Bulk {
     pub(in super::super) fn of_bytes(instance: &Arc<Instance>, part: Bytes) -> Result<Self> {
         let start = part.as_ptr().addr();
         Self::register(instance, start..start + part.len(), Access::Parts, Keep::Bytes { _part: part })
+    }
+
+    /// Registers all of a region's memory, which whoever has both keeps for longer.
+    ///
+    /// # Errors
+    /// What Mercury says.
+    pub(in super::super) fn of_region(instance: &Arc<Instance>, region: &RegionMut, access: Access) -> Result<Self> {
+        let start = region.as_slice().as_ptr().addr();
+        Self::register(instance, start..start + region.capacity(), access, Keep::Others)
     }
 
     /// Registers a landing; the transfer that has it keeps it for longer.
