@@ -69,6 +69,7 @@ impl Memory {
         if self.access == Access::Parts {
             // Peers can read all of it, and have no business with what the allocator left there.
             region.initialize();
+            region = region.emptied();
         }
         let bulk = Arc::new(Bulk::of_region(&self.instance, &region, self.access)?);
         Ok(Staging { bulk, region })
