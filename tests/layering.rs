@@ -23,6 +23,7 @@ const UNSAFE: &[&str] = &[
     "fabric::ucx::connections",
     "fabric::ucx::context",
     "fabric::ucx::endpoint",
+    "fabric::ucx::exit",
     "fabric::ucx::memory",
     "fabric::ucx::operation",
     "fabric::ucx::worker",
