@@ -89,7 +89,9 @@ impl Stretch {
 type Done = Box<dyn FnOnce(Result<Vec<Landing>>) + Send>;
 
 impl Transfer {
-    /// Begins with `first` stretches, and with as many as go [at once](Self::go_on) when one of them is over. There is no limit in time, and nothing is cancelled that was begun: a read over libfabric that was cancelled and then
+    /// Begins with `first` stretches, and with as many as go [at once](Self::go_on) when one of them is over.
+    ///
+    /// There is no limit in time, and nothing is cancelled that was begun: a read over libfabric that was cancelled and then
     /// fails is reported to nobody (Mercury 2.4, `na_ofi_cq_process_error`), and its memory would be lost. Of a dead peer the
     /// connections are cut.
     ///
