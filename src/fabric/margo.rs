@@ -157,6 +157,7 @@ impl Fabric for Margo {
     }
 
     fn connect(&self, contact: SocketAddr, deadline: Instant) -> Result<Arc<dyn Peer>> {
+        native::exits()?;
         if native::is_forked() {
             // Every owner answers over TCP as well.
             return self.tcp.connect(contact, deadline);

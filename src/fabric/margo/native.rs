@@ -11,8 +11,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicUsize};
-use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::{Arc, Mutex, Once, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -99,6 +99,7 @@ impl Instance {
         let options =
             Options { address: address.to_owned(), listens, has_thread: true, progress_ms: PROGRESS_MS, mercury };
         STARTED.store(generation(), Relaxed);
+        watch_exit();
         let mid = margo.start(&options).map_err(|error| {
             let (kind, hint) = match &error {
                 StartError::Layout { .. } => (ErrorKind::Incompatible, String::new()),
@@ -308,6 +309,27 @@ impl Drop for Instance {
         }
     }
 }
+
+/// The process exits: its native libraries end, and nothing that is asked by them is ever answered.
+pub(super) fn exits() -> Result<()> {
+    match EXITS.load(Relaxed) && STARTED.load(Relaxed) == generation() {
+        true => Err(Error::new(ErrorKind::PeerDown, "request", "the process exits")),
+        false => Ok(()),
+    }
+}
+
+fn watch_exit() {
+    extern "C" fn at_exit() {
+        EXITS.store(true, Relaxed);
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a function that stays. Where it cannot be registered, who asks while the process exits may wait until it is gone.
+        let _ = unsafe { libc::atexit(at_exit) };
+    });
+}
+
+static EXITS: AtomicBool = AtomicBool::new(false);
 
 /// Instances whose last handle is gone, and that are not finalized yet.
 pub(super) static ENDING: AtomicUsize = AtomicUsize::new(0);

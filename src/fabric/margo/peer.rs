@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::ask::Ask;
 use super::memory::Memory;
+use super::native;
 use super::native::{Address, Bulk, Flight, Instance, Token, Transfer};
 use super::session::PATIENCE;
 use super::wire::{Control, MOST_RELEASED, Numbers, Said};
@@ -197,6 +198,9 @@ impl Link {
             let context = "connections of the parent process are not this one's; open the store again after fork";
             return Pending::ready(Err(Error::new(ErrorKind::Forked, "request", context)));
         }
+        if let Err(error) = native::exits() {
+            return Pending::ready(Err(error));
+        }
         let Call { head, land, .. } = call;
         if head.len() > MAX_HEAD {
             let context = format!("a question of {} bytes, more than {MAX_HEAD}", head.len());
@@ -322,6 +326,9 @@ impl Link {
         let link = Arc::downgrade(self);
         after(self.silence / 2, move || {
             let Some(link) = link.upgrade() else { return };
+            if let Err(error) = native::exits() {
+                return link.fail(error);
+            }
             let mut state = lock(&link.state);
             let (numbers, late) = state.tick(link.address.is_flying());
             let goes_on = state.is_ticking;
