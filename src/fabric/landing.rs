@@ -179,13 +179,13 @@ impl Landing {
         self.len
     }
 
-    /// Whether every byte was written.
     /// Whether it has all of its memory, and not a range of that.
     #[cfg(feature = "margo")]
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self.memory, Memory::Own(_))
     }
 
+    /// Whether every byte was written.
     pub(crate) fn is_full(&self) -> bool {
         self.filled == self.len
     }

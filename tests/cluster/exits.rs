@@ -25,9 +25,7 @@ const ROWS: &[Row] =
 
 /// Whom it asks is killed meanwhile, and another one is there.
 fn who_asks(fabric: Fabric) {
-    let mut pair = Pair::new(fabric);
-    pair.owner = perturbed(fabric, &pair.hosts[0]);
-    pair.requester = perturbed(fabric, &pair.hosts[1]);
+    let mut pair = perturbed_pair(fabric);
     for (seed, how) in (1..).zip(WAYS) {
         let key = put(&mut pair.owner, seed, 3_000_000);
         pair.requester.expect(&format!("busy 3 {key}"), "done");
@@ -41,9 +39,7 @@ fn who_asks(fabric: Fabric) {
 
 /// Who asks is killed meanwhile, and another one asks.
 fn who_is_asked(fabric: Fabric) {
-    let mut pair = Pair::new(fabric);
-    pair.owner = perturbed(fabric, &pair.hosts[0]);
-    pair.requester = perturbed(fabric, &pair.hosts[1]);
+    let mut pair = perturbed_pair(fabric);
     for (seed, how) in (1..).zip(WAYS) {
         let key = put(&mut pair.owner, seed, 3_000_000);
         pair.requester.expect(&format!("busy 3 {key}"), "done");
@@ -64,6 +60,13 @@ const WAYS: [&str; 3] = ["at_once", "closing", "dropping"];
 /// A process in which memory that was freed is no more what it was.
 fn perturbed(fabric: Fabric, host: &Host) -> Worker {
     node_with(fabric, host, &[("MALLOC_PERTURB_", "165")])
+}
+
+fn perturbed_pair(fabric: Fabric) -> Pair {
+    let mut pair = Pair::new(fabric);
+    pair.owner = perturbed(fabric, &pair.hosts[0]);
+    pair.requester = perturbed(fabric, &pair.hosts[1]);
+    pair
 }
 
 /// Has a process begin to exit.
